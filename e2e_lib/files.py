@@ -88,11 +88,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o755)
         try:
             yield temporary
-            for file in sorted(temporary.rglob("*")):
-                if file.is_file():
-                    descriptor = os.open(file, os.O_RDONLY)
-                    os.fsync(descriptor)
-                    os.close(descriptor)
+            os.sync()  # one flush for all its files: a corpus holds thousands, and a flush each would take most of the time
             if path.exists():
                 # A rename cannot replace a full folder: step the old one aside first. A kill between the two
                 # renames leaves the old folder under its ".old" name, which `settle_folder` puts back.

@@ -1,0 +1,89 @@
+"""Checkpoints that are whole or absent: weights, optimizer and progress as safetensors and JSON, never pickle.
+
+A checkpoint is a folder: ``model.safetensors``, ``optimizer.safetensors`` (if training goes on from it), ``state.json``
+(progress and the configuration) and ``manifest.json`` with the SHA-256 of the others.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from e2e_lib import files
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged or of another configuration; the message says which and what to do."""
+
+
+def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None) -> Path:
+    """Writes a checkpoint folder in one atomic step. Raises files.SaveError; an older checkpoint there then stays as it was."""
+    with files.new_folder(folder) as new:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, new / "model.safetensors")
+        if optimizer is not None:
+            save_file(_flatten(optimizer), new / "optimizer.safetensors")
+        files.write_json(new / "state.json", state)
+        files.write_json(new / "manifest.json", files.sha256_folder(new))
+    return Path(folder)
+
+
+def exists(folder: Path | str) -> bool:
+    """Whether a checkpoint stands at ``folder`` (one whose replacement was cut off is put back first)."""
+    return files.settle_folder(folder).is_dir()
+
+
+def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and state of a checkpoint, checked against its manifest; fills ``optimizer`` if one is given.
+
+    Raises CheckpointError if the folder is missing or any file is missing or damaged.
+    """
+    folder = files.settle_folder(folder)
+    check(folder)
+    state = json.loads((folder / "state.json").read_text())
+    weights = _read(folder / "model.safetensors")
+    if optimizer is not None:
+        _unflatten(optimizer, _read(folder / "optimizer.safetensors"))
+    return weights, state
+
+
+def check(folder: Path | str) -> dict[str, str]:
+    """Verifies every file of a folder against its manifest.json and returns the manifest's hashes. Raises CheckpointError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {folder}; train one with `e2e train`, or name another folder")
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        hashes = manifest.get("files", manifest)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint at {folder} has no readable manifest.json ({type(error).__name__}); "
+                              "remove the folder and train again") from None
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"the checkpoint at {folder} is damaged: {name} is missing; remove the folder and train again")
+        if files.sha256(path) != expected:
+            raise CheckpointError(f"the checkpoint at {folder} is damaged: {name} is not what was saved (its SHA-256 differs from "
+                                  "manifest.json); remove the folder and train again")
+    return dict(hashes)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for index, entry in state.items() for key, value in entry.items()}
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

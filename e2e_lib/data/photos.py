@@ -1,0 +1,117 @@
+"""The photo store: one folder of PNG files, found by photo id (paper section 3.1.1).
+
+Ids come from data, so they are never used as paths: a photo's file is named after the SHA-256 of its id.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from e2e_lib import files
+from e2e_lib.data.dialogue import DataError, Problem, Report
+
+MAX_PIXELS = 50_000_000  # larger than any camera photo shared in a chat, small enough for 150 MB decoded
+
+
+class PhotoError(DataError):
+    """A photo is missing, damaged or too large; the message names its id and file and says what to do."""
+
+    def __init__(self, photo_id: str, path: Path, reason: str) -> None:
+        super().__init__(f"photo {photo_id!r} ({path}): {reason}")
+        self.photo_id, self.path, self.reason = photo_id, path, reason
+
+
+class PhotoStore:
+    """Photos in ``folder``, by id. The folder need not exist until a photo is added."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def path(self, photo_id: str) -> Path:
+        """The file of a photo, whether or not it is there: 32 hexadecimal digits and ``.png``."""
+        # JSON can carry lone surrogates, which plain UTF-8 refuses.
+        digest = hashlib.sha256(photo_id.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.folder / f"{digest[:32]}.png"
+
+    def __contains__(self, photo_id: str) -> bool:
+        """Whether the photo has a file; ``load`` and ``check`` say whether it is sound."""
+        return self.path(photo_id).is_file()
+
+    def add(self, photo_id: str, image: Image.Image, durable: bool = True) -> Path:
+        """Saves ``image`` as RGB PNG under ``photo_id``, replacing an earlier one; returns its file.
+
+        With ``durable=False`` the photo is written straight to its place and not flushed to the disk, which is several
+        times faster. Use it only inside ``files.new_folder``, which flushes all files and moves the whole folder into
+        place, or nothing. Raises files.SaveError.
+        """
+        path, encoded = self.path(photo_id), io.BytesIO()
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb.save(encoded, format="PNG", compress_level=1)
+        if durable:
+            return files.write_bytes(path, encoded.getvalue())
+        try:
+            try:
+                path.write_bytes(encoded.getbuffer())
+            except FileNotFoundError:  # only the first photo has no folder yet
+                self.folder.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded.getbuffer())
+        except OSError as error:
+            raise files.SaveError(error.errno, f"could not save the photo {photo_id!r} to {path}: {error.strerror}") from error
+        return path
+
+    def load(self, photo_id: str) -> Image.Image:
+        """The photo as a fully decoded RGB image. Raises PhotoError if it is missing, damaged or too large."""
+        path = self.path(photo_id)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise PhotoError(photo_id, path, "there is no such file; make the corpus again with `e2e data`, "
+                             "or add the photo to the store") from None
+        except OSError as error:
+            raise PhotoError(photo_id, path, f"the file cannot be read ({error.strerror}); check its permissions") from error
+        try:
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as header:
+                width, height = header.size
+                too_large = width * height > MAX_PIXELS
+                if not too_large:
+                    header.verify()  # decoding alone does not compare the checksums of the pixel data
+            if not too_large:
+                with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+                    return image.convert("RGB")
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            too_large = True
+        except Exception as error:  # Pillow reports broken bytes by half a dozen unrelated exceptions
+            raise PhotoError(photo_id, path, f"the file is damaged or cut short ({error}); delete it and make the "
+                             "corpus again with `e2e data`, or add the photo to the store again") from error
+        raise PhotoError(photo_id, path, f"the photo is larger than {MAX_PIXELS:,} pixels; scale it down and add it again")
+
+    def tensor(self, photo_id: str, size: int) -> Tensor:
+        """The photo as uint8 (3, size, size), 0 to 255: its shorter side scaled to ``size``, then cut at the centre.
+
+        Raises PhotoError as ``load`` does.
+        """
+        image = self.load(photo_id)
+        width, height = image.size
+        if (width, height) != (size, size):
+            scale = size / min(width, height)
+            width, height = max(size, round(width * scale)), max(size, round(height * scale))
+            left, top = (width - size) // 2, (height - size) // 2
+            image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, size, size)
+
+    def check(self, photo_ids: Iterable[str]) -> Report:
+        """Decodes every photo: how many are sound, and each that is not, its row being its position from 1."""
+        report = Report()
+        for row, photo_id in enumerate(photo_ids, 1):
+            try:
+                self.load(photo_id)
+                report.kept += 1
+            except PhotoError as error:
+                report.problems.append(Problem(error.path.name, row, "photo", f"{photo_id!r}: {error.reason}"))
+        return report

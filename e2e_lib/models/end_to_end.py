@@ -1,0 +1,130 @@
+"""The end-to-end model: reads text and photos, writes text and draws photos, trained with one loss (sections 2.2-2.5, Eq. 13).
+
+Axes used throughout: B batch, T text positions, C caption positions, L text-encoder positions, V1 the language model's vocabulary,
+V2 the text encoder's, D the language model's width, P context photos, Q query embeddings a photo, R responses with a photo.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from e2e_lib.bridge.gumbel import gumbel_noise, relaxed
+from e2e_lib.bridge.transfer import said, transfer
+from e2e_lib.bridge.vocabulary import members
+from e2e_lib.config import Bridge, Config
+from e2e_lib.data.examples import IGNORED, Batch, Layout
+from e2e_lib.models.generator import ImageGenerator, load_generator
+from e2e_lib.models.language import load_language
+from e2e_lib.models.perceptron import ImagePerceptron, load_perceptron
+
+
+@dataclass
+class Output:
+    """What one forward pass gives. ``loss`` = ``text_loss`` + λ ``image_loss`` (Eq. 13); ``drawn`` are the captions the photos were
+    drawn from, ``truncated`` how many of them were longer than the text encoder's limit."""
+
+    loss: Tensor
+    text_loss: Tensor
+    image_loss: Tensor
+    drawn: list[str]
+    truncated: int
+
+
+def put_photos(embeddings: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
+    """Puts query embeddings (P, Q, D), in reading order, into the slots (B, T) of text embeddings (B, T, D)."""
+    if int(slots.sum()) != queries.shape[0] * queries.shape[1]:
+        raise ValueError(f"{int(slots.sum())} photo slots in the text, but {queries.shape[0]} photos of {queries.shape[1]} query embeddings")
+    return embeddings.masked_scatter(slots.unsqueeze(2), queries.to(embeddings.dtype))
+
+
+class EndToEndModel(nn.Module):
+    """Llama, BLIP-2's perceptron and a latent diffusion model, joined by the bridge."""
+
+    def __init__(self, language: Any, tokenizer: Any, perceptron: ImagePerceptron, generator: ImageGenerator, bridge: Bridge,
+                 image_loss_weight: float, max_context: int) -> None:
+        super().__init__()
+        self.language, self.perceptron, self.generator = language, perceptron, generator
+        self.tokenizer, self.bridge, self.image_loss_weight = tokenizer, bridge, image_loss_weight
+        self.layout = Layout(tokenizer, perceptron.queries, max_context)
+
+    def read(self, batch: Batch) -> Tensor:
+        """The context as embeddings (B, T, D): words from the language model's table, photos through the perceptron (Eq. 3)."""
+        words = self.language.get_input_embeddings()(batch.input_ids)  # (B, T, D)
+        if not len(batch.photos):
+            return words
+        queries = self.perceptron(to_floats(batch.photos))  # (P, Q, D)
+        return put_photos(words, batch.input_ids == self.layout.slot, queries)
+
+    def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
+        """One joint training pass. ``rng`` gives the noise of Eq. 4 and of Eq. 12."""
+        logits = self.language(inputs_embeds=self.read(batch), attention_mask=batch.attention_mask).logits  # (B, T, V1)
+        text_loss = response_loss(logits, batch.labels)  # Eq. 2
+        if not len(batch.target_rows):
+            return Output(text_loss, text_loss, text_loss.new_zeros(()), [], 0)
+        text, drawn, truncated = self.write_captions(logits, batch, temperature, rng)  # (R, L, D2), Eq. 4-11
+        latents = self.generator.to_latents(to_floats(batch.target_photos))
+        image_loss = self.generator.denoising_loss(latents, text, rng)  # Eq. 12
+        loss = text_loss + self.image_loss_weight * image_loss  # Eq. 13
+        return Output(loss, text_loss, image_loss, drawn, truncated)
+
+    def write_captions(self, logits: Tensor, batch: Batch, temperature: float, rng: torch.Generator) -> tuple[Tensor, list[str], int]:
+        """The text encoder's hidden states for the response captions, with the gradient to ``logits`` that the bridge lets through."""
+        caption_logits, gold_ids, positions = caption_positions(logits, batch)  # (R, C, V1), (R, C), (R, C)
+        noise = gumbel_noise(caption_logits.shape, rng) if self.bridge.noise else None
+        y = relaxed(caption_logits, temperature, noise)  # Eq. 5
+        if self.bridge.caption_source == "gold":
+            source_ids, captions = gold_ids, batch.captions
+        else:
+            source_ids = y.argmax(-1)  # Eq. 6: the words h stands for, one for each position under teacher forcing
+            captions = [self.tokenizer.decode(ids[keep], skip_special_tokens=True).strip() for ids, keep in zip(source_ids, positions, strict=True)]
+        tokens = self.generator.tokenize(captions)
+        ids, valid = tokens.input_ids.to(logits.device), tokens.valid.to(logits.device)
+        embeddings = self.generator.embed(ids)  # (R, L, D2)
+        if self.bridge.mapping == "sentence":
+            table = self.generator.text_encoder.get_input_embeddings().weight
+            s = said(y, members(source_ids, positions, logits.shape[-1]), positions, self.bridge.pooling)
+            embeddings = transfer(embeddings, ids, members(ids, valid, len(table)), table, s, valid)
+        return self.generator.encode(ids, embeddings), captions, tokens.truncated
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The parts that joint training changes, by name: what gradient norms and checkpoints are about."""
+        return {"language": self.language, "perceptron": self.perceptron, "unet": self.generator.unet}
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights that joint training changes; the frozen rest comes from the sources named in the configuration."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+
+
+def to_floats(photos: Tensor) -> Tensor:
+    """uint8 photos to floats from -1 to 1."""
+    return photos.float() / 127.5 - 1
+
+
+def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 2: mean cross-entropy of the response's tokens, (B, T, V1) logits and (B, T) labels, each predicted one position earlier."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Each response caption's logits (R, C, V1), gold tokens (R, C) and which positions are real (R, C), padded on the right."""
+    rows = [batch.is_caption[row].nonzero().squeeze(1) for row in batch.target_rows.tolist()]
+    at = pad_sequence(rows, batch_first=True, padding_value=0)  # (R, C)
+    real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True, padding_value=False)
+    row = batch.target_rows.unsqueeze(1)
+    # The logits for the token at t are those of t - 1; position 0 is never a caption's, so padding may point at it.
+    return logits[row, (at - 1).clamp_min(0)].float(), batch.input_ids[row, at], real
+
+
+def build(config: Config) -> EndToEndModel:
+    """The model of a configuration, from its pretrained parts. Raises CheckpointError when one is missing or damaged."""
+    language, tokenizer = load_language(config.model.language)
+    perceptron, generator = load_perceptron(config.model.perceptron), load_generator(config.model.generator)
+    if perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
+        raise ValueError(f"the perceptron projects to {perceptron.language_projection.out_features} numbers, but the language model is "
+                         f"{language.get_input_embeddings().embedding_dim} wide: model.perceptron and model.language do not belong together")
+    return EndToEndModel(language, tokenizer, perceptron, generator, config.bridge, config.train.image_loss_weight, config.data.max_context)

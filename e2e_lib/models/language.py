@@ -1,0 +1,39 @@
+"""The text dialogue generator (section 2.2): a LlamaForCausalLM and its tokenizer, with the photo markers added."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from e2e_lib.models.sources import locate, unreachable
+
+IMAGE_START, IMAGE_END = "[IMG]", "[/IMG]"
+PHOTO_SLOT = "<image>"  # stands where a query embedding of a photo goes
+PAD = "<pad>"
+
+
+def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Adds [IMG], [/IMG], the photo slot and a padding token to a tokenizer; returns how many were new."""
+    return tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": [IMAGE_START, IMAGE_END, PHOTO_SLOT]})
+
+
+def load_language(source: str) -> tuple[LlamaForCausalLM, Any]:
+    """The language model in float32 and its tokenizer, embeddings grown for the markers. Raises CheckpointError."""
+    place = locate(source, "language")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = LlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise unreachable("language", source, error) from None
+    if add_markers(tokenizer) or len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        # The new rows start at the mean of the old ones, so that a marker is at first an average word.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def width(model: nn.Module) -> int:
+    """D, the embedding width of the language model."""
+    return model.get_input_embeddings().embedding_dim

@@ -1,0 +1,41 @@
+"""The image perceptron (section 2.3, Eq. 3): BLIP-2's vision transformer and Q-Former, and a projection into the language model."""
+
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
+
+from e2e_lib.models.sources import locate, unreachable
+
+
+class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
+    """Photos (P, 3, S, S), floats from -1 to 1, to query embeddings (P, Q, D) of the language model's width D."""
+
+    def __init__(self, vision: dict[str, Any], qformer: dict[str, Any], queries: int, language_width: int) -> None:
+        super().__init__()
+        self.vision_model = Blip2VisionModel(Blip2VisionConfig(**vision))
+        self.qformer = Blip2QFormerModel(Blip2QFormerConfig(**qformer))
+        self.query_tokens = nn.Parameter(0.02 * torch.randn(1, queries, qformer["hidden_size"]))
+        self.language_projection = nn.Linear(qformer["hidden_size"], language_width)
+
+    @property
+    def queries(self) -> int:
+        """Q, how many query embeddings stand for one photo."""
+        return self.query_tokens.shape[1]
+
+    def forward(self, photos: Tensor) -> Tensor:
+        patches = self.vision_model(pixel_values=photos).last_hidden_state  # (P, 1 + patches, vision width)
+        queries = self.query_tokens.expand(len(photos), -1, -1)
+        hidden = self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state  # (P, Q, Q-Former width)
+        return self.language_projection(hidden)  # Eq. 3: (P, Q, D)
+
+
+def load_perceptron(source: str) -> ImagePerceptron:
+    """The perceptron in float32. Raises CheckpointError."""
+    place = locate(source, "perceptron")
+    try:
+        return ImagePerceptron.from_pretrained(place).float()
+    except (OSError, ValueError) as error:
+        raise unreachable("perceptron", source, error) from None

@@ -1,0 +1,32 @@
+"""Where pretrained parts come from: the package itself, a local folder, or a model hub (section 3.1.4)."""
+
+from pathlib import Path
+
+from e2e_lib import checkpoints
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+
+
+def locate(source: str, part: str) -> str:
+    """Where to load ``part`` (language, perceptron, generator or scene_reader) from.
+
+    ``source`` is ``shipped:mini`` (parts that come with the package, verified against their manifest), a local folder, or a
+    hub id, which is returned as it is for ``from_pretrained``. Raises CheckpointError for shipped or local parts that are
+    missing or damaged.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "shipped":
+        folder = WEIGHTS / name
+        checkpoints.check(folder)
+        return str(folder / part)
+    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+        raise checkpoints.CheckpointError(f"{part}: there is no folder {source}; name a folder in the hub's layout or a hub id")
+    return str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+
+
+def unreachable(part: str, source: str, error: Exception) -> checkpoints.CheckpointError:
+    """The error to raise when ``from_pretrained`` fails: what a user can do about it, instead of a library's traceback."""
+    return checkpoints.CheckpointError(
+        f"{part}: could not load {source!r} ({type(error).__name__}: {str(error).splitlines()[0][:200]}). If it is a hub id, it may be gated "
+        f"(accept its licence and log in), withdrawn, or you are offline; --set model.{part}=FOLDER takes a local copy in the hub's layout."
+    )

@@ -1,0 +1,359 @@
+"""Pretraining the parts of the `mini` profile from scratch on MiniChat (section 3.1.4 starts from pretrained parts; so do we).
+
+Five parts, in order: the scene reader that judges photos, the autoencoder, the language model with both tokenizers,
+the perceptron (with the language model frozen, as BLIP-2's second stage), and the generator's UNet with its text encoder.
+Each can be interrupted and goes on where it was. Nothing here sees a held-out triple except the reader, which must judge them.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
+
+from e2e_lib import checkpoints
+from e2e_lib.config import Config
+from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import IGNORED, Example, Layout, examples_of
+from e2e_lib.data.minichat import Chat, describe, make_chat, sample_scene
+from e2e_lib.data.scenes import ATTRIBUTES, Scene, draw_scene
+from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.models.end_to_end import put_photos
+from e2e_lib.models.generator import ImageGenerator
+from e2e_lib.models.perceptron import ImagePerceptron
+from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
+from e2e_lib.randomness import generator, python_random, seed_of
+
+LLAMA_VOCABULARY, CLIP_MERGES, CAPTION_LIMIT = 640, 110, 32
+QUERIES = 8  # 32 in BLIP-2
+Echo = Callable[[str], None]
+
+
+def fit(name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tensor], *, steps: int, learning_rate: float,
+        seed: int, work: Path, echo: Echo, save_seconds: float = 60.0) -> None:
+    """Trains ``modules`` for ``steps`` steps of AdamW (3 % warm-up, then a cosine to zero), resuming from ``work``/``name``.
+
+    ``loss_of`` gets a generator that depends on the step alone, so an interrupted run ends where an uninterrupted one does.
+    """
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / (0.03 * steps + 1), 0.5 + 0.5 * np.cos(np.pi * k / steps)))
+    folder, first, seconds = work / name, 0, 0.0
+    if checkpoints.exists(folder):
+        weights, state = checkpoints.load(folder, optimizer=optimizer)
+        if (state["steps"], state["seed"]) != (steps, seed):
+            raise checkpoints.CheckpointError(f"{folder} was begun with {state['steps']} steps and seed {state['seed']}, not {steps} and {seed}; "
+                                              "remove it to start again")
+        modules.load_state_dict(weights)
+        first, seconds = state["step"], state["seconds"]
+        schedule.load_state_dict(state["schedule"])
+    modules.train()
+    began = saved = shown = time.monotonic()
+
+    def save(step: int) -> None:
+        checkpoints.save(folder, modules.state_dict(), {"step": step, "steps": steps, "seed": seed, "schedule": schedule.state_dict(),
+                                                        "seconds": seconds + time.monotonic() - began}, optimizer)
+
+    for step in range(first, steps):
+        loss = loss_of(generator(seed, name, step))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        now = time.monotonic()
+        if now - shown > 15 or step + 1 == steps:
+            left = (now - began) / (step + 1 - first) * (steps - step - 1)
+            echo(f"{name}: step {step + 1:,} of {steps:,}, loss {loss.item():.4f}, about {left / 60:.0f} min left")
+            shown = now
+        if now - saved > save_seconds and step + 1 < steps:
+            save(step + 1)
+            saved = now
+    if first < steps:
+        save(steps)
+    modules.eval()
+
+
+# ----------------------------------------------------------------------------------------------------------- photos
+
+def photo_pool(count: int, *key: Any, every_triple: bool = False) -> tuple[Tensor, list[Scene]]:
+    """``count`` photos (N, 3, 64, 64) uint8 and their scenes; without held-out triples unless ``every_triple``."""
+    rng, photos, scenes = python_random(*key), [], []
+    for i in range(count):
+        scene = sample_scene(rng, "train")
+        if every_triple:
+            scene = Scene(*(rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")), scene.number, scene.size, scene.time)
+        scenes.append(scene)
+        photos.append(np.asarray(draw_scene(scene, seed_of(*key, i))))
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous(), scenes
+
+
+def normalise(photos: Tensor) -> Tensor:
+    """uint8 photos to floats from -1 to 1."""
+    return photos.float() / 127.5 - 1
+
+
+def _pick(count: int, batch: int, rng: torch.Generator) -> Tensor:
+    return torch.randint(count, (batch,), generator=rng)
+
+
+# ----------------------------------------------------------------------------------------------------- scene reader
+
+def train_reader(config: Config, work: Path, echo: Echo) -> SceneReader:
+    """The judge of photos: cross-entropy of every attribute, on all triples, with blur and noise so that it also reads drawn photos."""
+    seed = config.pretrain.seed
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, "reader"))
+        reader = SceneReader()
+    photos, scenes = photo_pool(config.pretrain.photos, seed, "reader photos", every_triple=True)
+    labels = torch.tensor([scene.labels for scene in scenes])
+
+    def loss_of(rng: torch.Generator) -> Tensor:
+        index = _pick(len(photos), 64, rng)
+        batch = photos[index].float()
+        soft = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        blur = torch.rand(len(index), 1, 1, 1, generator=rng) * (torch.rand(len(index), 1, 1, 1, generator=rng) < 0.5)
+        batch = (1 - blur) * batch + blur * soft + 6 * torch.randn(batch.shape, generator=rng)
+        logits = reader(batch.clamp(0, 255).to(torch.uint8))
+        return sum((F.cross_entropy(logits[name], labels[index, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
+
+    fit("scene_reader", reader, loss_of, steps=config.pretrain.reader_steps, learning_rate=2e-3, seed=seed, work=work, echo=echo)
+    return reader
+
+
+def reading_accuracy(read: list[dict[str, Any]], scenes: list[Scene]) -> dict[str, float]:
+    """The share of photos whose attribute was read rightly, for each attribute."""
+    return {name: float(np.mean([row[name] == getattr(scene, name) for row, scene in zip(read, scenes, strict=True)])) for name in ATTRIBUTES}
+
+
+# ------------------------------------------------------------------------------------------------------ autoencoder
+
+def new_autoencoder() -> AutoencoderDC:
+    """64 px photos to 4×16×16 latents. It works at 32 and 16 px only (its first block folds pixels into channels), which is
+    what makes it sharp after minutes: at full resolution a step of the same quality costs five times as much."""
+    return AutoencoderDC(latent_channels=4, encoder_block_out_channels=(32, 32, 64), decoder_block_out_channels=(32, 32, 64),
+                         encoder_layers_per_block=(0, 1, 2), decoder_layers_per_block=(0, 1, 2),
+                         encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()))
+
+
+def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
+    """Reconstruction (L1 and a little L2), with noise on the latents so that nearby latents decode to nearby photos."""
+    seed = config.pretrain.seed
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, "autoencoder"))
+        autoencoder = new_autoencoder().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    photos, _ = photo_pool(config.pretrain.photos, seed, "autoencoder photos")
+
+    def loss_of(rng: torch.Generator) -> Tensor:
+        real = normalise(photos[_pick(len(photos), 16, rng)]).contiguous(memory_format=torch.channels_last)
+        latents = autoencoder.encode(real).latent
+        noise = torch.randn(latents.shape, generator=rng)
+        error = autoencoder.decode(latents + 0.03 * latents.detach().std() * noise).sample - real
+        # The small pull towards unit size keeps the latents from growing, which would make the noise above meaningless.
+        return error.abs().mean() + error.square().mean() + 1e-3 * latents.square().mean()
+
+    fit("autoencoder", autoencoder, loss_of, steps=config.pretrain.autoencoder_steps, learning_rate=2.5e-3, seed=seed, work=work, echo=echo)
+    with torch.no_grad():
+        scale = autoencoder.encode(normalise(photos[:512])).latent.std()
+    autoencoder.register_to_config(scaling_factor=float(1 / scale))
+    return autoencoder
+
+
+def psnr_db(autoencoder: AutoencoderDC, photos: Tensor) -> float:
+    """Mean peak signal-to-noise ratio of reconstructed uint8 photos (N, 3, H, W), in decibel."""
+    values = []
+    with torch.no_grad():
+        for part in photos.split(64):
+            redrawn = autoencoder.decode(autoencoder.encode(normalise(part)).latent).sample
+            error = (to_pixels(redrawn).float() - part.float()).square().mean(dim=(1, 2, 3))
+            values.append(10 * torch.log10(255**2 / error.clamp_min(1e-8)))
+    return float(torch.cat(values).mean())
+
+
+def to_pixels(photos: Tensor) -> Tensor:
+    """Floats from -1 to 1 to uint8."""
+    return ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# --------------------------------------------------------------------------------------------------- language model
+
+def _chats(config: Config, count: int) -> list[Chat]:
+    """Chats of a stream of their own, so that no dialogue of the corpus is among them."""
+    return [make_chat("train", i, seed_of(config.pretrain.seed, "pretraining chats")) for i in range(count)]
+
+
+def train_tokenizers(config: Config, folder: Path) -> None:
+    """Writes ``language`` and ``generator/tokenizer`` below ``folder``; kept small, so that rarer words split, and differently."""
+    turns = [turn for chat in _chats(config, min(config.pretrain.chats, 5000)) for turn in chat.dialogue.turns]
+    captions = [turn.photo.caption for turn in turns if turn.photo]
+    roles = ("User", "Assistant")
+    texts = [f"{roles[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text] + captions
+    train_llama_like(texts, vocabulary=LLAMA_VOCABULARY).save_pretrained(folder / "language")
+    train_clip_like(captions, merges=CLIP_MERGES, limit=CAPTION_LIMIT).save_pretrained(folder / "generator" / "tokenizer")
+
+
+def new_language(tokenizer: Any) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=512,
+        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+def pick_example(chat: Chat, rng: random.Random) -> Example:
+    """One response of a chat, half of the time one that shares a photo."""
+    examples = examples_of(chat.dialogue)
+    sharing = [e for e in examples if e.response.photo]
+    return rng.choice(sharing) if sharing and rng.random() < 0.5 else rng.choice(examples[len(examples) // 2:])
+
+
+def retelling(chat: Chat, rng: random.Random) -> Example:
+    """A photo and nothing else, answered by a full caption of it: how the language model is asked what it sees."""
+    photo = rng.choice(chat.dialogue.photos)
+    return Example(chat.dialogue.dialogue_id, 1, (Turn(0, "", photo),),
+                   Turn(1, "", SharedPhoto(photo.photo_id, describe(chat.scenes[photo.photo_id], rng, 1.0))))
+
+
+def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: int) -> tuple[list[int], list[int]]:
+    """A chat up to one response as (tokens, labels), photos written as captions.
+
+    Half the chats describe context photos in full, so that the answers to questions about them can be learnt. What a context photo
+    shows is given, not predicted: its words have no loss.
+    """
+    full = {photo.photo_id: describe(chat.scenes[photo.photo_id], rng, 1.0) for photo in chat.dialogue.photos}
+    example = retelling(chat, rng) if rng.random() < 0.2 else pick_example(chat, rng)
+    blind = rng.random() < 0.5 and len(example.context) > 1
+    layout = Layout(tokenizer, 1, max_context, (lambda photo: photo.caption) if blind else (lambda photo: full[photo.photo_id]))
+    context, _ = layout.context(example.context, example.response.speaker)
+    response, _ = layout.response(example.response)
+    labels, inside = [], False
+    for token in context:
+        inside = inside and token != layout.end
+        labels.append(IGNORED if inside else token)
+        inside = inside or token == layout.start
+    return context + response, labels + response
+
+
+def train_language(config: Config, work: Path, folder: Path, echo: Echo) -> LlamaForCausalLM:
+    """Next-token prediction on written chats."""
+    seed = config.pretrain.seed
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, "language"))
+        model = new_language(tokenizer)
+    rng = python_random(seed, "written chats")
+    # Sorted by length, so that a batch of neighbours needs little padding.
+    chats = sorted((written_chat(chat, tokenizer, rng, config.data.max_context) for chat in _chats(config, config.pretrain.chats)),
+                   key=lambda pair: len(pair[0]))
+
+    def loss_of(step_rng: torch.Generator) -> Tensor:
+        first = int(torch.randint(max(1, len(chats) - 32), (1,), generator=step_rng))
+        ids, labels = (pad_sequence([torch.tensor(pair[side]) for pair in chats[first:first + 32]], batch_first=True, padding_value=filler)
+                       for side, filler in ((0, tokenizer.pad_token_id), (1, IGNORED)))
+        return model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+
+    fit("language", model, loss_of, steps=config.pretrain.language_steps, learning_rate=3e-3, seed=seed, work=work, echo=echo)
+    return model
+
+
+# -------------------------------------------------------------------------------------------------------- perceptron
+
+def new_perceptron(language_width: int) -> ImagePerceptron:
+    vision = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64, "patch_size": 8}
+    qformer = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "encoder_hidden_size": 96,
+               "cross_attention_frequency": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return ImagePerceptron(vision, qformer, queries=QUERIES, language_width=language_width)
+
+
+def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> ImagePerceptron:
+    """Both of BLIP-2's stages at once: the queries must hold what a photo shows (linear probes stand in for image-text matching), and
+    the frozen language model must be able to tell it and to chat about it."""
+    seed = config.pretrain.seed
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
+    language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32).requires_grad_(False).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, "perceptron"))
+        perceptron = new_perceptron(language.config.hidden_size)
+        probes = nn.ModuleDict({name: nn.Linear(language.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
+    layout = Layout(tokenizer, QUERIES, config.data.max_context)
+    rng = python_random(seed, "seen chats")
+    rows = []
+    for chat in _chats(config, config.pretrain.chats // 2):
+        example = retelling(chat, rng) if rng.random() < 0.5 else pick_example(chat, rng)
+        context, kept = layout.context(example.context, example.response.speaker)
+        shown = [turn.photo.photo_id for turn in kept if turn.photo]
+        if shown:
+            response, _ = layout.response(example.response)
+            rows.append((context, response, [chat.scenes[photo_id] for photo_id in shown], example.dialogue_id))
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+
+    def loss_of(step_rng: torch.Generator) -> Tensor:
+        first = int(torch.randint(max(1, len(rows) - 32), (1,), generator=step_rng))
+        batch = rows[first:first + 32]
+        scenes = [scene for row in batch for scene in row[2]]
+        seeds = torch.randint(2**31, (len(scenes),), generator=step_rng).tolist()  # a new drawing of the scene each time
+        queries = perceptron(normalise(draw_photos(scenes, seeds)))
+        ids = pad_sequence([torch.tensor(c + r) for c, r, *_ in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
+        labels = pad_sequence([torch.tensor([IGNORED] * len(c) + r) for c, r, *_ in batch], batch_first=True, padding_value=IGNORED)
+        embeddings = put_photos(language.get_input_embeddings()(ids), ids == layout.slot, queries)
+        told = language(inputs_embeds=embeddings, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        truth = torch.tensor([scene.labels for scene in scenes])
+        seen = sum((F.cross_entropy(probes[name](queries.mean(1)), truth[:, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
+        return told + 0.3 * seen
+
+    fit("perceptron", nn.ModuleDict({"perceptron": perceptron, "probes": probes}), loss_of, steps=config.pretrain.perceptron_steps,
+        learning_rate=1e-3, seed=seed, work=work, echo=echo)
+    return perceptron
+
+
+def draw_photos(scenes: list[Scene], seeds: list[int]) -> Tensor:
+    """Photos (N, 3, 64, 64), uint8."""
+    return torch.from_numpy(np.stack([np.asarray(draw_scene(s, k)) for s, k in zip(scenes, seeds, strict=True)])).permute(0, 3, 1, 2).contiguous()
+
+
+# --------------------------------------------------------------------------------------------------------- generator
+
+def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionModel, DDPMScheduler]:
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CAPTION_LIMIT, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 80), layers_per_block=1, cross_attention_dim=96,
+        attention_head_dim=5, norm_num_groups=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+    # Stable Diffusion's own schedule; clip_sample is off because latents are not bounded as pixels are.
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
+    return text, unet, scheduler
+
+
+def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> ImageGenerator:
+    """Eq. 12 on the frozen autoencoder's latents, text encoder and UNet together; a tenth of the captions are empty, for guidance."""
+    seed = config.pretrain.seed
+    tokenizer = AutoTokenizer.from_pretrained(folder / "generator" / "tokenizer")
+    vae = AutoencoderDC.from_pretrained(folder / "generator" / "vae", torch_dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, "generator"))
+        text_encoder, unet, scheduler = new_generator_parts(tokenizer)
+    made = ImageGenerator(tokenizer, text_encoder, unet.to(memory_format=torch.channels_last), vae, scheduler)
+    text_encoder.requires_grad_(True)
+    photos, scenes = photo_pool(config.pretrain.photos, seed, "generator photos")
+    latents = torch.cat([made.to_latents(normalise(part)) for part in photos.split(256)])
+    rng = python_random(seed, "captions")
+    captions = torch.stack([made.tokenize([describe(scene, rng, detail) for scene in scenes]).input_ids for detail in (0.35, 0.35, 1.0)])
+    empty = made.tokenize([""]).input_ids
+
+    def loss_of(step_rng: torch.Generator) -> Tensor:
+        index = _pick(len(latents), 16, step_rng)
+        ids = captions[_pick(len(captions), 16, step_rng), index]
+        ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, ids)
+        return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng)
+
+    fit("generator", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_of, steps=config.pretrain.generator_steps,
+        learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
+    return made

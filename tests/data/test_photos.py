@@ -1,0 +1,150 @@
+import errno
+import hashlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from e2e_lib import files
+from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_photo_comes_back_pixel_for_pixel(tmp_path, durable):
+    store, image = PhotoStore(tmp_path / "photos"), noise(64, 64)
+    assert "a" not in store
+    path = store.add("a", image, durable=durable)
+    assert "a" in store and path == store.path("a")
+    assert [p.name for p in store.folder.iterdir()] == [hashlib.sha256(b"a").hexdigest()[:32] + ".png"]
+    loaded = store.load("a")
+    assert loaded.mode == "RGB" and np.array_equal(np.array(loaded), np.array(image))
+    store.add("a", noise(64, 64, 1), durable=durable)
+    assert np.array_equal(np.array(store.load("a")), np.array(noise(64, 64, 1)))
+
+
+@given(st.text(alphabet=st.characters(), max_size=400))
+def test_no_id_leaves_the_folder(tmp_path_factory, photo_id):
+    store = PhotoStore("photos")
+    assert store.path(photo_id).parent == store.folder
+    assert len(store.path(photo_id).name) == 36
+
+
+@pytest.mark.parametrize("photo_id", ["../../etc/passwd", "/root/x", "train/4beacc71024f8b08", "", "a\0b", "\ud800", "x" * 5000])
+def test_odd_ids_are_only_names(tmp_path, photo_id):
+    store = PhotoStore(tmp_path / "photos")
+    store.add(photo_id, noise(8, 8))
+    assert np.array_equal(np.array(store.load(photo_id)), np.array(noise(8, 8)))
+    assert len(list(tmp_path.rglob("*.png"))) == len(list(store.folder.iterdir())) == 1
+
+
+def test_a_missing_photo_says_which_and_what_to_do(tmp_path):
+    store = PhotoStore(tmp_path)
+    with pytest.raises(PhotoError, match=r"'gone'.*\.png.*e2e data"):
+        store.load("gone")
+
+
+def test_every_truncation_is_noticed(tmp_path):
+    store = PhotoStore(tmp_path)
+    content = store.add("a", noise(6, 6)).read_bytes()
+    for length in range(len(content) - 4):  # the last four bytes are the checksum of the empty end chunk
+        store.path("a").write_bytes(content[:length])
+        with pytest.raises(PhotoError, match="damaged or cut short"):
+            store.load("a")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_flipped_bit_never_changes_pixels_unnoticed(tmp_path_factory, data):
+    store = PhotoStore(tmp_path_factory.getbasetemp() / "flipped")
+    content = bytearray(store.add("a", noise(6, 6)).read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    store.path("a").write_bytes(content)
+    try:
+        assert np.array_equal(np.array(store.load("a")), np.array(noise(6, 6)))
+    except PhotoError as error:
+        assert "'a'" in str(error) and store.path("a").name in str(error)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, side):
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    assert side**2 > MAX_PIXELS
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bomb += chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    store = PhotoStore(tmp_path)
+    store.path("b").write_bytes(bomb)
+    with pytest.raises(PhotoError, match="larger than 50,000,000 pixels"):
+        store.load("b")
+
+
+def test_tensor_keeps_pixels_of_the_right_size(tmp_path):
+    store = PhotoStore(tmp_path)
+    store.add("a", noise(64, 64))
+    tensor = store.tensor("a", 64)
+    assert tensor.shape == (3, 64, 64) and tensor.is_contiguous()
+    assert np.array_equal(tensor.numpy(), np.array(noise(64, 64)).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_tensor_scales_the_shorter_side_and_cuts_the_centre(tmp_path, tall):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 20:40] = (10, 200, 90)  # the middle third is all that a centre square may show
+    store = PhotoStore(tmp_path)
+    store.add("a", Image.fromarray(pixels.transpose(1, 0, 2) if tall else pixels))
+    inner = store.tensor("a", 10)
+    assert inner.shape == (3, 10, 10)
+    middle = inner[:, 2:-2, 2:-2]  # bicubic scaling rings a little at the border
+    assert (middle.flatten(1).float().mean(1).round().tolist()) == [10, 200, 90]
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 70))
+@settings(max_examples=40, deadline=None)
+def test_tensor_has_the_asked_size_for_any_photo(tmp_path_factory, width, height, size):
+    store = PhotoStore(tmp_path_factory.getbasetemp() / "sizes")
+    store.add("a", Image.new("RGB", (width, height), (1, 2, 3)), durable=False)
+    tensor = store.tensor("a", size)
+    assert tensor.shape == (3, size, size) and (tensor.flatten(1).T == tensor.new_tensor([1, 2, 3])).all()
+
+
+def test_check_counts_and_lists(tmp_path):
+    store = PhotoStore(tmp_path)
+    for name in "abc":
+        store.add(name, noise(8, 8))
+    store.path("b").write_bytes(b"not a photo")
+    report = store.check(["a", "b", "c", "gone"])
+    assert report.kept == 2
+    assert [(p.file, p.row, p.field) for p in report.problems] == [
+        (store.path("b").name, 2, "photo"), (store.path("gone").name, 4, "photo")]
+    assert "'b'" in report.problems[0].reason and "damaged" in report.problems[0].reason
+
+
+def test_a_full_disk_keeps_the_old_photo(tmp_path, monkeypatch):
+    store = PhotoStore(tmp_path)
+    store.add("a", noise(8, 8))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(files.SaveError, match="could not save"):
+        store.add("a", noise(8, 8, 1))
+    assert np.array_equal(np.array(store.load("a")), np.array(noise(8, 8)))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_fast_write_that_fails_names_the_photo(tmp_path):
+    (tmp_path / "photos").write_text("a file where the folder should be")
+    with pytest.raises(files.SaveError, match=r"could not save the photo 'a' to .*\.png"):
+        PhotoStore(tmp_path / "photos").add("a", noise(8, 8), durable=False)

@@ -1,0 +1,118 @@
+import math
+import warnings
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nltk.translate.bleu_score import corpus_bleu
+
+from e2e_lib.evaluation.text import bleu, rouge_l
+
+# The two hypotheses of nltk's documentation of corpus_bleu, each with its first reference.
+HYPOTHESES = ["It is a guide to action which ensures that the military always obeys the commands of the party",
+              "he read the book because he was interested in world history"]
+REFERENCES = ["It is a guide to action that ensures that the military will forever heed Party commands",
+              "he was interested in world history because he read the book"]
+
+texts = st.lists(st.sampled_from("abc"), max_size=6).map(" ".join)
+corpora = st.lists(st.tuples(texts, texts), min_size=1, max_size=5)
+
+
+def ngrams(text: str, order: int) -> Counter:
+    words = text.split()
+    return Counter(tuple(words[i:i + order]) for i in range(len(words) - order + 1))
+
+
+def naive_precision(pairs: list[tuple[str, str]], order: int) -> float:
+    matches = sum((ngrams(h, order) & ngrams(r, order)).total() for h, r in pairs)
+    total = sum(ngrams(h, order).total() for h, _ in pairs)
+    return matches / total if total else 0.0
+
+
+def naive_brevity(pairs: list[tuple[str, str]]) -> float:
+    ours, theirs = sum(len(h.split()) for h, _ in pairs), sum(len(r.split()) for _, r in pairs)
+    return 1.0 if ours >= theirs else math.exp(1 - theirs / ours) if ours else 0.0
+
+
+@given(corpora)
+def test_bleu_equals_its_definition(pairs):
+    scores = bleu(*map(list, zip(*pairs, strict=True)))
+    one, two, brevity = naive_precision(pairs, 1), naive_precision(pairs, 2), naive_brevity(pairs)
+    assert scores["bleu1"] == pytest.approx(100 * brevity * one)
+    assert scores["bleu2"] == pytest.approx(100 * brevity * two)
+    assert scores["bleu1_cumulative"] == pytest.approx(100 * brevity * one)
+    assert scores["bleu2_cumulative"] == pytest.approx(100 * brevity * math.sqrt(one * two))
+
+
+def test_bleu_equals_nltk_on_its_documentation_example():
+    split = [[r.split()] for r in REFERENCES], [h.split() for h in HYPOTHESES]
+    scores = bleu(HYPOTHESES, REFERENCES)
+    assert scores["bleu1"] == pytest.approx(100 * corpus_bleu(*split, weights=(1,)))
+    assert scores["bleu2"] == pytest.approx(100 * corpus_bleu(*split, weights=(0, 1)))
+    assert scores["bleu2_cumulative"] == pytest.approx(100 * corpus_bleu(*split, weights=(0.5, 0.5)))
+    assert scores["bleu2"] != pytest.approx(scores["bleu2_cumulative"])
+
+
+def test_bleu_is_of_the_corpus_and_not_the_mean_of_sentences():
+    pooled = bleu(["a", "b b b"], ["a", "c c c"])["bleu1"]
+    assert pooled == pytest.approx(25)  # 1 of 4 words, not the mean of 100 and 0
+
+
+def test_brevity_penalty_in_closed_form():
+    assert bleu(["a b"], ["a b c d"])["bleu2"] == pytest.approx(100 * math.exp(-1))
+
+
+@pytest.mark.parametrize("hypotheses, references", [([""], ["a b"]), (["a b"], [""]), ([""], [""]), (["a"], ["b"]), (["  "], ["a"])])
+def test_nothing_in_common_is_zero_without_a_warning(hypotheses, references):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = bleu(hypotheses, references)
+        assert rouge_l(hypotheses, references) == 0
+    assert {value for name, value in scores.items() if name != "sacrebleu_signature"} == {0.0}
+
+
+def test_text_split_at_white_space_is_not_taken_for_a_mistake(caplog):
+    bleu(["fine , thanks ."] * 120, ["fine , thanks ."] * 120)
+    assert not caplog.records
+
+
+def test_the_signature_says_how_the_text_was_split():
+    signature = bleu(HYPOTHESES, REFERENCES)["sacrebleu_signature"]
+    assert "tok:none" in signature and "smooth:none" in signature and "case:mixed" in signature
+
+
+def naive_rouge(hypothesis: str, reference: str) -> float:
+    h, r = hypothesis.split(), reference.split()
+    subsequences = {tuple(w for i, w in enumerate(h) if mask >> i & 1) for mask in range(1 << len(h))}
+
+    def inside(candidate: tuple[str, ...]) -> bool:
+        words = iter(r)
+        return all(word in words for word in candidate)
+
+    longest = max(len(c) for c in subsequences if inside(c))
+    return 2 * longest / (len(h) + len(r)) if longest else 0.0
+
+
+@settings(max_examples=50)
+@given(corpora)
+def test_rouge_l_equals_its_definition(pairs):
+    expected = 100 * sum(naive_rouge(h, r) for h, r in pairs) / len(pairs)
+    assert rouge_l(*map(list, zip(*pairs, strict=True))) == pytest.approx(expected)
+
+
+def test_rouge_l_does_not_stem_and_ignores_case_and_punctuation():
+    assert rouge_l(["a photo"], ["a photos"]) == pytest.approx(50)
+    assert rouge_l(["A photo!"], ["a photo"]) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("score", [bleu, rouge_l])
+def test_bad_input_is_named(score):
+    with pytest.raises(ValueError, match="2 hypotheses and 1 references"):
+        score(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="0 hypotheses and 0 references"):
+        score([], [])
+    with pytest.raises(ValueError, match=r"references\[1\].*None"):
+        score(["a", "b"], ["a", None])
+    with pytest.raises(ValueError, match="hypotheses: expected a list"):
+        score("ab", ["a", "b"])
