@@ -23,7 +23,9 @@ class CheckpointError(RuntimeError):
 def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None) -> Path:
     """Writes a checkpoint folder in one atomic step. Raises files.SaveError; an older checkpoint there then stays as it was."""
     with files.new_folder(folder) as new:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, new / "model.safetensors")
+        # A copy of each: tied weights share memory, which the format refuses.
+        save_file({name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()},
+                  new / "model.safetensors")
         if optimizer is not None:
             save_file(_flatten(optimizer), new / "optimizer.safetensors")
         files.write_json(new / "state.json", state)

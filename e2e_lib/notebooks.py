@@ -9,6 +9,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import os
 import re
 import tempfile
 import time
@@ -81,6 +82,15 @@ class _Task:
     @property
     def stamp(self) -> Path:
         return self.output / f"{self.name}.done.json"
+
+
+def enter_repository() -> Path:
+    """Makes the repository's root the working folder, from a notebook's own folder; returns it. Raises NotebookError outside one."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "e2e_lib").is_dir():
+            os.chdir(folder)
+            return folder
+    raise NotebookError(f"{Path.cwd()}: this is not inside the repository; start Jupyter from its root or its notebooks folder")
 
 
 def _tags(cell: Any) -> list[str]:

@@ -128,7 +128,8 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
-    dialogues, report, seen = [], Report(), {}
+    dialogues: list[Dialogue] = []
+    report, seen = Report(), dict[str, int]()
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -142,7 +143,8 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
                 report.problems.append(error.problem)  # type: ignore[attr-defined]
                 continue
             if dialogue.dialogue_id in seen:
-                report.problems.append(Problem(path.name, number, "dialogue_id", f"{dialogue.dialogue_id!r} stands in row {seen[dialogue.dialogue_id]} already"))
+                reason = f"{dialogue.dialogue_id!r} stands in row {seen[dialogue.dialogue_id]} already"
+                report.problems.append(Problem(path.name, number, "dialogue_id", reason))
                 continue
             seen[dialogue.dialogue_id] = number
             dialogues.append(dialogue)

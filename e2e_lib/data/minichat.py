@@ -6,19 +6,14 @@ the test split. Chats are put together from ``minichat_phrases`` and ``minichat_
 """
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from e2e_lib import files
 from e2e_lib.data import minichat_smalltalk as smalltalk
-from e2e_lib.data.dialogue import DataError, Dialogue, SharedPhoto, Turn, write_dialogues
+from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn
 from e2e_lib.data.minichat_phrases import SITUATIONS, Situation
-from e2e_lib.data.photos import PhotoStore
-from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, SIZES, THINGS, TIMES, Scene, draw_scene
+from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, SIZES, THINGS, TIMES, Scene
 
 Triple = tuple[str, str, str]
 SPLITS = ("train", "dev", "test")
@@ -336,64 +331,3 @@ def make_chat(split: str, index: int, seed: int) -> Chat:
         if _WORDS[0] <= words <= _WORDS[1] and _TURNS[0] <= len(talk.turns) <= _TURNS[1]:
             dialogue = Dialogue(f"minichat/{split}/{index:06d}", tuple(talk.turns))
             return Chat(dialogue, talk.scenes, frozenset(list(talk.scenes)[:1] if start_open else ()))
-
-
-def build_corpus(folder: Path | str, *, train: int = 3000, dev: int = 300, test: int = 500, seed: int = 0, photo_size: int = 64,
-                 progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Writes the corpus: a JSON-lines file a split, ``scenes.jsonl`` and the photos (RGB, ``photo_size`` pixels square).
-
-    ``progress`` is called with (dialogues done, all dialogues). Returns counts. The folder appears only when all is in place.
-    Raises files.SaveError.
-    """
-    counts = dict(zip(SPLITS, (train, dev, test), strict=True))
-    with files.new_folder(folder) as work:
-        store, rows, done = PhotoStore(work / "photos"), [], 0
-        for split, count in counts.items():
-            chats = []
-            for index in range(count):
-                chat = make_chat(split, index, seed)
-                chats.append(chat.dialogue)
-                for photo_id, scene in chat.scenes.items():
-                    store.add(photo_id, draw_scene(scene, photo_seed(photo_id, seed), photo_size), durable=False)
-                    rows.append({"photo_id": photo_id, "split": split, **asdict(scene), "open": photo_id in chat.open_photos})
-                done += 1
-                if progress:
-                    progress(done, sum(counts.values()))
-            write_dialogues(work / f"{split}.jsonl", chats)
-        files.write_text(work / "scenes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    held_out = sum((row["thing"], row["colour"], row["place"]) in HELD_OUT for row in rows)
-    return {"dialogues": counts, "photos": len(rows), "held_out_photos": held_out, "seed": seed}
-
-
-def _scene_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{path.name}, row {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: the line is not readable JSON ({error}); make the corpus again with `e2e data`") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected an object, found {type(row).__name__}")
-        yield where, row
-
-
-def read_scenes(path: Path | str) -> dict[str, Scene]:
-    """What each photo of a corpus shows, by photo id. Raises DataError naming file, row and field."""
-    scenes: dict[str, Scene] = {}
-    for where, row in _scene_rows(Path(path)):
-        photo_id = row.get("photo_id")
-        if not isinstance(photo_id, str) or not photo_id:
-            raise DataError(f"{where}, photo_id: expected a string that is not empty, found {photo_id!r}")
-        if photo_id in scenes:
-            raise DataError(f"{where}, photo_id: {photo_id!r} stands in an earlier row already")
-        for name, values in ATTRIBUTES.items():
-            if row.get(name) not in values or isinstance(row.get(name), bool):
-                raise DataError(f"{where}, {name}: expected one of {', '.join(map(str, values))}, found {row.get(name)!r}")
-        scenes[photo_id] = Scene(**{name: row[name] for name in ATTRIBUTES})
-    if not scenes:
-        raise DataError(f"{path}: no scene in the file; make the corpus again with `e2e data`")
-    return scenes

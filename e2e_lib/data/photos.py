@@ -27,6 +27,17 @@ class PhotoError(DataError):
         self.photo_id, self.path, self.reason = photo_id, path, reason
 
 
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """An RGB image of ``size`` by ``size`` pixels: the shorter side scaled to ``size``, then cut at the centre."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    scale = size / min(width, height)
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
 class PhotoStore:
     """Photos in ``folder``, by id. The folder need not exist until a photo is added."""
 
@@ -96,14 +107,7 @@ class PhotoStore:
 
         Raises PhotoError as ``load`` does.
         """
-        image = self.load(photo_id)
-        width, height = image.size
-        if (width, height) != (size, size):
-            scale = size / min(width, height)
-            width, height = max(size, round(width * scale)), max(size, round(height * scale))
-            left, top = (width - size) // 2, (height - size) // 2
-            image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, size, size)
+        return torch.from_numpy(np.array(to_square(self.load(photo_id), size))).permute(2, 0, 1).contiguous()  # (3, size, size)
 
     def check(self, photo_ids: Iterable[str]) -> Report:
         """Decodes every photo: how many are sound, and each that is not, its row being its position from 1."""

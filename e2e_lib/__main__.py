@@ -1,0 +1,214 @@
+"""The command line: `e2e COMMAND`. Every `make` target is one of these calls."""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from e2e_lib import config as configuration
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _config(arguments: argparse.Namespace) -> configuration.Config:
+    config = configuration.load(arguments.profile, arguments.set)
+    if config.profile in configuration.MISSING and arguments.command != "config":
+        raise configuration.ConfigError(configuration.MISSING[config.profile])
+    return config
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from e2e_lib.reproduce import reproduce
+    reproduce(_config(arguments), arguments.seeds, say, arguments.fresh)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from e2e_lib.data.corpus import prepare
+    prepare(_config(arguments), say)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from e2e_lib.parts import pretrain
+    pretrain(_config(arguments), say, Path(arguments.out) if arguments.out else None)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from e2e_lib.training import train
+    for seed in arguments.seeds:
+        train(_config(arguments), seed, say)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from e2e_lib import results
+    from e2e_lib.evaluation.run import evaluate
+    from e2e_lib.reproduce import summary_lines
+    config = _config(arguments)
+    for seed in arguments.seeds:
+        evaluate(config, seed, say)
+    say(summary_lines(results.summarise(config.profile)))
+
+
+def _figures(arguments: argparse.Namespace) -> None:
+    from e2e_lib.figures import draw_all
+    for path in draw_all(_config(arguments).profile, arguments.seeds):
+        say(str(path))
+
+
+def _notebooks(arguments: argparse.Namespace) -> None:
+    from e2e_lib.notebooks import publish
+    from e2e_lib.reproduce import run_notebooks
+    for outcome in run_notebooks(_config(arguments), arguments.seeds, say, arguments.fresh):
+        if arguments.publish:
+            say(f"published {publish(outcome.executed, ROOT / 'notebooks' / outcome.executed.name)}")
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from PIL import Image, UnidentifiedImageError
+
+    from e2e_lib.inference import ChatPartner
+    from e2e_lib.models.end_to_end import build
+    config = _config(arguments)
+    partner = ChatPartner(build(config), config.inference, arguments.seeds[0], config.data.photo_size)
+    say("Say something; `/photo FILE` shares a photo, `/more` lets the partner go on, an empty line ends the chat.")
+    shared = 0
+    while line := input("you: ").strip():
+        try:
+            if line == "/more":
+                answer = partner.go_on()
+            elif line.startswith("/photo "):
+                answer = partner.say(photo=Image.open(Path(line[7:].strip()).expanduser()))
+            else:
+                answer = partner.say(line)
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            say(f"(not sent: {error})")
+            continue
+        say(f"partner: {answer.text}")
+        if answer.image:
+            shared += 1
+            name = Path(f"photo-{shared}.png")
+            answer.image.save(name)
+            say(f"partner shares {name}: {answer.caption}")
+
+
+def _show_config(arguments: argparse.Namespace) -> None:
+    for row in configuration.table(_config(arguments)):
+        say(f"{row['key']} = {row['value']}\n    {row['meaning']} ({row['allowed']})")
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from e2e_lib import provenance
+    from e2e_lib.checkpoints import CheckpointError, check
+    from e2e_lib.models.sources import WEIGHTS
+    versions = {"python": sys.version.split()[0], **{name: provenance._version(name) for name in provenance.LIBRARIES}}
+    say("\n".join(f"{name:16s} {version or 'MISSING'}" for name, version in versions.items()))
+    try:
+        say(f"{'weights':16s} {len(check(WEIGHTS / 'mini'))} files, sound")
+    except CheckpointError as error:
+        say(f"{'weights':16s} {error}")
+    say("Ready: `make reproduce` (or `e2e reproduce`) does everything; `make reproduce PROFILE=smoke` is a quick look.")
+
+
+def _test(arguments: argparse.Namespace) -> None:
+    _call([sys.executable, "-m", "pytest", "-q", *(["-n", str(arguments.jobs)] if arguments.jobs > 1 else []), *arguments.rest])
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
+        if not arguments.rest or any(name in script.stem for name in arguments.rest):
+            _call([sys.executable, str(script)])
+
+
+def _lint(_: argparse.Namespace) -> None:
+    _call([sys.executable, "-m", "ruff", "check", "e2e_lib", "tests"])
+    _call([sys.executable, "-m", "mypy", "e2e_lib"])
+
+
+def _clean(_: argparse.Namespace) -> None:
+    for name in ("data", "runs", "results/smoke", "figures/smoke", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"):
+        if (ROOT / name).exists():
+            say(f"removing {name}")
+            shutil.rmtree(ROOT / name)
+
+
+def _call(command: list[str]) -> None:
+    missing = command[1:3] if command[1] == "-m" else []
+    if missing and importlib.util.find_spec(missing[1]) is None:
+        raise configuration.ConfigError(f"{missing[1]} is not installed; run `make setup`, which installs everything the tests need")
+    done = subprocess.run(command, cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, ...]]] = {
+    "reproduce": (_reproduce, "data, joint training, scores, figures and notebooks; goes on from where it was", ("config", "seeds", "fresh")),
+    "data": (_data, "make the corpus of a profile", ("config",)),
+    "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out")),
+    "train": (_train, "joint training alone", ("config", "seeds")),
+    "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds")),
+    "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
+    "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),
+    "chat": (_chat, "chat with the shipped model in the terminal", ("config", "seeds")),
+    "config": (_show_config, "every setting of a profile, its value, meaning and range", ("config",)),
+    "doctor": (_doctor, "versions, and whether the shipped weights are sound", ()),
+    "test": (_test, "the tests (further arguments go to pytest)", ("jobs", "rest")),
+    "bench": (_bench, "the benchmarks, each a ratio against a named alternative", ("rest",)),
+    "lint": (_lint, "ruff and mypy", ()),
+    "clean": (_clean, "remove data, runs and caches; committed results stay", ()),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    main_parser = argparse.ArgumentParser(prog="e2e", description="A chat partner that reads and draws photos, trained as one model: data, "
+                                          "training, scores and notebooks.", epilog="Begin with: e2e reproduce --profile smoke")
+    commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, meaning, options) in COMMANDS.items():
+        command = commands.add_parser(name, help=meaning, description=meaning)
+        if "config" in options:
+            command.add_argument("--profile", default="mini", metavar="NAME", help="smoke, mini (default), small or paper")
+            command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. train.epochs=2")
+        if "seeds" in options:
+            command.add_argument("--seeds", type=int, nargs="+", default=[0] if name == "chat" else None, metavar="N",
+                                 help="seeds, one run each (default: 0 1 2, and 0 for smoke)")
+        if "fresh" in options:
+            command.add_argument("--fresh", action="store_true", help="do everything again instead of keeping what is done")
+        if "publish" in options:
+            command.add_argument("--publish", action="store_true", help="put the executed notebooks into notebooks/")
+        if "out" in options:
+            command.add_argument("--out", metavar="FOLDER", help="where the parts go (default: runs/pretraining/PROFILE/parts)")
+        if "jobs" in options:
+            command.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="tests at once (default 2)")
+        if "rest" in options:
+            command.add_argument("rest", nargs="*", metavar="…")
+    return main_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    if getattr(arguments, "seeds", 0) is None:
+        arguments.seeds = [0] if arguments.profile == "smoke" else [0, 1, 2]
+    from e2e_lib.checkpoints import CheckpointError
+    from e2e_lib.data.dialogue import DataError
+    from e2e_lib.files import SaveError
+    from e2e_lib.notebooks import NotebookError, NotebookFailed
+    from e2e_lib.results import ResultsError
+    try:
+        COMMANDS[arguments.command][0](arguments)
+    except (configuration.ConfigError, CheckpointError, DataError, SaveError, NotebookError, NotebookFailed, ResultsError) as error:
+        print(f"\ne2e {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

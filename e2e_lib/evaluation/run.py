@@ -1,0 +1,73 @@
+"""Evaluating a trained run on the test split and writing down what came of it."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from e2e_lib import files, results
+from e2e_lib.checkpoints import check
+from e2e_lib.config import SHIPPED, Config
+from e2e_lib.data.corpus import DATA, prepare
+from e2e_lib.data.examples import Example, examples_of, load_split
+from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
+from e2e_lib.inference import Response, respond
+from e2e_lib.models.sources import WEIGHTS
+from e2e_lib.provenance import Measure, fingerprint, stamp
+from e2e_lib.randomness import generator
+from e2e_lib.training import RUNS, load_trained, run_folder
+
+SYSTEM = "end_to_end"
+
+
+def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_root: Path = results.RESULTS, runs_root: Path = RUNS,
+             data_root: Path = DATA) -> Path:
+    """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/runs/end_to_end-seed<k>.json``.
+
+    The answers themselves stay in the run's folder, as ``answers/``. A result that stands already, made with the same settings from
+    the same weights, is kept. Raises CheckpointError, DataError and files.SaveError.
+    """
+    folder = run_folder(config, seed, runs_root)
+    corpus = prepare(config, echo, data_root)
+    trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
+    weights = {"trained": check(folder / "best")["model.safetensors"], "shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
+    path = results_root / config.profile / "runs" / f"{SYSTEM}-seed{seed}.json"
+    if path.is_file() and (folder / "answers").is_dir():
+        found = results.load_json(path).get("provenance", {})
+        if found.get("weights") == weights and found.get("config") == json.loads(json.dumps(asdict(config))):
+            echo(f"seed {seed}: {path} is there already")
+            return path
+    with Measure() as measure:
+        dialogues, store, report = load_split(corpus, "test")
+        echo(f"seed {seed}: test dialogues: {report}")
+        examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
+        model, reader = load_trained(config, seed, root=runs_root), load_reader(SHIPPED)
+
+        def progress(what: str, done: int, of: int) -> None:
+            if done == of or done % (5 * config.inference.batch_size) == 0:
+                echo(f"seed {seed}: {done:,} of {of:,} answers {what}")
+
+        responses = respond(model, examples, store, config.inference, generator(seed, "test"), config.data.photo_size, progress)
+        metrics = all_scores(examples, responses, store, corpus, reader, config.data.photo_size)
+        read = {row["photo_id"]: row for row in scenes_drawn(examples, responses, corpus, reader)}
+    save_answers(folder / "answers", examples, responses, read)
+    provenance = stamp(config, seeds={"training": seed, "data": config.data.seed}, weights=weights,
+                       data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
+    provenance |= {"evaluation": measure.as_dict(), "training": {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}}
+    results.write_run(config.profile, SYSTEM, seed, metrics, provenance, results_root)
+    return path
+
+
+def save_answers(folder: Path, examples: Sequence[Example], responses: Sequence[Response], read: dict[str, Any]) -> None:
+    """Writes the test answers: ``answers.jsonl`` and one PNG a drawn photo, numbered by row."""
+    with files.new_folder(folder) as new:
+        rows = []
+        for i, (example, response) in enumerate(zip(examples, responses, strict=True)):
+            gold = example.response.photo
+            rows.append({"dialogue_id": example.dialogue_id, "index": example.index, "text": response.text, "caption": response.caption,
+                         "gold_text": example.response.text, "gold_caption": gold.caption if gold else None,
+                         "gold_photo_id": gold.photo_id if gold else None, "scene": read.get(gold.photo_id) if gold else None})
+            if response.image:
+                response.image.save(new / f"{i}.png")
+        files.write_text(new / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,131 @@
+"""Answering: text and photos together, batched, from an explicit generator (section 2.5)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from e2e_lib.config import Inference
+from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import Collator, Example
+from e2e_lib.data.photos import PhotoStore, to_square
+from e2e_lib.models.end_to_end import EndToEndModel
+from e2e_lib.models.language import IMAGE_END, IMAGE_START
+
+
+@dataclass
+class Response:
+    """An answer: its text (may be empty), and the caption and photo (3, S, S) uint8 if it shares one."""
+
+    text: str
+    caption: str | None = None
+    photo: Tensor | None = None
+
+    @property
+    def image(self) -> Image.Image | None:
+        return None if self.photo is None else Image.fromarray(self.photo.permute(1, 2, 0).numpy())
+
+
+@contextmanager
+def seeded_from(rng: torch.Generator) -> Iterator[None]:
+    """Runs a library that draws from torch's global state on a seed of ``rng``, and puts the global state back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
+        yield
+
+
+@torch.no_grad()
+def write(model: EndToEndModel, examples: Sequence[Example], store: "PhotoStore | PhotoAlbum", settings: Inference, rng: torch.Generator,
+          photo_size: int) -> list[Response]:
+    """The words of the answers to the examples' contexts, captions included, nothing drawn yet. One batch, KV-cached."""
+    batch = Collator(model.layout, store, photo_size, answering=True)(examples).to(model.language.device)
+    chosen = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    with seeded_from(rng):
+        written = model.language.generate(
+            inputs_embeds=model.read(batch), attention_mask=batch.attention_mask, max_new_tokens=settings.max_new_tokens, use_cache=True,
+            num_beams=settings.beams, pad_token_id=model.layout.pad, eos_token_id=model.tokenizer.eos_token_id,
+            **(chosen if settings.sampling and settings.beams == 1 else {"do_sample": False}))
+    return [parse(model, ids) for ids in written]
+
+
+def parse(model: EndToEndModel, ids: Tensor) -> Response:
+    """Generated tokens to text and caption. A caption left open ends where the tokens end; an empty one is no photo."""
+    words = model.tokenizer.decode([i for i in ids.tolist() if i not in (model.layout.pad, model.tokenizer.eos_token_id, model.layout.slot)])
+    text, marker, rest = words.partition(IMAGE_START)
+    caption, _, after = rest.partition(IMAGE_END)
+    said = " ".join(f"{text} {after.replace(IMAGE_START, ' ').replace(IMAGE_END, ' ')}".split())
+    return Response(said, " ".join(caption.split()) or None if marker else None)
+
+
+@torch.no_grad()
+def respond(model: EndToEndModel, examples: Sequence[Example], store: "PhotoStore | PhotoAlbum", settings: Inference, rng: torch.Generator,
+            photo_size: int = 64, progress: Callable[[str, int, int], None] | None = None) -> list[Response]:
+    """Answers each example's context with text, a photo, or both.
+
+    The same model, examples, settings and generator give the same answers; the batch size of ``settings`` is part of that, since
+    sampled words are drawn batch by batch. ``progress`` is called with what is under way, how many are done, and of how many.
+    """
+    model.eval()
+    responses: list[Response] = []
+    for first in range(0, len(examples), settings.batch_size):
+        responses += write(model, examples[first:first + settings.batch_size], store, settings, rng, photo_size)
+        if progress:
+            progress("written", len(responses), len(examples))
+    sharing = [response for response in responses if response.caption]
+    for first in range(0, len(sharing), settings.batch_size):
+        part = sharing[first:first + settings.batch_size]
+        photos = model.generator.draw([r.caption or "" for r in part], rng, steps=settings.diffusion_steps, guidance=settings.guidance)
+        for response, photo in zip(part, photos, strict=True):
+            response.photo = photo
+        if progress:
+            progress("drawn", first + len(part), len(sharing))
+    return responses
+
+
+class PhotoAlbum:
+    """Photos held in memory under a name, for a chat that is not a dataset; reads like a PhotoStore."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, Image.Image] = {}
+
+    def add(self, image: Image.Image) -> str:
+        name = f"photo {len(self.images) + 1}"
+        self.images[name] = image.convert("RGB")
+        return name
+
+    def tensor(self, photo_id: str, size: int) -> Tensor:
+        return torch.from_numpy(np.array(to_square(self.images[photo_id], size))).permute(2, 0, 1)
+
+
+class ChatPartner:
+    """A running chat with a model: ``say`` something (text, a photo, or both) and get its answer."""
+
+    def __init__(self, model: EndToEndModel, settings: Inference, seed: int = 0, photo_size: int = 64) -> None:
+        self.model, self.settings, self.photo_size = model, settings, photo_size
+        self.rng = torch.Generator().manual_seed(seed)
+        self.album, self.turns = PhotoAlbum(), []
+
+    turns: list[Turn]
+
+    def _photo(self, image: Image.Image | None, caption: str) -> SharedPhoto | None:
+        return SharedPhoto(self.album.add(image), caption) if image else None
+
+    def say(self, text: str = "", photo: Image.Image | None = None) -> Response:
+        """The partner's answer to what was said; both are remembered as context of the next. Raises ValueError if nothing was said."""
+        if not text.strip() and photo is None:
+            raise ValueError("say something: a text, a photo, or both")
+        self.turns.append(Turn(0, text.strip(), self._photo(photo, "")))
+        return self.go_on()
+
+    def go_on(self) -> Response:
+        """Lets the partner speak (again) without saying anything, say to send the photo it announced."""
+        if not self.turns:
+            raise ValueError("the chat has not begun; say something first")
+        example = Example("chat", len(self.turns), tuple(self.turns), Turn(1, ""))
+        answer = respond(self.model, [example], self.album, self.settings, self.rng, self.photo_size)[0]
+        self.turns.append(Turn(1, answer.text, self._photo(answer.image, answer.caption or "")))
+        return answer

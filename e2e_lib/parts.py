@@ -1,0 +1,156 @@
+"""Putting the pretrained parts together: the folder that ships with the package, what it reaches, and what made it."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e2e_lib import config as configuration
+from e2e_lib import files, pretraining
+from e2e_lib.config import Config
+from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import Example
+from e2e_lib.data.minichat import HELD_OUT, describe, sample_scene
+from e2e_lib.data.scenes import ATTRIBUTES, Scene
+from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.inference import write
+from e2e_lib.models.end_to_end import EndToEndModel, build
+from e2e_lib.provenance import stamp
+from e2e_lib.randomness import generator, python_random
+
+WORK = Path("runs") / "pretraining"
+MAX_BYTES = 10_000_000
+Echo = Callable[[str], None]
+
+
+def pretrain(config: Config, echo: Echo, out: Path | None = None) -> Path:
+    """Makes every part, one after another, resuming what was begun; writes them to ``out`` with their manifest, and what they reach
+    to ``results/<profile>/pretraining.json``. Returns ``out``. Raises files.SaveError and CheckpointError."""
+    work = WORK / config.profile
+    out = out or work / "parts"
+    train_parts(config, work, out, echo)
+    seconds = {name: json.loads((work / name / "state.json").read_text())["seconds"] for name in STEPS}
+    write_manifest(config, out, seconds)
+    echo("measuring what the parts reach on unseen photos …")
+    reached = measure(config, out, sum(seconds.values()))
+    files.write_json(Path("results") / config.profile / "pretraining.json", reached)
+    echo(json.dumps(reached, indent=1))
+    return out
+
+
+STEPS = ("scene_reader", "autoencoder", "language", "perceptron", "generator")
+
+
+def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
+    """Trains the five parts and saves each below ``out`` in the hub's own layout, in half precision."""
+    save_part(pretraining.train_reader(config, work, echo), out / "scene_reader")
+    save_part(pretraining.train_autoencoder(config, work, echo), out / "generator" / "vae")
+    if not (out / "language" / "tokenizer.json").exists():
+        pretraining.train_tokenizers(config, out)
+    save_part(pretraining.train_language(config, work, out, echo), out / "language")
+    save_part(pretraining.train_perceptron(config, work, out, echo), out / "perceptron")
+    made = pretraining.train_generator(config, work, out, echo)
+    for name, part in (("unet", made.unet), ("text_encoder", made.text_encoder)):
+        save_part(part, out / "generator" / name)
+    made.scheduler.save_pretrained(out / "generator" / "scheduler")
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Saves a part in half precision, which halves the download and changes what it does by less than a seed does."""
+    half = copy.deepcopy(part).to(memory_format=torch.contiguous_format).half()
+    half.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card that the hub library adds
+
+
+def write_manifest(config: Config, folder: Path, seconds: dict[str, float]) -> None:
+    """Writes ``manifest.json``: the SHA-256 of every file, the settings and versions that made them. Raises ValueError over 10 MB."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    hashes = files.sha256_folder(folder)
+    size = sum((folder / name).stat().st_size for name in hashes)
+    if size > MAX_BYTES:
+        raise ValueError(f"the parts take {size:,} bytes, more than the {MAX_BYTES:,} that may ship; make them smaller")
+    made = stamp(config, seeds={"pretraining": config.pretrain.seed})
+    files.write_json(folder / "manifest.json", {
+        "command": f"e2e pretrain --profile {config.profile}", "bytes": size, "seconds": {k: round(v) for k, v in seconds.items()},
+        "settings": asdict(config.pretrain), "versions": made["versions"], "platform": made["platform"], "files": hashes})
+
+
+def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> dict[str, Any]:
+    """What the saved parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
+    for part in ("language", "perceptron", "generator"):
+        config = configuration.replace(config, f"model.{part}", str((folder / part).resolve()))
+    reader = SceneReader.from_pretrained(folder / "scene_reader").float().eval()
+    model = build(config).eval()
+    seed = config.pretrain.seed
+    every, shown = pretraining.photo_pool(photos, seed, "unseen photos", every_triple=True)
+    fresh, scenes = pretraining.photo_pool(photos, seed, "unseen seen-triple photos")
+    drawn = {}
+    for kind in ("seen", "unseen"):
+        wanted = [scene_of(kind, i, seed) for i in range(photos)]
+        drawn[kind] = core(pretraining.reading_accuracy(reader.read(draw_captions(model, config, wanted)), wanted))
+    return {
+        "scene_reader": pretraining.reading_accuracy(reader.read(every), shown),
+        "autoencoder_psnr_db": pretraining.psnr_db(model.generator.vae, fresh),
+        "drawn_from_gold": drawn,
+        "perceptron": core(pretraining.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
+        "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
+        "n": {"scene_reader": photos, "autoencoder_psnr_db": photos, "drawn_from_gold": photos, "perceptron": photos},
+        "command": f"e2e pretrain --profile {config.profile}", "inference": asdict(config.inference),
+    }
+
+
+def core(accuracy: dict[str, float]) -> dict[str, float]:
+    return {name: accuracy[name] for name in ("thing", "colour", "place")}
+
+
+def scene_of(kind: str, index: int, seed: int) -> Scene:
+    """A scene whose triple pretraining has met ("seen") or that occurs in the test split only ("unseen")."""
+    rng = python_random(seed, "gold captions", kind, index)
+    scene = sample_scene(rng, "train")
+    if kind == "seen":
+        return scene
+    thing, colour, place = rng.choice(sorted(HELD_OUT))
+    return replace(scene, thing=thing, colour=colour, place=place)
+
+
+def draw_captions(model: EndToEndModel, config: Config, scenes: list[Scene]) -> Tensor:
+    """A drawn photo (3, S, S) for a gold caption of each scene, as dialogues hold them."""
+    rng, captions = generator(config.pretrain.seed, "drawn from gold"), []
+    for i, scene in enumerate(scenes):
+        captions.append(describe(scene, python_random(config.pretrain.seed, "gold caption", i), 0.35))
+    parts = [captions[i:i + 64] for i in range(0, len(captions), 64)]
+    return torch.cat([model.generator.draw(part, rng, steps=config.inference.diffusion_steps, guidance=config.inference.guidance) for part in parts])
+
+
+def tell(model: EndToEndModel, config: Config, photos: Tensor) -> list[str]:
+    """What the language model says of each photo, seen through the perceptron alone."""
+    asked = [Example("look", 1, (Turn(0, "", SharedPhoto(str(i), "?")),), Turn(1, "")) for i in range(len(photos))]
+    settings = replace(config.inference, sampling=False)
+    captions = []
+    for first in range(0, len(asked), 64):
+        answers = write(model, asked[first:first + 64], _Shown(photos), settings, generator(config.pretrain.seed, "tell"), photos.shape[-1])
+        captions += [answer.caption or "" for answer in answers]
+    return captions
+
+
+class _Shown:
+    """Photos by number, read like a PhotoStore."""
+
+    def __init__(self, photos: Tensor) -> None:
+        self.photos = photos
+
+    def tensor(self, photo_id: str, size: int) -> Tensor:
+        return self.photos[int(photo_id)]
+
+
+def words_of(caption: str) -> dict[str, Any]:
+    """Which thing, colour and place a caption names (None where it names none); the other attributes are None."""
+    words = [word.strip(",.").lower() for word in caption.split()]
+    singular = {word.removesuffix("s") for word in words} | set(words)
+    return {name: next((value for value in values if value in singular), None) if name in ("thing", "colour", "place") else None
+            for name, values in ATTRIBUTES.items()}

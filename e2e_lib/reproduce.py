@@ -1,0 +1,91 @@
+"""Everything in one command: data, training, evaluation, summary, figures and notebooks, each kept once it is done."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from e2e_lib import config as configuration
+from e2e_lib import figures, notebooks, results
+from e2e_lib.config import Config
+from e2e_lib.data.corpus import prepare
+from e2e_lib.evaluation.run import evaluate
+from e2e_lib.files import sha256, write_json
+from e2e_lib.models.sources import WEIGHTS
+from e2e_lib.provenance import Measure
+from e2e_lib.training import RUNS, train
+
+NOTEBOOKS = ("00_quickstart", "01_data", "04_joint_training", "06_results")
+NOTEBOOK_SECONDS = 600
+Echo = Callable[[str], None]
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: bool = False) -> None:
+    """Runs every stage in order; what stands already and matches is kept, so that an interrupted run goes on from where it was.
+
+    ``fresh`` removes the profile's runs and results first. Raises ConfigError for a profile that cannot run yet,
+    NotebookFailed with the notebook's name, cell and error, and whatever a stage raises.
+    """
+    if config.profile in configuration.MISSING:
+        raise configuration.ConfigError(configuration.MISSING[config.profile])
+    if fresh:
+        for folder in (RUNS / config.profile, results.RESULTS / config.profile / "runs", results.RESULTS / config.profile / "notebooks"):
+            shutil.rmtree(folder, ignore_errors=True)
+    began, stages = time.monotonic(), 2 + 2 * len(seeds) + 1
+    done = 0
+
+    def stage(title: str) -> None:
+        nonlocal done
+        done += 1
+        elapsed = time.monotonic() - began
+        echo(f"\n== stage {done} of {stages}: {title} (elapsed {clock(elapsed)})")
+
+    with Measure() as measure:
+        stage("data")
+        prepare(config, echo)
+        for seed in seeds:
+            stage(f"joint training, seed {seed}")
+            train(config, seed, echo)
+            stage(f"test scores, seed {seed}")
+            evaluate(config, seed, echo)
+        stage("summary and figures")
+        summary = results.summarise(config.profile)
+        figures.draw_all(config.profile, seeds)
+        echo(summary_lines(summary))
+        stage("notebooks")
+        run_notebooks(config, seeds, echo)
+    write_json(results.RESULTS / config.profile / "reproduce.json", {**measure.as_dict(), "seeds": list(seeds), "profile": config.profile})
+    echo(f"\nAll done in {clock(measure.wall_seconds)}, at most {measure.peak_memory_bytes / 1e9:.1f} GB of memory. "
+         f"Scores: results/{config.profile}/summary.json. Figures: figures/{config.profile}/. Notebooks: results/{config.profile}/notebooks/.")
+
+
+def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool = False) -> list[notebooks.Outcome]:
+    """The numbered notebooks, in order, at the profile's size; one that is done and whose inputs stand unchanged is skipped."""
+    return notebooks.run_notebooks(
+        NOTEBOOKS, profile=config.profile, parameters={"profile": config.profile, "seeds": list(seeds)}, timeout_s=NOTEBOOK_SECONDS,
+        inputs={"code": code_hash(), "settings": hashlib.sha256(repr(config).encode()).hexdigest(), "weights": sha256(WEIGHTS / "mini" / "manifest.json")},
+        fresh=fresh, echo=echo)
+
+
+def code_hash() -> str:
+    """The SHA-256 of the package's own code."""
+    package = Path(__file__).parent
+    return hashlib.sha256("".join(sha256(path) for path in sorted(package.rglob("*.py"))).encode()).hexdigest()
+
+
+def summary_lines(summary: dict) -> str:
+    """The main scores as text: mean ± standard deviation over seeds."""
+    names = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "rougeL": "ROUGE-L", "is": "IS", "fid": "FID", "kid": "KID", "intent_f1": "intent F1",
+             "caption_bleu": "caption BLEU", "scene_accuracy": "scene accuracy"}
+    lines = [f"profile {summary['profile']}, test set {summary['test']}"]
+    for system, scores in summary["systems"].items():
+        for key, name in names.items():
+            if key in scores:
+                spread = "" if scores[key]["std"] is None else f" ± {scores[key]['std']:.3f}"
+                lines.append(f"  {system:12s} {name:15s} {scores[key]['mean']:8.3f}{spread}  ({scores[key]['n']} seeds)")
+    return "\n".join(lines)

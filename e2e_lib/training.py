@@ -1,0 +1,284 @@
+"""Joint training (section 2.5, Eq. 13): one loop, on one device or several, that can be killed at any moment and resumes exactly.
+
+A run's folder holds ``log.jsonl`` (what the notebook draws), ``latest`` (a checkpoint to go on from), ``best`` (the weights of the
+epoch with the best dev score), ``gallery`` (the same dev chats answered after each epoch) and, once it ended, ``done.json``.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from transformers import get_constant_schedule_with_warmup
+
+from e2e_lib import checkpoints, files
+from e2e_lib.config import SHIPPED, Bridge, Config
+from e2e_lib.data.corpus import prepare
+from e2e_lib.data.examples import Collator, Example, examples_of, load_split
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.evaluation.scores import load_reader, photo_scores, text_scores
+from e2e_lib.inference import Response, respond
+from e2e_lib.models.end_to_end import EndToEndModel, build
+from e2e_lib.randomness import generator, seed_of
+
+RUNS = Path("runs")
+Echo = Callable[[str], None]
+
+
+def run_folder(config: Config, seed: int, root: Path = RUNS) -> Path:
+    return root / config.profile / "end_to_end" / f"seed-{seed}"
+
+
+def temperature_at(bridge: Bridge, epochs_done: float) -> float:
+    """τ of Eq. 5: linear from start to end over the first ``temperature_epochs`` epochs, then constant (section 3.1.2)."""
+    share = min(1.0, epochs_done / bridge.temperature_epochs) if bridge.temperature_epochs else 1.0
+    return bridge.temperature_start + share * (bridge.temperature_end - bridge.temperature_start)
+
+
+def dev_score(scores: dict[str, Any]) -> float:
+    """One number for early stopping, higher is better: log BLEU-2 minus log FID, so that neither's scale decides.
+
+    The paper names both metrics and not how they are weighed; no drawn photos at all counts as the worst."""
+    if scores["fid"] is None:
+        return -math.inf
+    return math.log(max(scores["bleu2"], 1e-3)) - math.log(max(scores["fid"], 1e-3))
+
+
+def norm(gradients: Sequence[Tensor | None]) -> float:
+    """The Euclidean norm of all gradients together."""
+    return math.sqrt(sum(float(g.detach().float().square().sum()) for g in gradients if g is not None))
+
+
+def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS, data_root: Path | None = None) -> Path:
+    """Trains the end-to-end model, or resumes it, or finds it done; returns the run's folder.
+
+    Raises CheckpointError if what stands there is of another configuration, and files.SaveError when a checkpoint cannot be written
+    (the last one then still stands).
+    """
+    folder = run_folder(config, seed, root)
+    if (folder / "done.json").is_file():
+        check_configuration(json.loads((folder / "done.json").read_text())["config"], config, folder)
+        echo(f"seed {seed}: {folder} is trained already")
+        return folder
+    corpus = prepare(config, echo, *([data_root] if data_root else []))
+    return _Run(config, seed, folder, corpus, echo).train()
+
+
+def check_configuration(found: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raises CheckpointError if a checkpoint was made with other settings, naming them. How answers are written may differ."""
+    expected = json.loads(json.dumps(asdict(config)))
+    different = [f"{section}.{key}: {found.get(section, {}).get(key)!r} there, {value!r} here"
+                 for section in ("data", "model", "bridge", "train") for key, value in expected[section].items()
+                 if found.get(section, {}).get(key) != value]
+    if different:
+        raise checkpoints.CheckpointError(f"the checkpoint at {folder} is of another configuration ({'; '.join(different[:3])}"
+                                          f"{' …' if len(different) > 3 else ''}); use the same settings, or remove the folder to train anew")
+
+
+def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> EndToEndModel:
+    """The best weights of a finished run, ready to answer. Raises CheckpointError if it is missing, damaged or of other settings."""
+    folder = run_folder(config, seed, root)
+    weights, state = checkpoints.load(folder / "best")
+    check_configuration(state["config"], config, folder)
+    model = build(config)
+    put_weights(model, weights, folder)
+    return model.eval()
+
+
+def put_weights(model: EndToEndModel, weights: dict[str, Tensor], folder: Path) -> None:
+    missing = set(model.trained_weights()) ^ set(weights)
+    if missing:
+        raise checkpoints.CheckpointError(f"the checkpoint at {folder} does not fit the model: {len(missing)} tensors are only in one of them, "
+                                          f"{sorted(missing)[0]} first; remove the folder to train anew")
+    model.load_state_dict(weights, strict=False)
+
+
+class _Run:
+    """One run's state; ``train`` reads from top to bottom."""
+
+    def __init__(self, config: Config, seed: int, folder: Path, corpus: Path, echo: Echo) -> None:
+        self.config, self.seed, self.folder, self.echo = config, seed, folder, echo
+        settings = config.train
+        self.accelerator = Accelerator(mixed_precision=settings.precision, gradient_accumulation_steps=settings.accumulation)
+        self.examples, self.store = _read(corpus, "train", echo)
+        dev, self.dev_store = _read(corpus, "dev", echo)
+        self.dev = dev_examples(dev, settings.dev_examples)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_of(seed, "new weights"))  # rows for new tokens, if a tokenizer has to grow
+            self.model = build(config)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
+        self.wrapped, self.optimizer, self.schedule = self.accelerator.prepare(self.model, optimizer, schedule)
+        self.reader = load_reader(SHIPPED)
+        self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "best": None, "since_best": 0, "seconds": 0.0}
+        self.collate = Collator(self.model.layout, self.store, config.data.photo_size)
+        self.began = time.monotonic()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        count = self.config.train.epoch_examples or len(self.examples)
+        return math.ceil(min(count, len(self.examples)) / (self.config.train.batch_size * self.accelerator.num_processes))
+
+    def train(self) -> Path:
+        self._resume()
+        while self.state["epoch"] < self.config.train.epochs and self.state["since_best"] < self.config.train.patience:
+            self._epoch()
+            self._score(self.state["epoch"] + 1)
+            self.state |= {"epoch": self.state["epoch"] + 1, "batch": 0}
+            self._save()
+        if self.accelerator.is_main_process:
+            files.write_json(self.folder / "done.json", {"config": asdict(self.config), "seed": self.seed, "steps": self.state["step"],
+                                                         "epochs": self.state["epoch"], "seconds": self._seconds(), "best": self.state["best"]})
+        self.accelerator.end_training()
+        return self.folder
+
+    def _loader(self, epoch: int) -> Any:
+        order = torch.randperm(len(self.examples), generator=generator(self.seed, "order", epoch))
+        count = self.config.train.epoch_examples or len(self.examples)
+        chosen = Subset(self.examples, order[:count].tolist())  # type: ignore[arg-type]
+        return self.accelerator.prepare(DataLoader(chosen, self.config.train.batch_size, collate_fn=self.collate))
+
+    def _epoch(self) -> None:
+        self.wrapped.train()
+        epoch, total = self.state["epoch"], self.batches_per_epoch * self.config.train.epochs
+        loader = self.accelerator.skip_first_batches(self._loader(epoch), self.state["batch"])
+        seen, clock = 0, time.monotonic()
+        for batch in loader:
+            step, number = self.state["step"], epoch * self.batches_per_epoch + self.state["batch"]
+            log_now = step % self.config.train.log_every == 0
+            # Dropout, where a model has it, draws from torch's global state; seeding it by step makes resuming exact.
+            torch.manual_seed(seed_of(self.seed, "dropout", number, self.accelerator.process_index))
+            temperature = temperature_at(self.config.bridge, epoch + self.state["batch"] / self.batches_per_epoch)
+            with self.accelerator.accumulate(self.wrapped):
+                rng = generator(self.seed, "noise", number, self.accelerator.process_index)
+                output = self.wrapped(batch, temperature=temperature, rng=rng)
+                from_image = self._image_gradient(output.image_loss) if log_now else None
+                self.accelerator.backward(output.loss)
+                line = self._line(output, temperature, from_image) if log_now else None
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
+                self.optimizer.step()
+                self.schedule.step()
+                self.optimizer.zero_grad()
+            seen += len(batch.input_ids) * self.accelerator.num_processes
+            self.state["batch"] += 1
+            if self.accelerator.sync_gradients:
+                self.state["step"] += 1
+            if line:
+                self._log({"kind": "step", "step": step, "epoch": number / self.batches_per_epoch, **line,
+                           "examples_per_second": seen / (time.monotonic() - clock), "seconds": self._seconds()})
+                left = (time.monotonic() - clock) / (seen or 1) * self.config.train.batch_size * self.accelerator.num_processes * (total - number - 1)
+                self.echo(f"seed {self.seed}: step {step + 1}, epoch {number / self.batches_per_epoch:.2f} of {self.config.train.epochs}, text "
+                          f"{line['text_loss']:.3f}, image {line['image_loss'] or 0:.3f}, τ {temperature:.2f}, about {left:.0f} s left")
+            if self.accelerator.sync_gradients and self.state["step"] % self.config.train.checkpoint_every == 0:
+                self._save()
+
+    def _image_gradient(self, image_loss: Tensor) -> float | None:
+        """The norm of the language model's gradient from the image loss alone: what the bridge lets through."""
+        if not image_loss.requires_grad:
+            return None
+        weights = [p for p in self.model.language.parameters() if p.requires_grad]
+        return norm(torch.autograd.grad(image_loss, weights, retain_graph=True, allow_unused=True))
+
+    def _line(self, output: Any, temperature: float, from_image: float | None) -> dict[str, Any]:
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0  # fp16 gradients are scaled up
+        norms = {f"gradient_{name}": norm([p.grad for p in part.parameters()]) / scale for name, part in self.model.trained_parts().items()}
+        return {"text_loss": output.text_loss.item(), "image_loss": output.image_loss.item() if output.drawn else None, "temperature": temperature,
+                **norms, "gradient_language_from_image": from_image, "learning_rate": self.schedule.get_last_lr()[0],
+                "captions_cut": output.truncated}
+
+    def _score(self, epoch: int) -> None:
+        """Dev BLEU-2 and FID, the gallery, and the best weights so far."""
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return
+        answers = respond(self.model, self.dev, self.dev_store, self.config.inference, generator(self.seed, "dev"), self.config.data.photo_size)
+        scores = {**text_scores(self.dev, answers), **photo_scores(self.dev, answers, self.dev_store, self.reader, self.config.data.photo_size)}
+        score = dev_score(scores)
+        self._log({"kind": "dev", "step": self.state["step"], "epoch": epoch, "bleu2": scores["bleu2"], "fid": scores["fid"],
+                   "score": score if math.isfinite(score) else None, "n": len(self.dev), "seconds": self._seconds()})
+        self.echo(f"seed {self.seed}: after epoch {epoch}, dev BLEU-2 {scores['bleu2']:.2f}, FID "
+                  + (f"{scores['fid']:.2f}" if scores["fid"] is not None else "none (fewer than two photos drawn)"))
+        save_gallery(self.folder / "gallery" / f"epoch-{epoch}", self.dev, answers)
+        if self.state["best"] is None or score > self.state["best"]["score"]:
+            self.state |= {"best": {"epoch": epoch, "score": score if math.isfinite(score) else -1e9}, "since_best": 0}
+            checkpoints.save(self.folder / "best", self.model.trained_weights(), {"config": asdict(self.config), "seed": self.seed, "epoch": epoch})
+        else:
+            self.state["since_best"] += 1
+        self.accelerator.wait_for_everyone()
+
+    def _seconds(self) -> float:
+        return self.state["seconds"] + time.monotonic() - self.began
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {**self.state, "config": asdict(self.config), "seed": self.seed, "schedule": self.schedule.state_dict(),
+                     "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, "seconds": self._seconds()}
+            checkpoints.save(self.folder / "latest", self.model.trained_weights(), state, self.optimizer)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        if not checkpoints.exists(self.folder / "latest"):
+            if self.accelerator.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                files.write_text(self.folder / "log.jsonl", "")
+                self._gallery_before()
+            return
+        weights, state = checkpoints.load(self.folder / "latest", optimizer=self.optimizer)
+        check_configuration(state["config"], self.config, self.folder)
+        put_weights(self.model, weights, self.folder)
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.state = {key: state[key] for key in self.state}
+        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+        kept = [line for line in lines if line["seconds"] <= state["seconds"]]  # what came after the checkpoint is done again
+        files.write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self.echo(f"seed {self.seed}: going on after step {self.state['step']}")
+
+    def _gallery_before(self) -> None:
+        few = [e for e in self.dev if e.response.photo][:GALLERY]
+        answers = respond(self.model, few, self.dev_store, self.config.inference, generator(self.seed, "dev"), self.config.data.photo_size)
+        save_gallery(self.folder / "gallery" / "epoch-0", few, answers)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+
+
+GALLERY = 6  # dev chats shown after each epoch
+
+
+def _read(corpus: Path, split: str, echo: Echo) -> tuple[list[Example], PhotoStore]:
+    dialogues, store, report = load_split(corpus, split)
+    if report.problems:
+        echo(f"{split}: {report}")
+    return [example for dialogue in dialogues for example in examples_of(dialogue)], store
+
+
+def dev_examples(examples: list[Example], count: int) -> list[Example]:
+    """The first half of ``count`` responses that share a photo and the first half that do not: FID needs photos, BLEU needs text."""
+    sharing = [e for e in examples if e.response.photo][:count // 2]
+    return sharing + [e for e in examples if not e.response.photo][:count - len(sharing)]
+
+
+def save_gallery(folder: Path, examples: Sequence[Example], answers: Sequence[Response]) -> None:
+    """Saves the first answers with gold photos: their captions as JSON, the drawn photos as PNG."""
+    with files.new_folder(folder) as new:
+        shown = [(e, a) for e, a in zip(examples, answers, strict=True) if e.response.photo][:GALLERY]
+        rows = []
+        for i, (example, answer) in enumerate(shown):
+            if answer.image:
+                answer.image.save(new / f"{i}.png")
+            rows.append({"photo_id": example.response.photo.photo_id, "gold": example.response.photo.caption,  # type: ignore[union-attr]
+                         "caption": answer.caption, "drawn": answer.image is not None})
+        files.write_json(new / "gallery.json", rows)
