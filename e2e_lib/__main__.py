@@ -62,6 +62,11 @@ def _figures(arguments: argparse.Namespace) -> None:
         say(str(path))
 
 
+def _readme(arguments: argparse.Namespace) -> None:
+    from e2e_lib.readme import update
+    say(f"updated {update(ROOT / 'README.md', root=ROOT / 'results')}")
+
+
 def _notebooks(arguments: argparse.Namespace) -> None:
     from e2e_lib.notebooks import publish
     from e2e_lib.reproduce import run_notebooks
@@ -154,6 +159,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, 
     "train": (_train, "joint training alone", ("config", "seeds")),
     "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds")),
     "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
+    "readme": (_readme, "write the README's numbers from results/", ()),
     "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),
     "chat": (_chat, "chat with the shipped model in the terminal", ("config", "seeds")),
     "config": (_show_config, "every setting of a profile, its value, meaning and range", ("config",)),

@@ -20,6 +20,7 @@ from e2e_lib.data.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.inference import write
 from e2e_lib.models.end_to_end import EndToEndModel, build
+from e2e_lib.models.sources import load_own
 from e2e_lib.provenance import stamp
 from e2e_lib.randomness import generator, python_random
 
@@ -84,7 +85,7 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
     """What the saved parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
     for part in ("language", "perceptron", "generator"):
         config = configuration.replace(config, f"model.{part}", str((folder / part).resolve()))
-    reader = SceneReader.from_pretrained(folder / "scene_reader").float().eval()
+    reader = load_own(SceneReader, str(folder / "scene_reader")).eval()
     model = build(config).eval()
     seed = config.pretrain.seed
     every, shown = pretraining.photo_pool(photos, seed, "unseen photos", every_triple=True)

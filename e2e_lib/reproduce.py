@@ -13,7 +13,7 @@ from e2e_lib.data.corpus import prepare
 from e2e_lib.evaluation.run import evaluate
 from e2e_lib.files import sha256, write_json
 from e2e_lib.models.sources import WEIGHTS
-from e2e_lib.provenance import Measure
+from e2e_lib.provenance import Measure, stamp
 from e2e_lib.training import RUNS, train
 
 NOTEBOOKS = ("00_quickstart", "01_data", "04_joint_training", "06_results")
@@ -36,14 +36,16 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
     if fresh:
         for folder in (RUNS / config.profile, results.RESULTS / config.profile / "runs", results.RESULTS / config.profile / "notebooks"):
             shutil.rmtree(folder, ignore_errors=True)
-    began, stages = time.monotonic(), 2 + 2 * len(seeds) + 1
-    done = 0
+    began, stages = time.monotonic(), 3 + 2 * len(seeds)
+    transcript: list[str] = []
+
+    def tell(line: str) -> None:
+        transcript.extend(line.splitlines())
+        echo(line)
 
     def stage(title: str) -> None:
-        nonlocal done
-        done += 1
-        elapsed = time.monotonic() - began
-        echo(f"\n== stage {done} of {stages}: {title} (elapsed {clock(elapsed)})")
+        number = 1 + sum(line.startswith("== stage") for line in transcript)
+        tell(f"== stage {number} of {stages}: {title} (elapsed {clock(time.monotonic() - began)})")
 
     with Measure() as measure:
         stage("data")
@@ -56,12 +58,15 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
         stage("summary and figures")
         summary = results.summarise(config.profile)
         figures.draw_all(config.profile, seeds)
-        echo(summary_lines(summary))
+        tell(summary_lines(summary))
         stage("notebooks")
         run_notebooks(config, seeds, echo)
-    write_json(results.RESULTS / config.profile / "reproduce.json", {**measure.as_dict(), "seeds": list(seeds), "profile": config.profile})
-    echo(f"\nAll done in {clock(measure.wall_seconds)}, at most {measure.peak_memory_bytes / 1e9:.1f} GB of memory. "
+    tell(f"All done in {clock(measure.wall_seconds)}, at most {measure.peak_memory_bytes / 1e9:.1f} GB of memory. "
          f"Scores: results/{config.profile}/summary.json. Figures: figures/{config.profile}/. Notebooks: results/{config.profile}/notebooks/.")
+    made = stamp(config, seeds=seeds)
+    write_json(results.RESULTS / config.profile / "reproduce.json", {
+        **measure.as_dict(), "profile": config.profile, "seeds": list(seeds), "cpu_count": made["platform"]["cpu_count"],
+        "device": made["platform"]["device"], "versions": made["versions"], "git": made["git"], "transcript": transcript})
 
 
 def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool = False) -> list[notebooks.Outcome]:

@@ -21,7 +21,7 @@ from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
 
 torch.set_num_threads(1)
-WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 20
+WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
 
 
 def save_parts(folder):

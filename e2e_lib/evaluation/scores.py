@@ -16,12 +16,12 @@ from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.evaluation.sharing import intent_scores, scene_accuracy
 from e2e_lib.evaluation.text import bleu, rouge_l
 from e2e_lib.inference import Response
-from e2e_lib.models.sources import locate
+from e2e_lib.models.sources import load_own, locate
 
 
 def load_reader(source: str) -> SceneReader:
     """The scene reader that ships with the parts. Raises CheckpointError."""
-    return SceneReader.from_pretrained(locate(source, "scene_reader")).float().eval()
+    return load_own(SceneReader, locate(source, "scene_reader")).eval()
 
 
 def gold_photos(examples: Sequence[Example], store: PhotoStore, size: int) -> Tensor:

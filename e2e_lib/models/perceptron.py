@@ -7,7 +7,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
-from e2e_lib.models.sources import locate, unreachable
+from e2e_lib.models.sources import load_own, locate, unreachable
 
 
 class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
@@ -36,6 +36,6 @@ def load_perceptron(source: str) -> ImagePerceptron:
     """The perceptron in float32. Raises CheckpointError."""
     place = locate(source, "perceptron")
     try:
-        return ImagePerceptron.from_pretrained(place).float()
+        return load_own(ImagePerceptron, place)
     except (OSError, ValueError) as error:
         raise unreachable("perceptron", source, error) from None

@@ -1,9 +1,15 @@
 """Where pretrained parts come from: the package itself, a local folder, or a model hub (section 3.1.4)."""
 
+import contextlib
+import io
 from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
 
 from e2e_lib import checkpoints
 
+logging.disable_progress_bar()  # a few MB load in a blink, and a bar for each part would fill logs and notebooks
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
@@ -22,6 +28,12 @@ def locate(source: str, part: str) -> str:
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
         raise checkpoints.CheckpointError(f"{part}: there is no folder {source}; name a folder in the hub's layout or a hub id")
     return str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+
+
+def load_own(kind: Any, place: str) -> Any:
+    """One of our own modules (see ``PyTorchModelHubMixin``) in float32, without the line the hub library prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return kind.from_pretrained(place).float()
 
 
 def unreachable(part: str, source: str, error: Exception) -> checkpoints.CheckpointError:

@@ -1,0 +1,62 @@
+# `make` alone lists the targets. Each installs what it needs into .venv first, so any of them is complete on a fresh machine.
+PROFILE ?= mini
+PYTHON ?= python3.11
+PIP_ARGS ?=
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+E2E := $(VENV)/bin/e2e
+PIP = $(VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check $(PIP_ARGS)
+# A pin, as pyproject.toml has it.
+pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
+PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test bench lint clean FORCE
+
+help:
+	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
+	@echo 'make reproduce   train, evaluate, draw the figures and run the notebooks; PROFILE=mini (default) or smoke'
+	@echo 'make test        run the tests, and every notebook at smoke'
+	@echo 'make bench       measure speed'
+	@echo 'make lint        check style and types'
+	@echo 'make clean       remove what can be made again'
+	@echo 'Variables: PROFILE=$(PROFILE)  PYTHON=$(PYTHON)  PIP_ARGS=... (passed to pip; an --extra-index-url can bring another build of torch)'
+
+setup: $(STAMP)
+	$(E2E) doctor
+
+reproduce: $(STAMP)
+	$(E2E) reproduce --profile $(PROFILE)
+
+test: $(STAMP)
+	$(E2E) test
+
+bench: $(STAMP)
+	$(E2E) bench
+
+lint: $(STAMP)
+	$(E2E) lint
+
+clean: $(STAMP)
+	$(E2E) clean
+
+# The paths of its folder are written into a virtual environment, so one that was moved or copied, lost its Python or was never
+# finished is made anew; a sound one is kept, and pip changes only what differs from the pins.
+SOUND := $(shell grep -Fqs "$(CURDIR)/$(VENV)/bin/" $(VENV)/bin/pip && $(VENV)/bin/python $(PYTHON_IS_311) 2>/dev/null && echo yes)
+
+define MAKE_VENV
+$(PYTHON) $(PYTHON_IS_311) 2>/dev/null || { echo 'Python 3.11 is needed, and $(PYTHON) is missing or is another version.' \
+	'Install Python 3.11, or say where it is: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }; \
+echo 'Making a virtual environment in $(VENV)'; $(PYTHON) -m venv --clear $(VENV)
+endef
+
+$(STAMP): pyproject.toml Makefile $(if $(SOUND),,FORCE)
+	@$(if $(SOUND),:,$(MAKE_VENV))
+	@rm -f $@
+	@echo 'Installing '$(call pin,torch)': up to several minutes, the largest download'
+	@$(PIP) $(call pin,torch)
+	@echo 'Installing '$(call pin,torch-fidelity)' and everything else in pyproject.toml: a few minutes more'
+	@$(PIP) --no-deps $(call pin,torch-fidelity)
+	@$(PIP) --no-warn-conflicts --editable '.[test]'
+	@touch $@

@@ -1,0 +1,327 @@
+"""From results to figures and tables, and nothing else: what the notebooks show and what stands under ``figures/``.
+
+Every function takes what was read from a run's folder and returns a Plot (a matplotlib Figure), which notebooks show as it is.
+"""
+
+import json
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from PIL import Image
+
+from e2e_lib import files
+from e2e_lib.config import Config, Data
+from e2e_lib.data.corpus import DATA, corpus_folder
+from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import examples_of, load_split
+from e2e_lib.data.minichat import HELD_OUT
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS
+from e2e_lib.results import ResultsError, load_json
+from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Plot, chat_figure, note_of, photo_grid, plain, say_in
+from e2e_lib.training import RUNS
+
+FIGURES = Path("figures")
+CORE = ("thing", "colour", "place")
+def _dress(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_title(plain(title), fontsize=11, loc="left")
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+# ------------------------------------------------------------------------------------------------ reading a run's folder
+
+def _json_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such file; `{made_by}` makes it")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ResultsError(f"{path}, row {number}: not readable JSON ({error}); remove the run's folder and make it again with "
+                               f"`{made_by}`") from None
+    return rows
+
+
+def _folder(profile: str, seed: int, root: Path) -> Path:
+    return root / profile / "end_to_end" / f"seed-{seed}"
+
+
+def read_logs(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int, list[dict[str, Any]]]:
+    """The training log of each seed, as ``training`` wrote it. Raises ResultsError if one is missing or damaged."""
+    return {seed: _json_lines(_folder(profile, seed, root) / "log.jsonl", f"e2e train --profile {profile}") for seed in seeds}
+
+
+def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int, list[dict[str, Any]]]:
+    """The test answers of each seed; ``image`` is the drawn photo's file, or None. Raises ResultsError."""
+    answers = {}
+    for seed in seeds:
+        folder = _folder(profile, seed, root) / "answers"
+        rows = _json_lines(folder / "answers.jsonl", f"e2e evaluate --profile {profile}")
+        answers[seed] = [{**row, "image": folder / f"{i}.png" if (folder / f"{i}.png").is_file() else None} for i, row in enumerate(rows)]
+    return answers
+
+
+# ------------------------------------------------------------------------------------------------------- training curves
+
+def _curve(ax: Axes, logs: Mapping[int, list[dict[str, Any]]], kind: str, key: str, colour: str, label: str, style: str = "-") -> bool:
+    """A thin line a seed and, where every seed has a value, their mean; on a log axis only what is above zero. False if there is none."""
+    log = ax.get_yscale() == "log"
+
+    def shown(line: dict[str, Any]) -> bool:
+        return line["kind"] == kind and line.get(key) is not None and (line[key] > 0 or not log)
+
+    runs = [{line["epoch"]: line[key] for line in lines if shown(line)} for lines in logs.values()]
+    marker = "o" if kind == "dev" else ""
+    for run in runs if len(runs) > 1 else ():
+        ax.plot(list(run), list(run.values()), color=colour, alpha=0.4, linewidth=0.8, linestyle=style)
+    common = sorted(set.intersection(*map(set, runs))) if runs else []
+    means = [statistics.fmean(run[x] for run in runs) for x in common]
+    ax.plot(common, means, color=colour, linewidth=2, linestyle=style, label=label, marker=marker)
+    return any(runs)
+
+
+def _two_panels(logs: Mapping[int, list[dict[str, Any]]], kind: str, note: str, left: tuple[str, str, str], right: tuple[str, str, str],
+                missing: str) -> Plot:
+    figure = Plot(9, 3.4, note)
+    for ax, (key, title, unit), colour in zip(figure.subplots(1, 2), (left, right), (BLUE, VERMILLION), strict=True):
+        found = _curve(ax, logs, kind, key, colour, "mean over seeds" if len(logs) > 1 else "one seed")
+        _dress(ax, title, "epoch", unit)
+        if found:
+            ax.legend(frameon=False, fontsize=8)
+        else:
+            say_in(ax, missing)
+    return figure
+
+
+def _steps(logs: Mapping[int, list[dict[str, Any]]]) -> str:
+    last = max((line["step"] + 1 for lines in logs.values() for line in lines if line["kind"] == "step"), default=0)
+    return f"{last} training steps"
+
+
+def loss_curves(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Plot:
+    """Text and image loss while training (the two terms of Eq. 13); thin lines are single seeds."""
+    return _two_panels(logs, "step", note_of(profile, list(logs), _steps(logs)), ("text_loss", "Text loss (Eq. 2)", "nats a token"),
+                       ("image_loss", "Image loss (Eq. 12)", "mean squared error of the noise"), "no batch of the log had a photo to draw")
+
+
+def dev_curves(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Plot:
+    """Dev BLEU-2 and FID after each epoch, which decide about early stopping."""
+    n = next((line["n"] for lines in logs.values() for line in lines if line["kind"] == "dev"), 0)
+    return _two_panels(logs, "dev", note_of(profile, list(logs), f"{n} dev responses"),
+                       ("bleu2", "Dev BLEU-2 (higher is better)", "BLEU-2, 0-100"),
+                       ("fid", "Dev FID (lower is better)", "FID, scene reader's features"), "fewer than two photos were drawn: no FID")
+
+
+def temperature_curve(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Plot:
+    """The temperature of Eq. 5 over the epochs."""
+    figure = Plot(6, 2.8, note_of(profile, list(logs), _steps(logs)))
+    ax = figure.subplots()
+    _curve(ax, logs, "step", "temperature", PURPLE, "τ")
+    _dress(ax, "Temperature τ of the Gumbel-softmax (Eq. 5)", "epoch", "τ")
+    ax.set_ylim(0)
+    return figure
+
+
+def gradient_norms(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Plot:
+    """Gradient norm of each part from the whole loss, and of the language model from the image loss alone; zeros cannot be shown."""
+    figure = Plot(8, 4, note_of(profile, list(logs), _steps(logs)))
+    ax = figure.subplots()
+    ax.set_yscale("log")
+    lines = (("gradient_language", BLUE, "language model", "-"), ("gradient_perceptron", GREEN, "perceptron", "-."),
+             ("gradient_unet", ORANGE, "image generator (UNet)", "--"),
+             ("gradient_language_from_image", VERMILLION, "language model, from the image loss alone", ":"))
+    found = [_curve(ax, logs, "step", *line) for line in lines]
+    _dress(ax, "Gradient norms", "epoch", "Euclidean norm (log)")
+    if any(found):
+        ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.16))
+    else:
+        say_in(ax, "no gradient above zero was logged")
+    return figure
+
+
+# --------------------------------------------------------------------------------------------------------------- photos
+
+def gallery_over_epochs(profile: str, seed: int, corpus: Path, root: Path = RUNS, most: int = 4) -> Plot:
+    """The same dev chats answered before joint training and after epochs (at most ``most`` of them), beside the gold photo."""
+    folders = sorted((_folder(profile, seed, root) / "gallery").glob("epoch-*"), key=lambda path: int(path.name[6:]))
+    if len(folders) > most + 1:
+        folders = [folders[round(i * (len(folders) - 1) / most)] for i in range(most + 1)]
+    tables = [json.loads((folder / "gallery.json").read_text(encoding="utf-8")) for folder in folders]
+    store = PhotoStore(corpus / "photos")
+    images: list[Any] = []
+    titles: list[str] = []
+    for i, gold in enumerate(tables[0] if tables else ()):
+        images.append(store.load(gold["photo_id"]))
+        titles.append(f"gold: {gold['gold']}")
+        for folder, rows in zip(folders, tables, strict=True):
+            when = "before" if folder.name == "epoch-0" else folder.name.replace("-", " ")
+            images.append(folder / f"{i}.png" if rows[i]["drawn"] else None)
+            titles.append(f"{when}: {rows[i]['caption'] or 'shares no photo'}")
+    return photo_grid(images, titles, columns=len(folders) + 1, heading="The same dev chats, before and during joint training",
+                      note=note_of(profile, [seed], f"{len(tables[0]) if tables else 0} dev chats"))
+
+
+def wrong(row: Mapping[str, Any], names: Sequence[str] = CORE) -> list[str]:
+    """Which attributes of an answer's photo are not what the gold photo shows; without a photo, all."""
+    scene = row["scene"]
+    return [name for name in names if scene["drawn"] is None or scene["drawn"][name] != scene["gold"][name]]
+
+
+def gallery_pairs(answers: Sequence[Mapping[str, Any]], corpus: Path, profile: str, seed: int, count: int = 12) -> Plot:
+    """Gold and drawn photos in pairs: every k-th test response that should share a photo, in the test set's order, so failures too."""
+    due = [row for row in answers if row["scene"]]
+    shown = [due[i * len(due) // count] for i in range(count)] if len(due) > count else due
+    store = PhotoStore(corpus / "photos")
+    images: list[Any] = []
+    titles: list[str] = []
+    colours: list[str] = []
+    for row in shown:
+        errors = wrong(row)
+        images += [store.load(row["gold_photo_id"]), row["image"]]
+        verdict = f"wrong {', '.join(errors)}" if errors else "right"
+        titles += [f"gold: {row['gold_caption']}", f"{verdict}: {row['caption'] or 'shares no photo'}"]
+        colours += ["black", VERMILLION if errors else BLUE]
+    return photo_grid(images, titles, colours=colours, heading="Gold photo, and what was drawn from the model's own caption",
+                      note=note_of(profile, [seed], f"{len(shown)} of {len(due)} test photos, evenly spaced"))
+
+
+# ------------------------------------------------------------------------------------------------------- scene accuracy
+
+def by_attribute(answers: Sequence[Mapping[str, Any]], held_out: bool) -> dict[str, float] | None:
+    """The share of photos drawn right in each attribute, over gold photos whose triple is (or is not) held out; None if there are none."""
+    rows = [row for row in answers if row["scene"] and (tuple(row["scene"]["gold"][name] for name in CORE) in HELD_OUT) == held_out]
+    return {name: sum(not wrong(row, [name]) for row in rows) / len(rows) for name in ATTRIBUTES} if rows else None
+
+
+def scene_bars(answers: Mapping[int, Sequence[Mapping[str, Any]]], profile: str) -> Plot:
+    """Scene accuracy by attribute, for triples met in training and for held-out ones; dots are single seeds."""
+    counts = [sum(bool(row["scene"]) for row in rows) for rows in answers.values()]
+    figure = Plot(8, 3.6, note_of(profile, list(answers), f"{max(counts, default=0)} test photos a seed"))
+    ax = figure.subplots()
+    at = np.arange(len(ATTRIBUTES))
+    kinds = ((False, BLUE, "triple met in training", -0.2), (True, ORANGE, "triple held out for the test", 0.2))
+    for held_out, colour, label, shift in kinds:
+        runs = [scores for rows in answers.values() if (scores := by_attribute(rows, held_out))]
+        if runs:
+            ax.bar(at + shift, [statistics.fmean(run[name] for run in runs) for name in ATTRIBUTES], 0.38, color=colour, label=label)
+            for run in runs if len(runs) > 1 else ():
+                ax.plot(at + shift, [run[name] for name in ATTRIBUTES], ".", color="black", markersize=4)
+    ax.plot(at, [1 / len(values) for values in ATTRIBUTES.values()], "_", color=VERMILLION, markersize=40, label="guessing evenly")
+    ax.set_xticks(at, list(ATTRIBUTES))
+    ax.set_ylim(0, 1.02)
+    _dress(ax, "Is it what it should be? Drawn photos, read by the scene reader", "", "share of gold photos")
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.1))
+    return figure
+
+
+def causes(answers: Sequence[Mapping[str, Any]]) -> dict[str, Counter[str]]:
+    """For thing, colour and place, how many test photos are "right", not there ("no photo"), wrong because the model's own caption does not
+    say what is meant ("wrong words"), or wrong though it does ("wrong drawing")."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in CORE}
+    for row in (row for row in answers if row["scene"]):
+        for name in CORE:
+            counts[name][_cause(row, name)] += 1
+    return counts
+
+
+def _cause(row: Mapping[str, Any], name: str) -> str:
+    if row["scene"]["drawn"] is None:
+        return "no photo"
+    if not wrong(row, [name]):
+        return "right"
+    return "wrong drawing" if re.search(rf"\b{row['scene']['gold'][name]}s?\b", row["caption"] or "") else "wrong words"
+
+
+def cause_bars(answers: Mapping[int, Sequence[Mapping[str, Any]]], profile: str) -> Plot:
+    """Where errors come from, all seeds together: the words of the caption, or the drawing of it."""
+    counts = {name: sum((causes(rows)[name] for rows in answers.values()), Counter[str]()) for name in CORE}
+    n = sum(counts["thing"].values())
+    figure = Plot(8, 2.9, note_of(profile, list(answers), f"{n} test photos, all seeds together"))
+    ax = figure.subplots()
+    left = np.zeros(len(CORE))
+    for cause, colour in (("right", BLUE), ("wrong words", ORANGE), ("wrong drawing", VERMILLION), ("no photo", "#bbbbbb")):
+        share = np.array([counts[name][cause] / max(1, n) for name in CORE])
+        ax.barh(CORE, share, left=left, color=colour, label=cause)
+        left += share
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    _dress(ax, "Who made the error: the words or the drawing?", "share of gold photos", "")
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.22))
+    return figure
+
+
+def triple_map(triples: Sequence[tuple[str, str, str]], title: str, note: str) -> Plot:
+    """How many photos show each (thing, colour, place), a panel a place; held-out triples are crossed."""
+    counts = Counter(triples)
+    figure = Plot(10, 5.2, note)
+    axes = figure.subplots(2, 3, sharex=True, sharey=True).flat
+    for ax, place in zip(axes, PLACES, strict=True):
+        table = np.array([[counts[thing, colour, place] for thing in THINGS] for colour in COLOURS])
+        image = ax.imshow(table, cmap="cividis", vmin=0, vmax=max(counts.values(), default=1), aspect="auto")
+        crossed = [(x, y) for x, thing in enumerate(THINGS) for y, colour in enumerate(COLOURS) if (thing, colour, place) in HELD_OUT]
+        ax.plot(*zip(*crossed, strict=True), "x", color=ORANGE, markersize=5)
+        ax.set_title(place, fontsize=10)
+        ax.set_xticks(range(len(THINGS)), THINGS, rotation=90, fontsize=8)
+        ax.set_yticks(range(len(COLOURS)), COLOURS, fontsize=8)
+    figure.colorbar(image, ax=figure.axes, label="photos", shrink=0.7)
+    figure.suptitle(plain(title), fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------ everything
+
+def example_chat(answers: Sequence[Mapping[str, Any]], corpus: Path, profile: str, seed: int) -> Plot:
+    """The first test context with a photo in it whose reply is due to share one too, and what the model answered."""
+    dialogues, store, _ = load_split(corpus, "test")
+    examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
+    pairs = [(example, row) for example, row in zip(examples, answers, strict=True)
+             if example.response.photo and row["image"] and any(turn.photo for turn in example.context)]
+    if pairs:
+        example, row = pairs[0]
+        turns = [Turn(int(turn.speaker == example.response.speaker), turn.text, turn.photo) for turn in example.context]
+        turns.append(Turn(1, row["text"], SharedPhoto("drawn", row["caption"])))
+        return chat_figure(turns, lambda name: Image.open(row["image"]) if name == "drawn" else store.load(name),
+                           names=("User", "Assistant"), heading="A test chat; the last turn is the model's own",
+                           note=note_of(profile, [seed], f"1 of {len(examples)} test responses, the first with photos both ways"))
+    figure = Plot(6, 1.5, note_of(profile, [seed], f"{len(examples)} test responses"))
+    ax = figure.subplots()
+    ax.axis("off")
+    say_in(ax, "in no test chat with a photo did the model share another")
+    return figure
+
+
+def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Path = DATA, out: Path = FIGURES) -> list[Path]:
+    """Draws every figure of a profile's runs into ``out``/<profile>, as PNG and PDF; returns the files.
+
+    The corpus is the one the first seed was trained on. Raises ResultsError where a run or its answers are missing.
+    """
+    if not seeds:
+        raise ResultsError("no seeds were given; figures need at least one trained run")
+    logs, answers, first = read_logs(profile, seeds, runs), read_answers(profile, seeds, runs), seeds[0]
+    corpus = corpus_of(profile, first, runs, data)
+    made = {
+        "losses": loss_curves(logs, profile), "temperature": temperature_curve(logs, profile),
+        "gradient_norms": gradient_norms(logs, profile), "dev": dev_curves(logs, profile),
+        "scene_accuracy": scene_bars(answers, profile), "errors": cause_bars(answers, profile),
+        "gallery": gallery_pairs(answers[first], corpus, profile, first),
+        "gallery_over_epochs": gallery_over_epochs(profile, first, corpus, runs),
+        "chat": example_chat(answers[first], corpus, profile, first),
+    }
+    return [files.write_bytes(out / profile / f"{name}.{kind}", figure.to_bytes(kind))
+            for name, figure in made.items() for kind in ("png", "pdf")]
+
+
+def corpus_of(profile: str, seed: int, runs: Path = RUNS, data: Path = DATA) -> Path:
+    """The corpus that a finished run was trained on. Raises ResultsError."""
+    done = load_json(_folder(profile, seed, runs) / "done.json")
+    return corpus_folder(Config(profile, data=Data(**done["config"]["data"])), data)

@@ -1,0 +1,51 @@
+"""The README's numbers, written from results/ between its markers, so that none is typed by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from e2e_lib import files
+from e2e_lib.results import RESULTS, load_json, read_summary
+
+ROWS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "rougeL": "ROUGE-L", "is": "IS (scene reader)", "fid": "FID (scene reader)",
+        "kid": "KID (scene reader)", "intent_f1": "photo-sharing intent F1", "caption_bleu": "caption BLEU",
+        "scene_accuracy": "scene accuracy (thing, colour, place)"}
+
+
+def results_table(profile: str, root: Path | str = RESULTS) -> str:
+    """A Markdown table of the profile's scores: mean ± sample standard deviation, with the number of seeds and test items."""
+    summary, systems = read_summary(profile, root), read_summary(profile, root)["systems"]
+    lines = ["| metric | " + " | ".join(system.replace("_", "-") for system in systems) + " |", "|---|" + "---|" * len(systems)]
+    for key, name in ROWS.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(scores.get(key)) for scores in systems.values()) + " |")
+    seeds = {entry["n"] for scores in systems.values() for entry in scores.values()}
+    test = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
+    return "\n".join([*lines, "", f"Mean ± standard deviation over {'/'.join(map(str, sorted(seeds)))} seeds; profile {profile}; N: {test}."])
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    digits = 3 if abs(entry["mean"]) < 2 else 2
+    return f"{entry['mean']:.{digits}f}" + ("" if entry["std"] is None else f" ± {entry['std']:.{digits}f}")
+
+
+def transcript(profile: str, root: Path | str = RESULTS) -> str:
+    """What the last uninterrupted `make reproduce` printed, its stages and scores, with its time and memory."""
+    run = load_json(Path(root) / profile / "reproduce.json")
+    return ("```\n" + "\n".join(run["transcript"]) + "\n```\n\n"
+            f"That was on {run['cpu_count']} cores ({run['device']}): {run['wall_seconds'] / 60:.1f} minutes, "
+            f"at most {run['peak_memory_bytes'] / 1e9:.1f} GB of memory.")
+
+
+def update(path: Path | str = "README.md", profile: str = "mini", root: Path | str = RESULTS) -> Path:
+    """Rewrites the blocks between ``<!-- name:begin -->`` and ``<!-- name:end -->``. Raises ResultsError for missing results and
+    ValueError for a missing marker."""
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    for name, block in (("results", results_table(profile, root)), ("reproduce", transcript(profile, root))):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{path}: the markers {begin} and {end} are missing, so its numbers cannot be kept up to date")
+        head, rest = text.split(begin, 1)
+        text = f"{head}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"
+    return files.write_text(path, text)

@@ -1,0 +1,135 @@
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2e_lib import config as configuration
+from e2e_lib.config import MISSING, PROFILES, ConfigError, load, replace, table
+
+FIELDS = {f"{section.name}.{f.name}": f for section in dataclasses.fields(configuration.Config)[1:]
+          for f in dataclasses.fields(getattr(load("mini"), section.name))}
+
+
+@pytest.mark.parametrize("profile", ["smoke", "mini", "small", "paper"])
+def test_every_profile_loads_and_its_own_values_are_allowed(profile):
+    config = load(profile)
+    assert config.profile == profile and config == PROFILES[profile]
+    rows = table(config)
+    assert [row["key"] for row in rows] == list(FIELDS) and all(row["meaning"] and row["allowed"] for row in rows)
+    for row in rows:  # reading back what is printed changes nothing, and passes the checks
+        assert replace(config, row["key"], row["value"]) == config
+
+
+def test_the_paper_profile_has_the_papers_settings():
+    config = load("paper")
+    assert (config.bridge.temperature_start, config.bridge.temperature_end, config.bridge.temperature_epochs) == (1.0, 0.01, 3.0)
+    assert (config.bridge.mapping, config.bridge.pooling, config.bridge.noise) == ("sentence", "mean", True)
+    assert (config.train.learning_rate, config.train.warmup_steps, config.train.image_loss_weight) == (5e-5, 1000, 1.0)
+    assert (config.inference.temperature, config.inference.sampling) == (0.7, True)
+
+
+def test_profiles_that_cannot_run_yet_say_what_they_lack():
+    assert set(MISSING) == {"small", "paper"}
+    assert all(f"profile '{name}'" in text and "--profile mini" in text for name, text in MISSING.items())
+
+
+@pytest.mark.parametrize(("profile", "hint"), [("mni", "did you mean 'mini'"), ("PAPER2", "allowed: mini, smoke, small, paper"), ("", "allowed")])
+def test_an_unknown_profile_names_the_nearest(profile, hint):
+    with pytest.raises(ConfigError, match=hint) as caught:
+        load(profile)
+    assert repr(profile) in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "nearest"), [
+    ("train.learing_rate", "train.learning_rate"), ("bridge.poolng", "bridge.pooling"), ("data.photo_sise", "data.photo_size"),
+    ("learning_rate", "train.learning_rate"), ("bridge.learning_rate", "train.learning_rate"), ("Inference.beams", "inference.beams")])
+def test_an_unknown_key_names_the_nearest_and_the_value(key, nearest):
+    with pytest.raises(ConfigError) as caught:
+        load("smoke", [f"{key}=0.5"])
+    assert repr(key) in str(caught.value) and "'0.5'" in str(caught.value) and f"did you mean {nearest!r}" in str(caught.value)
+
+
+def test_a_key_like_no_other_gets_no_guess():
+    with pytest.raises(ConfigError, match="'zzzz' .* is unknown; `e2e config` lists all"):
+        replace(load("smoke"), "zzzz", 1)
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "train.epochs 3", ""])
+def test_an_override_without_a_value_shows_how_it_is_written(override):
+    with pytest.raises(ConfigError, match="expected section.key=value, such as"):
+        load("smoke", [override])
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), [
+    ("train.epochs", "0", "a whole number of at least 1"), ("train.epochs", "2.5", "a whole number"), ("train.epochs", "many", "a whole number"),
+    ("train.epochs", "", "a whole number"), ("train.learning_rate", "nan", "a number from 1e-08 to 1"), ("train.learning_rate", "2", "from 1e-08 to 1"),
+    ("train.learning_rate", "-1e-4", "from 1e-08 to 1"), ("train.learning_rate", "inf", "from 1e-08 to 1"),
+    ("train.image_loss_weight", "inf", "a number of at least 0"), ("train.image_loss_weight", "-1", "at least 0"),
+    ("train.image_loss_weight", "nan", "at least 0"), ("bridge.temperature_end", "0", "a number from 0.001 to 100"),
+    ("bridge.mapping", "word", "one of sentence, none"), ("bridge.mapping", "", "one of sentence, none"), ("bridge.noise", "yes", "true or false"),
+    ("bridge.noise", "1", "true or false"), ("data.name", "imagechat", "one of minichat, photochat, dialogcc"), ("inference.top_p", "1.01", "0.001 to 1")])
+def test_a_value_that_is_not_allowed_is_named_with_what_is(key, value, allowed):
+    with pytest.raises(ConfigError) as caught:
+        load("smoke", [f"{key}={value}"])
+    assert f"{key} = {value!r} is not allowed: expected " in str(caught.value) and allowed in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("train.epochs", 2.5), ("train.epochs", None), ("train.learning_rate", [1e-3]), ("train.epochs", float("inf")),
+                                            ("train.epochs", True), ("model.language", None), ("model.language", ""), ("model.language", 3)])
+def test_a_value_of_another_type_is_refused(key, value):
+    with pytest.raises(ConfigError, match=f"{key} = .* is not allowed"):
+        replace(load("smoke"), key, value)
+
+
+def test_overrides_apply_in_order_and_touch_nothing_else():
+    config = load("mini", ["train.epochs=7", " train.learning_rate = 1e-4 ", "bridge.noise=False", "train.epochs=8", "model.language=a=b/c"])
+    expected = dataclasses.replace(PROFILES["mini"], train=dataclasses.replace(PROFILES["mini"].train, epochs=8, learning_rate=1e-4),
+                                   bridge=dataclasses.replace(PROFILES["mini"].bridge, noise=False),
+                                   model=dataclasses.replace(PROFILES["mini"].model, language="a=b/c"))
+    assert config == expected and PROFILES["mini"].train.epochs != 8
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load("mini").train.epochs = 3  # type: ignore[misc]
+
+
+def allowed_values(f):
+    rules, kind = f.metadata, type(f.default)
+    if rules["choices"]:
+        return st.sampled_from(rules["choices"])
+    if kind is bool:
+        return st.booleans()
+    if kind is str:
+        return st.text(alphabet="abc/:.-=", min_size=1)
+    if kind is int:
+        return st.integers(rules["low"], rules["high"] if rules["high"] is not None else 10**9)
+    return st.floats(rules["low"], rules["high"] if rules["high"] is not None else 1e9)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_configuration_survives_being_printed_and_set_again(data):
+    keys = data.draw(st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=6, unique=True))
+    config = load("mini")
+    for key in keys:
+        config = replace(config, key, data.draw(allowed_values(FIELDS[key]), label=key))
+    again = load("mini", [f"{row['key']}={row['value']}" for row in table(config)])
+    assert again == config
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_number_is_accepted_exactly_if_it_lies_within_its_bounds(data):
+    key = data.draw(st.sampled_from([key for key, f in FIELDS.items() if type(f.default) is float]))
+    value, rules = data.draw(st.floats(allow_nan=True, allow_infinity=True)), FIELDS[key].metadata
+    low = rules["low"] if rules["low"] is not None else -math.inf
+    high = rules["high"] if rules["high"] is not None else math.inf
+    section, name = key.split(".")
+    if math.isfinite(value) and low <= value <= high:
+        assert getattr(getattr(replace(load("mini"), key, value), section), name) == value
+    else:
+        with pytest.raises(ConfigError):
+            replace(load("mini"), key, value)

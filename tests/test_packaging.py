@@ -1,0 +1,277 @@
+"""What a fresh clone relies on: pins, the files that repeat them, the Makefile, and what ships."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from e2e_lib.__main__ import parser
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUNTIME = PYPROJECT["project"]["dependencies"]
+TEST = PYPROJECT["project"]["optional-dependencies"]["test"]
+NO_DEPS = PYPROJECT["tool"]["e2e"]["no-deps"]
+OPTIONAL = {"torchvision"}  # used where it works, see e2e_lib/evaluation/fidelity.py
+
+
+def pins(requirements):
+    """Canonical name → version; every requirement must be ``name==version``, each name once."""
+    found = {}
+    for requirement in map(Requirement, requirements):
+        name, specifiers = canonicalize_name(requirement.name), list(requirement.specifier)
+        assert [s.operator for s in specifiers] == ["=="] and "*" not in specifiers[0].version, f"{requirement}: not an exact pin"
+        assert not requirement.marker and not requirement.extras and not requirement.url, f"{requirement}: more than a name and a version"
+        assert name not in found, f"{name} is pinned twice"
+        found[name] = specifiers[0].version
+    return found
+
+
+def repository_files():
+    """The files that git has or would take."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout, or git is missing")
+    return sorted({ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()})
+
+
+# Pins
+
+
+def test_every_pin_is_exact_and_stands_once():
+    assert pins([*RUNTIME, *TEST, *NO_DEPS])["torch"]
+    assert pins(PYPROJECT["build-system"]["requires"])
+
+
+def test_what_is_installed_is_what_is_pinned():
+    for name, version in pins([*RUNTIME, *TEST, *NO_DEPS]).items():
+        assert importlib.metadata.version(name).partition("+")[0] == version, f"{name}: run `make setup`"  # torch's may end in +cpu
+
+
+def test_environment_yml_carries_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert conda == ["python=3.11", "pip"] and PYPROJECT["project"]["requires-python"] == ">=3.11,<3.12"
+    assert pins(pip) == pins([*RUNTIME, *TEST])
+
+
+def test_environment_yml_says_what_pip_cannot_be_told_there():
+    (command,) = re.findall(r"^# +pip install --no-deps (.+) -e \.$", (ROOT / "environment.yml").read_text(), re.M)
+    assert pins(command.split()) == pins(NO_DEPS)
+
+
+def test_what_no_deps_leaves_out_is_listed():
+    for name in pins(NO_DEPS):
+        needed = [Requirement(line) for line in importlib.metadata.requires(name) or []]
+        names = {canonicalize_name(r.name) for r in needed if not r.marker or r.marker.evaluate({"extra": ""})}
+        assert names - OPTIONAL <= pins(RUNTIME).keys()
+
+
+# Imports
+
+
+def imported(source):
+    """The top-level names that Python source imports, relative imports aside."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.partition(".")[0]
+
+
+def python_of(path):
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+@pytest.mark.parametrize("folder, suffix, allowed", [
+    ("e2e_lib", "py", [*RUNTIME, *NO_DEPS]), ("notebooks", "ipynb", [*RUNTIME, *NO_DEPS]), ("tests", "py", [*RUNTIME, *NO_DEPS, *TEST])])
+def test_every_import_is_a_dependency(folder, suffix, allowed):
+    distributions, allowed_names = importlib.metadata.packages_distributions(), pins(allowed).keys()
+    paths = list((ROOT / folder).rglob(f"*.{suffix}"))
+    own = {"e2e_lib", "tests"} | OPTIONAL | {path.stem for path in paths if folder == "tests"}
+    for path in paths:
+        for name in set(imported(python_of(path))) - set(sys.stdlib_module_names) - own:
+            found = {canonicalize_name(d) for d in distributions.get(name, [name])}
+            assert found & allowed_names, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not list for {folder}/"
+
+
+# What is in the repository and in the package
+
+
+def test_no_file_names_a_registry_host_or_a_machines_path():
+    # In pieces, so that this file does not find itself.
+    hosts = ["pypi" + r"\.org", "python" + r"hosted\.org", "registry" + r"\.npmjs", "deb" + r"\.debian", "conda" + r"\.anaconda"]
+    folders = r"(?<![\w.$~})*-])/(?:work|root|home/\w+|Users/\w+)" + "/"
+    private = re.compile("|".join([*hosts, folders]))
+    found = []
+    for path in repository_files():
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture or weights
+        found += [f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, hit.start()) + 1}: {hit.group()}" for hit in private.finditer(text)]
+    assert not found
+
+
+def test_weights_are_small_and_never_pickled():
+    folder = ROOT / "e2e_lib" / "weights"
+    shipped = [path for path in repository_files() if folder in path.parents]
+    if not shipped:
+        pytest.skip("no pretrained parts are shipped yet")
+    assert {path.suffix for path in shipped} <= {".safetensors", ".json", ".txt"}
+    assert sum(path.stat().st_size for path in shipped) <= 10_000_000
+
+
+def test_the_package_carries_every_file_it_needs():
+    package = ROOT / "e2e_lib"
+    shipped = {path for pattern in PYPROJECT["tool"]["setuptools"]["package-data"]["e2e_lib"] for path in package.glob(pattern)}
+    assert not [str(path) for path in repository_files() if package in path.parents and path.suffix != ".py" and path not in shipped]
+    modules = [path for path in repository_files() if package in path.parents and path.suffix == ".py"]
+    assert not [str(path) for path in modules if not (path.parent / "__init__.py").exists()]
+
+
+# The Makefile, run with a stand-in for Python that notes what it is asked to do
+
+STAND_IN = """#!/bin/sh
+case "$*" in
+-c*) exec {python} "$@";;
+esac
+echo "$*" >> {log}
+case "$*" in
+"-m venv"*)
+    rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python
+    echo "#!$PWD/.venv/bin/python" > .venv/bin/pip;;
+*editable*)
+    if [ -e broken ]; then echo 'no space left' >&2; exit 1; fi
+    printf '#!/bin/sh\\necho e2e "$@" >> {log}\\n' > .venv/bin/e2e; chmod +x .venv/bin/e2e;;
+esac
+"""
+VENV = "-m venv --clear .venv"
+PIP = "-m pip install --quiet --no-input --disable-pip-version-check"
+INSTALLS = [f"{PIP} {next(pin for pin in RUNTIME if pin.startswith('torch=='))}", f"{PIP} --no-deps {NO_DEPS[0]}",
+            f"{PIP} --no-warn-conflicts --editable .[test]"]
+TARGETS = {"setup": "doctor", "reproduce": "reproduce --profile mini", "test": "test", "bench": "bench", "lint": "lint", "clean": "clean"}
+
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+class Clone:
+    """A folder with the repository's Makefile and a stand-in for Python 3.11."""
+
+    def __init__(self, folder):
+        self.folder, self.log, self.python = folder / "a clone", folder / "log", folder / "python"
+        (self.folder / ".ci").mkdir(parents=True)
+        for name in ("Makefile", "pyproject.toml", ".ci/run"):
+            shutil.copy(ROOT / name, self.folder / name)
+        self.python.write_text(STAND_IN.format(python=sys.executable, log=self.log))
+        self.python.chmod(0o755)
+
+    def run(self, command, python=None):
+        """The finished process, and what Python, pip and e2e were asked to do, in order."""
+        self.log.write_text("")
+        environment = {"PATH": os.environ["PATH"], "PYTHON": str(python or self.python), "CI": "true"}
+        done = subprocess.run(command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return done, self.log.read_text().splitlines()
+
+    def make(self, *arguments, **options):
+        return self.run(["make", *arguments], **options)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return Clone(tmp_path)
+
+
+@needs_make
+def test_setup_installs_torch_first_and_says_what_it_does(clone):
+    done, calls = clone.make("setup")
+    assert (done.returncode, calls) == (0, [VENV, *INSTALLS, "e2e doctor"])
+    assert f"Installing {INSTALLS[0].split()[-1]}: " in done.stdout and f"Installing {NO_DEPS[0]} and everything else" in done.stdout
+    assert not done.stderr
+
+
+@needs_make
+def test_each_target_is_one_e2e_call_that_the_command_line_knows(clone):
+    assert clone.make("setup")[0].returncode == 0
+    for target, call in TARGETS.items():
+        done, calls = clone.make(target)
+        assert (done.returncode, calls) == (0, [f"e2e {call}"])
+        assert parser().parse_args(call.split()).command == call.split()[0]
+    assert clone.make("reproduce", "PROFILE=smoke")[1] == ["e2e reproduce --profile smoke"]
+
+
+@needs_make
+def test_changed_pins_are_installed_into_the_same_environment(clone):
+    clone.make("setup")
+    later = (clone.folder / ".venv/.installed").stat().st_mtime + 10
+    os.utime(clone.folder / "pyproject.toml", (later, later))
+    assert clone.make("lint")[1] == [*INSTALLS, "e2e lint"]
+
+
+@needs_make
+def test_an_interrupted_install_is_taken_up_again(clone):
+    (clone.folder / "broken").touch()
+    done, calls = clone.make("test")
+    assert done.returncode != 0 and calls == [VENV, *INSTALLS] and "no space left" in done.stderr
+    (clone.folder / "broken").unlink()
+    assert clone.make("test")[1] == [*INSTALLS, "e2e test"]
+
+
+@needs_make
+def test_a_moved_folder_gets_a_new_environment(clone):
+    clone.make("setup")
+    clone.folder = clone.folder.rename(clone.folder.parent / "moved")
+    assert clone.make("test")[1] == [VENV, *INSTALLS, "e2e test"]
+    assert clone.make("test")[1] == ["e2e test"]
+
+
+@needs_make
+def test_pip_args_reach_every_install(clone):
+    _, calls = clone.make("setup", "PIP_ARGS=--extra-index-url there")
+    assert calls[1:-1] == [call.replace(PIP, f"{PIP} --extra-index-url there") for call in INSTALLS]
+
+
+@needs_make
+@pytest.mark.parametrize("python", ["no-such-python", "false"])  # missing, or there but not 3.11
+def test_without_python_311_it_says_what_to_do(clone, python):
+    done, calls = clone.make("reproduce", python=python)
+    assert done.returncode != 0 and not calls and not (clone.folder / ".venv").exists()
+    assert f"Python 3.11 is needed, and {python} is missing" in done.stderr and "PYTHON=" in done.stderr
+
+
+@needs_make
+def test_make_alone_explains_every_target_and_does_nothing(clone):
+    done, calls = clone.make()
+    assert done.returncode == 0 and not calls and not (clone.folder / ".venv").exists()
+    assert re.findall(r"^make (\w+)", done.stdout, re.M) == list(TARGETS)
+
+
+@needs_make
+def test_ci_runs_make_test_from_anywhere(clone, tmp_path):
+    done, calls = clone.run(["sh", "-c", f"cd / && '{clone.folder}/.ci/run'"])
+    assert (done.returncode, calls) == (0, [VENV, *INSTALLS, "e2e test"])
+
+
+def test_ci_runs_what_the_readme_says():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("there is no README yet")
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S))
+    command = (ROOT / ".ci/run").read_text().splitlines()[-1]
+    assert re.search(rf"^(?:\$ )?{re.escape(command)}\b", blocks, re.M)

@@ -1,0 +1,60 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from e2e_lib import readme, results
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_results(root: Path) -> None:
+    summary = {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": 31.256, "std": 0.5, "n": 3}, "scene_accuracy": {"mean": 0.8, "std": None, "n": 3}}},
+               "test": {"examples": 1234}}
+    run = {"transcript": ["== stage 1 of 9: data"], "cpu_count": 2, "device": "a processor", "wall_seconds": 600.0, "peak_memory_bytes": 2_500_000_000}
+    (root / "mini").mkdir(parents=True)
+    (root / "mini" / "summary.json").write_text(json.dumps(summary))
+    (root / "mini" / "reproduce.json").write_text(json.dumps(run))
+
+
+def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
+    make_results(tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nb\n<!-- results:begin -->\nold\n<!-- results:end -->\nc\n")
+    readme.update(page, root=tmp_path)
+    text = page.read_text()
+    assert "| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy (thing, colour, place) | 0.800 |" in text
+    assert "1,234 examples" in text and "3 seeds" in text and "10.0 minutes" in text and "2.5 GB" in text and "old" not in text
+    assert "| FID (scene reader) | – |" in text  # a missing score is shown as missing
+    before = text
+    readme.update(page, root=tmp_path)
+    assert page.read_text() == before
+
+
+def test_missing_marker_is_an_error(tmp_path: Path) -> None:
+    make_results(tmp_path)
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(ValueError, match="markers"):
+        readme.update(tmp_path / "README.md", root=tmp_path)
+
+
+def test_the_committed_readme_says_what_results_say(tmp_path: Path) -> None:
+    """Nobody may type a number: writing the README again changes nothing."""
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    readme.update(copy, root=ROOT / "results")
+    assert copy.read_text() == (ROOT / "README.md").read_text(), "run `e2e readme`"
+
+
+def test_every_path_the_readme_names_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    names = set(re.findall(r"\]\(((?:notebooks|figures|results)/[^)]+)\)", text)) | set(re.findall(r"`((?:bridge|models|data|evaluation)/\w+\.py)`", text))
+    missing = [name for name in names if not (ROOT / name).exists() and not (ROOT / "e2e_lib" / name).exists()]
+    assert names and not missing
+
+
+def test_published_tables_hold_the_papers_numbers() -> None:
+    rows = results.published(2, ROOT / "results")["rows"]
+    ours = [row for row in rows if "end" in row["model"].lower() and row["dataset"] == "PhotoChat"]
+    assert ours and ours[0]["bleu1"] == 12.08 and ours[0]["fid"] == 75.88
