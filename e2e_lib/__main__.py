@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -117,7 +118,8 @@ def _doctor(_: argparse.Namespace) -> None:
     try:
         say(f"{'weights':16s} {len(check(WEIGHTS / 'mini'))} files, sound")
     except CheckpointError as error:
-        say(f"{'weights':16s} {error}")
+        raise CheckpointError(f"the shipped weights are not sound ({error}); `e2e pretrain --profile mini` makes them again, or check out "
+                              "e2e_lib/weights anew") from None
     say("Ready: `make reproduce` (or `e2e reproduce`) does everything; `make reproduce PROFILE=smoke` is a quick look.")
 
 
@@ -126,9 +128,21 @@ def _test(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
-        if not arguments.rest or any(name in script.stem for name in arguments.rest):
-            _call([sys.executable, str(script)])
+    from e2e_lib.files import write_json
+    scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
+    chosen = [script for script in scripts if not arguments.rest or any(name in script.stem for name in arguments.rest)]
+    if not chosen:
+        raise configuration.ConfigError(f"no benchmark is called {' or '.join(arguments.rest)}; there are: "
+                                        + ", ".join(script.stem.removeprefix("bench_") for script in scripts))
+    measured = []
+    for script in chosen:
+        done = subprocess.run([sys.executable, str(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        say(done.stdout.strip())
+        if done.returncode:
+            sys.exit(done.returncode)
+        measured.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    if len(chosen) == len(scripts):
+        write_json(ROOT / "results" / "mini" / "benchmarks.json", {"command": "e2e bench", "cpu_count": os.cpu_count(), "measured": measured})
 
 
 def _lint(_: argparse.Namespace) -> None:
@@ -192,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
         if "jobs" in options:
             command.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="tests at once (default 2)")
         if "rest" in options:
-            command.add_argument("rest", nargs="*", metavar="…")
+            command.add_argument("rest", nargs=argparse.REMAINDER, metavar="…")
     return main_parser
 
 

@@ -76,7 +76,6 @@ class Train:
     dev_examples: int = setting(96, "dev examples scored after each epoch", low=4)
     log_every: int = setting(10, "steps between two lines of the training log", low=1)
     checkpoint_every: int = setting(50, "steps between two checkpoints", low=1)
-    lora_rank: int = setting(0, "rank of LoRA on the language model's attention; 0 trains it whole (32 in the paper)", low=0)
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,11 @@ class Pretrain:
     chats: int = setting(40_000, "chats written for pretraining, none of them in the corpus", low=64)
     reader_steps: int = setting(1500, "steps of the scene reader", low=1)
     autoencoder_steps: int = setting(3000, "steps of the autoencoder", low=1)
+    decoder_steps: int = setting(1500, "further steps of the autoencoder's decoder alone", low=1)
     language_steps: int = setting(2200, "steps of the language model", low=1)
-    perceptron_steps: int = setting(3000, "steps of the perceptron", low=1)
-    generator_steps: int = setting(13_000, "steps of the UNet and its text encoder", low=1)
+    answer_steps: int = setting(2500, "further steps of the language model on responses alone", low=1)
+    perceptron_steps: int = setting(1500, "steps of the perceptron", low=1)
+    generator_steps: int = setting(7000, "steps of the UNet and its text encoder", low=1)
     seed: int = setting(0, "seed of pretraining", low=0)
 
 
@@ -132,21 +133,22 @@ PROFILES: dict[str, Config] = {
         data=Data(train=64, dev=16, test=16),
         train=Train(epochs=2, epoch_examples=16, batch_size=8, warmup_steps=1, dev_examples=8, log_every=1, checkpoint_every=2),
         inference=Inference(diffusion_steps=4, max_new_tokens=32),
-        pretrain=Pretrain(photos=64, chats=64, reader_steps=2, autoencoder_steps=2, language_steps=2, perceptron_steps=2, generator_steps=2),
+        pretrain=Pretrain(photos=64, chats=64, reader_steps=2, autoencoder_steps=2, decoder_steps=2, language_steps=2, answer_steps=2,
+                          perceptron_steps=2, generator_steps=2),
     ),
     "small": Config(
         "small",
         data=Data(name="photochat", train=10286, dev=1000, test=1000, photo_size=512, max_context=1024),
         model=Model(language="TinyLlama/TinyLlama-1.1B-Chat-v1.0", perceptron=_BLIP2, generator=_DIFFUSION),
         train=Train(epochs=10, epoch_examples=0, batch_size=4, accumulation=8, learning_rate=5e-5, warmup_steps=1000, clip_norm=400,
-                    precision="fp16", dev_examples=1000, checkpoint_every=200, lora_rank=32),
+                    precision="fp16", dev_examples=1000, checkpoint_every=200),
     ),
     "paper": Config(
         "paper",
         data=Data(name="photochat", train=10286, dev=1000, test=1000, photo_size=512, max_context=1024),
         model=Model(language=_LLAMA, perceptron=_BLIP2, generator=_DIFFUSION),
         train=Train(epochs=80, epoch_examples=0, batch_size=4, accumulation=8, learning_rate=5e-5, warmup_steps=1000, clip_norm=400,
-                    precision="fp16", dev_examples=1000, checkpoint_every=200, lora_rank=32),
+                    precision="fp16", dev_examples=1000, checkpoint_every=200),
     ),
 }
 

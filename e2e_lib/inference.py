@@ -12,7 +12,7 @@ from torch import Tensor
 from e2e_lib.config import Inference
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Collator, Example
-from e2e_lib.data.photos import PhotoStore, to_square
+from e2e_lib.data.photos import PhotoSource, to_square
 from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.language import IMAGE_END, IMAGE_START
 
@@ -39,7 +39,7 @@ def seeded_from(rng: torch.Generator) -> Iterator[None]:
 
 
 @torch.no_grad()
-def write(model: EndToEndModel, examples: Sequence[Example], store: "PhotoStore | PhotoAlbum", settings: Inference, rng: torch.Generator,
+def write(model: EndToEndModel, examples: Sequence[Example], store: PhotoSource, settings: Inference, rng: torch.Generator,
           photo_size: int) -> list[Response]:
     """The words of the answers to the examples' contexts, captions included, nothing drawn yet. One batch, KV-cached."""
     batch = Collator(model.layout, store, photo_size, answering=True)(examples).to(model.language.device)
@@ -47,14 +47,14 @@ def write(model: EndToEndModel, examples: Sequence[Example], store: "PhotoStore 
     with seeded_from(rng):
         written = model.language.generate(
             inputs_embeds=model.read(batch), attention_mask=batch.attention_mask, max_new_tokens=settings.max_new_tokens, use_cache=True,
-            num_beams=settings.beams, pad_token_id=model.layout.pad, eos_token_id=model.tokenizer.eos_token_id,
+            num_beams=settings.beams, pad_token_id=model.layout.pad, eos_token_id=model.layout.stops,
             **(chosen if settings.sampling and settings.beams == 1 else {"do_sample": False}))
     return [parse(model, ids) for ids in written]
 
 
 def parse(model: EndToEndModel, ids: Tensor) -> Response:
     """Generated tokens to text and caption. A caption left open ends where the tokens end; an empty one is no photo."""
-    words = model.tokenizer.decode([i for i in ids.tolist() if i not in (model.layout.pad, model.tokenizer.eos_token_id, model.layout.slot)])
+    words = model.tokenizer.decode([i for i in ids.tolist() if i not in (model.layout.pad, model.layout.slot, *model.layout.stops)])
     text, marker, rest = words.partition(IMAGE_START)
     caption, _, after = rest.partition(IMAGE_END)
     said = " ".join(f"{text} {after.replace(IMAGE_START, ' ').replace(IMAGE_END, ' ')}".split())
@@ -62,7 +62,7 @@ def parse(model: EndToEndModel, ids: Tensor) -> Response:
 
 
 @torch.no_grad()
-def respond(model: EndToEndModel, examples: Sequence[Example], store: "PhotoStore | PhotoAlbum", settings: Inference, rng: torch.Generator,
+def respond(model: EndToEndModel, examples: Sequence[Example], store: PhotoSource, settings: Inference, rng: torch.Generator,
             photo_size: int = 64, progress: Callable[[str, int, int], None] | None = None) -> list[Response]:
     """Answers each example's context with text, a photo, or both.
 

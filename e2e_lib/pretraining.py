@@ -8,6 +8,7 @@ Each can be interrupted and goes on where it was. Nothing here sees a held-out t
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def photo_pool(count: int, *key: Any, every_triple: bool = False) -> tuple[Tenso
     for i in range(count):
         scene = sample_scene(rng, "train")
         if every_triple:
-            scene = Scene(*(rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")), scene.number, scene.size, scene.time)
+            scene = replace(scene, **{name: rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")})
         scenes.append(scene)
         photos.append(np.asarray(draw_scene(scene, seed_of(*key, i))))
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous(), scenes
@@ -155,11 +156,14 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
         autoencoder = new_autoencoder().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     photos, _ = photo_pool(config.pretrain.photos, seed, "autoencoder photos")
 
-    def loss_of(rng: torch.Generator) -> Tensor:
+    def crops(rng: torch.Generator) -> Tensor:
         batch = photos[_pick(len(photos), 48, rng)]
         left, top = torch.randint(33, (2,), generator=rng).tolist()
         top = max(top, int(torch.randint(33, (1,), generator=rng)))
-        real = normalise(batch[:, :, top:top + 32, left:left + 32]).contiguous(memory_format=torch.channels_last)
+        return normalise(batch[:, :, top:top + 32, left:left + 32]).contiguous(memory_format=torch.channels_last)
+
+    def loss_of(rng: torch.Generator) -> Tensor:
+        real = crops(rng)
         latents = autoencoder.encode(real).latent
         noise = torch.randn(latents.shape, generator=rng)
         error = autoencoder.decode(latents + 0.02 * latents.detach().std() * noise).sample - real
@@ -167,6 +171,16 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
         return error.abs().mean() + error.square().mean() + 1e-3 * latents.square().mean()
 
     fit("autoencoder", autoencoder, loss_of, steps=config.pretrain.autoencoder_steps, learning_rate=2.5e-3, seed=seed, work=work, echo=echo)
+
+    def sharpness_of(rng: torch.Generator) -> Tensor:
+        real = crops(rng)
+        with torch.no_grad():
+            latents = autoencoder.encode(real).latent
+        error = autoencoder.decode(latents).sample - real
+        return error.abs().mean() + error.square().mean()
+
+    # The encoder, and with it the space the generator works in, is settled; the decoder alone goes on, without noise, for sharpness.
+    fit("decoder", autoencoder.decoder, sharpness_of, steps=config.pretrain.decoder_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
     with torch.no_grad():
         scale = autoencoder.encode(normalise(photos[:512])).latent.std()
     autoencoder.register_to_config(scaling_factor=float(1 / scale))
@@ -226,8 +240,8 @@ def retelling(chat: Chat, rng: random.Random) -> Example:
                    Turn(1, "", SharedPhoto(photo.photo_id, describe(chat.scenes[photo.photo_id], rng, 1.0))))
 
 
-def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: int) -> tuple[list[int], list[int]]:
-    """A chat up to one response as (tokens, labels), photos written as captions.
+def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: int) -> tuple[list[int], list[int], list[int]]:
+    """A chat up to one response as (tokens, labels of everything, labels of the response), photos written as captions.
 
     Half the chats describe context photos in full, so that the answers to questions about them can be learnt. What a context photo
     shows is given, not predicted: its words have no loss.
@@ -243,11 +257,14 @@ def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: in
         inside = inside and token != layout.end
         labels.append(IGNORED if inside else token)
         inside = inside or token == layout.start
-    return context + response, labels + response
+    return context + response, labels + response, [IGNORED] * len(context) + response
 
 
 def train_language(config: Config, work: Path, folder: Path, echo: Echo) -> LlamaForCausalLM:
-    """Next-token prediction on written chats."""
+    """Next-token prediction on written chats, then on their responses alone: as Llama-2-chat was pretrained, then tuned to answer.
+
+    The second round is where it learns to gather what to draw: few tokens of a chat depend on that, and all of them are in responses.
+    """
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "language")
     with torch.random.fork_rng():
@@ -256,15 +273,19 @@ def train_language(config: Config, work: Path, folder: Path, echo: Echo) -> Llam
     rng = python_random(seed, "written chats")
     # Sorted by length, so that a batch of neighbours needs little padding.
     chats = sorted((written_chat(chat, tokenizer, rng, config.data.max_context) for chat in _chats(config, config.pretrain.chats)),
-                   key=lambda pair: len(pair[0]))
+                   key=lambda written: len(written[0]))
 
-    def loss_of(step_rng: torch.Generator) -> Tensor:
-        first = int(torch.randint(max(1, len(chats) - 32), (1,), generator=step_rng))
-        ids, labels = (pad_sequence([torch.tensor(pair[side]) for pair in chats[first:first + 32]], batch_first=True, padding_value=filler)
-                       for side, filler in ((0, tokenizer.pad_token_id), (1, IGNORED)))
-        return model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+    def loss_on(side: int) -> Callable[[torch.Generator], Tensor]:
+        def loss_of(step_rng: torch.Generator) -> Tensor:
+            first = int(torch.randint(max(1, len(chats) - 32), (1,), generator=step_rng))
+            batch = chats[first:first + 32]
+            ids = pad_sequence([torch.tensor(written[0]) for written in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
+            labels = pad_sequence([torch.tensor(written[side]) for written in batch], batch_first=True, padding_value=IGNORED)
+            return model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        return loss_of
 
-    fit("language", model, loss_of, steps=config.pretrain.language_steps, learning_rate=3e-3, seed=seed, work=work, echo=echo)
+    for name, side, steps, rate in (("language", 1, config.pretrain.language_steps, 3e-3), ("answers", 2, config.pretrain.answer_steps, 2e-3)):
+        fit(name, model, loss_on(side), steps=steps, learning_rate=rate, seed=seed, work=work, echo=echo)
     return model
 
 
@@ -334,8 +355,10 @@ def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionM
         sample_size=16, in_channels=8, out_channels=8, block_out_channels=(32, 80), layers_per_block=1, cross_attention_dim=96,
         attention_head_dim=5, norm_num_groups=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-    # Stable Diffusion's own schedule; clip_sample is off because latents are not bounded as pixels are.
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
+    # Stable Diffusion 2.1's own schedule and its "v" target, which weighs what a photo shows (decided at high noise) more than plain noise
+    # prediction does: worth it after minutes of training. clip_sample is off because latents are not bounded as pixels are.
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
+                              clip_sample=False, steps_offset=1)
     return text, unet, scheduler
 
 

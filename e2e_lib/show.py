@@ -9,6 +9,7 @@ import html
 import io
 import math
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +101,7 @@ def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6
     rows = max(1, math.ceil(len(images) / columns))
     lines = max((len(textwrap.wrap(title, wrap)) for title in titles), default=1)
     figure = Plot(columns * (side + 0.15), rows * (side + 0.15 + 0.13 * lines) + 0.3 * bool(note) + 0.4 * bool(heading), note)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.axis("off")
     for ax, image, title, colour in zip(axes, images, titles, colours or ["black"] * len(images), strict=False):
@@ -221,14 +222,15 @@ def tokens_html(rows: Mapping[str, Sequence[str]], marked: Mapping[str, Sequence
 # --------------------------------------------------------------------------------------------------------------- tables
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
-    """A Markdown table; numbers are right-aligned and written with thousands separators, floats with up to three decimals."""
+    """A Markdown table; numbers are right-aligned and written with thousands separators, floats with three decimals."""
     def cell(value: Any) -> str:
         if isinstance(value, float):
-            return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) < 100 else f"{value:,.1f}"
+            return f"{value:,.3f}"
         text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "–" if value is None else str(value)
         return html.escape(text, quote=False).replace("|", r"\|").replace("\n", " ")
-    numeric = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(headings))]
-    lines = [headings, ["--:" if right else ":--" for right in numeric], *([cell(value) for value in row] for row in rows)]
+    cells = [[cell(value) for value in row] for row in rows]
+    numeric = [bool(cells) and all(re.fullmatch(r"[-–\d.,± ]+", row[i]) for row in cells) for i in range(len(headings))]
+    lines = [headings, ["--:" if right else ":--" for right in numeric], *cells]
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
@@ -255,9 +257,12 @@ def table2_markdown(summary: Mapping[str, Any], published: Mapping[str, Any]) ->
 
 
 def published_table(published: Mapping[str, Any]) -> Markdown:
-    """Table 1 or 2 of the paper, as ``results.published`` reads it."""
+    """Table 1 or 2 of the paper, as ``results.published`` reads it, with the paper's own two decimals (IS as it stands there)."""
+    def printed(key: str, value: Any) -> Any:
+        return (str(value) if key.startswith("is") else f"{value:.2f}") if isinstance(value, float) else value
+
     columns = published["columns"]
-    return table(list(columns.values()), [[row.get(key) for key in columns] for row in published["rows"]])
+    return table(list(columns.values()), [[printed(key, row.get(key)) for key in columns] for row in published["rows"]])
 
 
 def table1_markdown(splits: Mapping[str, Mapping[str, Any]], profile: str, published: Mapping[str, Any]) -> Markdown:

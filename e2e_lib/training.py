@@ -143,7 +143,7 @@ class _Run:
     def _loader(self, epoch: int) -> Any:
         order = torch.randperm(len(self.examples), generator=generator(self.seed, "order", epoch))
         count = self.config.train.epoch_examples or len(self.examples)
-        chosen = Subset(self.examples, order[:count].tolist())  # type: ignore[arg-type]
+        chosen: Subset[Example] = Subset(self.examples, order[:count].tolist())  # type: ignore[arg-type]
         return self.accelerator.prepare(DataLoader(chosen, self.config.train.batch_size, collate_fn=self.collate))
 
     def _epoch(self) -> None:

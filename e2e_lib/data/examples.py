@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from e2e_lib.data.dialogue import Dialogue, Problem, Report, SharedPhoto, Turn, read_dialogues
-from e2e_lib.data.photos import PhotoStore
+from e2e_lib.data.photos import PhotoSource, PhotoStore
 from e2e_lib.models.language import IMAGE_END, IMAGE_START, PHOTO_SLOT
 
 IGNORED = -100  # transformers' label for a position without loss
@@ -85,8 +85,8 @@ class Batch:
     captions: list[str]
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()})
+        mine: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in mine.items()})
 
 
 class Layout:
@@ -100,6 +100,8 @@ class Layout:
         self.tokenizer, self.queries, self.max_context = tokenizer, queries, max_context
         self.start, self.end, self.slot, self.pad = (
             tokenizer.convert_tokens_to_ids(token) for token in (IMAGE_START, IMAGE_END, PHOTO_SLOT, tokenizer.pad_token))
+        # An answer ends with </s>; a new line would begin the next turn, so it ends one, too.
+        self.stops = [tokenizer.eos_token_id, self.text("\n")[-1]]
         if queries > max_context:
             raise ValueError(f"a photo takes {queries} tokens, more than data.max_context = {max_context}")
 
@@ -139,7 +141,7 @@ class Layout:
 class Collator:
     """Examples to a Batch. ``answering=True`` leaves the responses out and pads on the left, for generation."""
 
-    def __init__(self, layout: Layout, store: PhotoStore, photo_size: int, answering: bool = False) -> None:
+    def __init__(self, layout: Layout, store: PhotoSource, photo_size: int, answering: bool = False) -> None:
         self.layout, self.store, self.photo_size, self.answering = layout, store, photo_size, answering
 
     def __call__(self, examples: Sequence[Example]) -> Batch:

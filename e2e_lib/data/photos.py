@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,12 @@ class PhotoError(DataError):
     def __init__(self, photo_id: str, path: Path, reason: str) -> None:
         super().__init__(f"photo {photo_id!r} ({path}): {reason}")
         self.photo_id, self.path, self.reason = photo_id, path, reason
+
+
+class PhotoSource(Protocol):
+    """Where a batch finds its photos: a PhotoStore, or anything else that knows photos by id."""
+
+    def tensor(self, photo_id: str, size: int) -> Tensor: ...
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:

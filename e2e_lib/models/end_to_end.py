@@ -44,6 +44,9 @@ def put_photos(embeddings: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
 class EndToEndModel(nn.Module):
     """Llama, BLIP-2's perceptron and a latent diffusion model, joined by the bridge."""
 
+    language: Any
+    generator: ImageGenerator
+
     def __init__(self, language: Any, tokenizer: Any, perceptron: ImagePerceptron, generator: ImageGenerator, bridge: Bridge,
                  image_loss_weight: float, max_context: int) -> None:
         super().__init__()

@@ -30,6 +30,10 @@ class CaptionTokens:
 class ImageGenerator(nn.Module):
     """Captions to photos: ``denoising_loss`` trains it, ``draw`` uses it."""
 
+    text_encoder: Any  # nn.Module's attributes are typed as tensors or modules, which hides what the libraries' classes can do
+    unet: Any
+    vae: Any
+
     def __init__(self, tokenizer: Any, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, vae: nn.Module, scheduler: DDPMScheduler) -> None:
         super().__init__()
         self.tokenizer, self.scheduler = tokenizer, scheduler
@@ -72,7 +76,11 @@ class ImageGenerator(nn.Module):
         return latents * self.vae.config.scaling_factor
 
     def denoising_loss(self, latents: Tensor, text: Tensor, rng: torch.Generator) -> Tensor:
-        """Eq. 12: the mean squared error of the predicted noise, one random timestep a photo."""
+        """Eq. 12: the mean squared error of the predicted noise, one random timestep a photo.
+
+        A scheduler whose ``prediction_type`` is "v_prediction" (Stable Diffusion 2.1, the mini parts) asks for the velocity
+        instead, the same error weighted differently over the timesteps.
+        """
         # Drawn on the CPU whatever the device, so that a run's noise does not depend on the machine.
         noise = torch.randn(latents.shape, generator=rng).to(latents)
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), generator=rng).to(latents.device)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2e_lib.models.sources import locate, unreachable
@@ -26,14 +25,9 @@ def load_language(source: str) -> tuple[LlamaForCausalLM, Any]:
         model = LlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise unreachable("language", source, error) from None
-    if add_markers(tokenizer) or len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if add_markers(tokenizer) or len(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
-
-
-def width(model: nn.Module) -> int:
-    """D, the embedding width of the language model."""
-    return model.get_input_embeddings().embedding_dim

@@ -45,5 +45,5 @@ def train_clip_like(texts: Iterable[str], merges: int, limit: int) -> CLIPTokeni
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
 

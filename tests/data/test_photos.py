@@ -37,7 +37,7 @@ def test_no_id_leaves_the_folder(tmp_path_factory, photo_id):
     assert len(store.path(photo_id).name) == 36
 
 
-@pytest.mark.parametrize("photo_id", ["../../etc/passwd", "/root/x", "train/4beacc71024f8b08", "", "a\0b", "\ud800", "x" * 5000])
+@pytest.mark.parametrize("photo_id", ["../../etc/passwd", "/etc/x", "train/4beacc71024f8b08", "", "a\0b", "\ud800", "x" * 5000])
 def test_odd_ids_are_only_names(tmp_path, photo_id):
     store = PhotoStore(tmp_path / "photos")
     store.add(photo_id, noise(8, 8))

@@ -1,0 +1,42 @@
+"""The whole thread at `smoke`: data, training, scores, figures and every notebook through papermill."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from e2e_lib.reproduce import NOTEBOOKS, summary_lines
+
+ROOT = Path(__file__).parents[1]
+
+
+def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "e2e_lib", "reproduce", "--profile", "smoke", *arguments], cwd=ROOT, capture_output=True,
+                          text=True, timeout=900)
+
+
+def test_reproduce_smoke_runs_every_notebook_and_keeps_what_is_done() -> None:
+    done = reproduce("--fresh")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for name in NOTEBOOKS:
+        executed = nbformat.read(ROOT / "results" / "smoke" / "notebooks" / f"{name}.ipynb", as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code if cell.source.strip())
+        assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    summary = json.loads((ROOT / "results" / "smoke" / "summary.json").read_text())
+    assert set(summary["systems"]["end_to_end"]) >= {"bleu1", "bleu2", "rougeL", "intent_f1", "caption_bleu", "scene_accuracy"}
+    assert "notebook 4 of 4" in done.stdout
+
+    before = (ROOT / "results" / "smoke" / "runs" / "end_to_end-seed0.json").read_bytes()
+    again = reproduce()
+    assert again.returncode == 0 and "trained already" in again.stdout and again.stdout.count("skipped") >= len(NOTEBOOKS)
+    assert (ROOT / "results" / "smoke" / "runs" / "end_to_end-seed0.json").read_bytes() == before
+
+
+def test_summary_lines_show_mean_spread_and_seeds() -> None:
+    summary = {"profile": "mini", "test": {"examples": 7}, "systems": {"end_to_end": {"bleu1": {"mean": 1.5, "std": 0.25, "n": 3},
+                                                                                     "fid": {"mean": 2.0, "std": None, "n": 1}}}}
+    shown = summary_lines(summary)
+    assert "BLEU-1" in shown and "1.500 ± 0.250  (3 seeds)" in shown and "(1 seeds)" in shown and "'examples': 7" in shown
