@@ -66,7 +66,7 @@ class Train:
     epoch_examples: int = setting(1600, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
     batch_size: int = setting(16, "examples a device takes at once", low=1)
     accumulation: int = setting(1, "batches a step adds up before the weights change", low=1)
-    learning_rate: float = setting(5e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand times larger)", low=1e-8, high=1)
+    learning_rate: float = setting(2e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand times larger)", low=1e-8, high=1)
     weight_decay: float = setting(0.01, "AdamW's weight decay", low=0, high=1)
     warmup_steps: int = setting(20, "steps of linear warm-up (1,000 in the paper)", low=0)
     clip_norm: float = setting(1.0, "largest gradient norm (the released code clips at 400)", low=1e-6)
@@ -87,8 +87,8 @@ class Inference:
     temperature: float = setting(0.7, "temperature of sampling", low=1e-3, high=10)
     top_p: float = setting(0.9, "nucleus of sampling", low=1e-3, high=1)
     beams: int = setting(1, "beams; more than 1 searches instead of sampling (the released code uses 2)", low=1)
-    diffusion_steps: int = setting(20, "denoising steps of a drawn photo", low=1)
-    guidance: float = setting(2.5, "classifier-free guidance; 1 means none", low=1)
+    diffusion_steps: int = setting(12, "denoising steps of a drawn photo (the released code takes 20)", low=1)
+    guidance: float = setting(2.0, "classifier-free guidance; 1 means none", low=1)
     batch_size: int = setting(64, "contexts answered at once", low=1)
 
 
@@ -103,8 +103,8 @@ class Pretrain:
     decoder_steps: int = setting(1500, "further steps of the autoencoder's decoder alone", low=1)
     language_steps: int = setting(2200, "steps of the language model", low=1)
     answer_steps: int = setting(2500, "further steps of the language model on responses alone", low=1)
-    perceptron_steps: int = setting(1500, "steps of the perceptron", low=1)
-    generator_steps: int = setting(7000, "steps of the UNet and its text encoder", low=1)
+    perceptron_steps: int = setting(1100, "steps of the perceptron", low=1)
+    generator_steps: int = setting(5000, "steps of the UNet and its text encoder", low=1)
     seed: int = setting(0, "seed of pretraining", low=0)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from e2e_lib import files
@@ -278,11 +279,12 @@ def triple_map(triples: Sequence[tuple[str, str, str]], title: str, note: str) -
         table = np.array([[counts[thing, colour, place] for thing in THINGS] for colour in COLOURS])
         image = ax.imshow(table, cmap="cividis", vmin=0, vmax=max(counts.values(), default=1), aspect="auto")
         crossed = [(x, y) for x, thing in enumerate(THINGS) for y, colour in enumerate(COLOURS) if (thing, colour, place) in HELD_OUT]
-        ax.plot(*zip(*crossed, strict=True), "x", color=ORANGE, markersize=5)
+        for colour, width in (("black", 2.5), ("white", 1.0)):  # outlined, to be seen on any cell
+            ax.plot(*zip(*crossed, strict=True), "x", color=colour, markersize=5, markeredgewidth=width)
         ax.set_title(place, fontsize=10)
         ax.set_xticks(range(len(THINGS)), THINGS, rotation=90, fontsize=8)
         ax.set_yticks(range(len(COLOURS)), COLOURS, fontsize=8)
-    figure.colorbar(image, ax=figure.axes, label="photos", shrink=0.7)
+    figure.colorbar(image, ax=figure.axes, label="photos", shrink=0.7, ticks=MaxNLocator(integer=True))
     figure.suptitle(plain(title), fontsize=11, x=0.01, ha="left")
     return figure
 

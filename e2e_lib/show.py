@@ -98,13 +98,15 @@ def say_in(ax: Axes, text: str) -> None:
 def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6, heading: str = "", note: str = "",
                colours: Sequence[str] | None = None, side: float = 1.4, wrap: int = 24) -> Plot:
     """Photos (PIL images, arrays or files) at their own pixels, enlarged, with titles above; None stands for a photo that was not drawn."""
-    rows = max(1, math.ceil(len(images) / columns))
     lines = max((len(textwrap.wrap(title, wrap)) for title in titles), default=1)
-    figure = Plot(columns * (side + 0.15), rows * (side + 0.15 + 0.13 * lines) + 0.3 * bool(note) + 0.4 * bool(heading), note)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes:
+    head, high = 0.1 + 0.25 * bool(heading), side + 0.15 + 0.13 * lines  # inches
+    width, height = columns * (side + 0.15) + 0.1, head + max(1, math.ceil(len(images) / columns)) * high + 0.3 * bool(note)
+    figure = Plot(width, height, note)
+    figure.set_layout_engine("none")  # every photo has its place; working it out would take most of the time
+    for i, (image, title, colour) in enumerate(zip(images, titles, colours or ["black"] * len(images), strict=True)):
+        left, top = 0.1 + i % columns * (side + 0.15), head + (i // columns + 1) * high
+        ax = figure.add_axes((left / width, 1 - top / height, side / width, side / height))
         ax.axis("off")
-    for ax, image, title, colour in zip(axes, images, titles, colours or ["black"] * len(images), strict=False):
         if image is None:
             ax.imshow(np.full((64, 64, 3), 242, np.uint8))
             say_in(ax, "no photo")
@@ -112,11 +114,12 @@ def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6
             ax.imshow(np.asarray(Image.open(image) if isinstance(image, Path) else image), interpolation="nearest")
         ax.set_title(plain(title, wrap), fontsize=7.5, color=colour)
     if not images:
-        say_in(figure.axes[0], "nothing to show")
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.axis("off")
+        say_in(ax, "nothing to show")
     if heading:
-        figure.suptitle(plain(heading), fontsize=11, x=0.01, ha="left")
+        figure.text(0.1 / width, 1 - 0.2 / height, plain(heading), fontsize=11, va="center")
     return figure
-
 
 
 # ---------------------------------------------------------------------------------------------------------------- chats
@@ -190,7 +193,7 @@ def chat_html(dialogue: Dialogue, photo_of: PhotoOf) -> str:
     """One dialogue as bubbles, speaker 0 on the left; readable without its styles too."""
     lines = [f'<p style="margin:4px 0;color:#777;font-size:80%">{html.escape(dialogue.dialogue_id)}</p>']
     for turn in dialogue.turns:
-        body = [html.escape(turn.text)] if turn.text else []
+        body = [html.escape(turn.text)]
         if turn.photo:
             body += [image_tag(photo_of(turn.photo.photo_id)), f"<i style='font-size:85%'>“{html.escape(turn.photo.caption)}”</i>"]
         side, colour = ("left", "#eeeeee") if turn.speaker == 0 else ("right", "#d6ecfa")

@@ -64,7 +64,7 @@ def test_greedy_answers_are_the_likeliest_words_one_after_another(talkative, cha
         so_far, ids = talkative.read(batch), []
         for _ in range(GREEDY.max_new_tokens):
             ids.append(int(talkative.language(inputs_embeds=so_far).logits[0, -1].argmax()))
-            if ids[-1] == talkative.tokenizer.eos_token_id:
+            if ids[-1] in layout.stops:
                 break
             so_far = torch.cat([so_far, embed(torch.tensor([[ids[-1]]]))], 1)
         assert write(talkative, [row], store, GREEDY, generator(0), 64)[0] == parse(talkative, torch.tensor(ids))

@@ -1,6 +1,5 @@
 """The training loop: what it logs, when it stops, and that a run killed anywhere ends with the bytes of one never killed."""
 
-import contextlib
 import errno
 import json
 import math
@@ -327,13 +326,13 @@ def test_two_processes_train_one_model(weights, tmp_path):
     arguments = json.dumps([str(weights), str(tmp_path), str(tmp_path / "data"), overrides])
     launcher = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "several.py"), arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"})
     try:
-        said, complaints = launcher.communicate(timeout=300)
+        said, complaints = launcher.communicate(timeout=600)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)  # the two processes outlive their launcher otherwise
+        launcher.terminate()  # not kill: it then ends the processes it started
+        launcher.wait(60)
     assert launcher.returncode == 0, complaints
     assert sorted(line for line in said.splitlines() if line.startswith("finished")) == [
         "finished 0 of 2 MULTI_CPU", "finished 1 of 2 MULTI_CPU"]

@@ -266,13 +266,13 @@ def draw_scene(scene: Scene, seed: int, side: int = 64) -> Image.Image:
     canvas = side * _OVERSAMPLE
     image = Image.new("RGB", (canvas, canvas))
     draw, u = ImageDraw.Draw(image), canvas / 64
-    horizon = (28 + rng.uniform(-1.5, 1.5)) * u
+    horizon = (28 + rng.uniform(-0.7, 0.7)) * u
     _draw_sky(draw, scene, canvas, horizon, rng)
     _draw_place(draw, scene, canvas, horizon, rng)
-    radius = {1: 11.0 if scene.size == "small" else 18.0, 2: 11.0, 3: 9.0}[scene.number] * u * rng.uniform(0.95, 1.05)
-    middle, spread = 32 + rng.uniform(-5, 5) * (scene.number == 1), {1: 0.0, 2: 29.0, 3: 20.5}[scene.number]
+    radius = {1: 12.0 if scene.size == "small" else 18.0, 2: 12.0, 3: 9.5}[scene.number] * u * rng.uniform(0.97, 1.03)
+    middle, spread = 32 + rng.uniform(-2, 2) * (scene.number == 1), {1: 0.0, 2: 29.0, 3: 20.5}[scene.number]
     for i in range(scene.number):
-        x = (middle + spread * (i - (scene.number - 1) / 2) + rng.uniform(-0.6, 0.6)) * u
-        y = (40 + rng.uniform(-2, 2)) * u
+        x = (middle + spread * (i - (scene.number - 1) / 2) + rng.uniform(-0.4, 0.4)) * u
+        y = (40 + rng.uniform(-1, 1)) * u
         _DRAW[scene.thing](_Brush(draw, x, y, radius, _jitter(_PAINT[scene.colour], rng, 0.03)))
     return image.reduce(_OVERSAMPLE)

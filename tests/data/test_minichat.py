@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2e_lib.data import minichat, minichat_smalltalk
-from e2e_lib.data.dialogue import DataError, parse_dialogue, read_dialogues, to_row
 from e2e_lib.data.corpus import build_corpus, read_scenes
+from e2e_lib.data.dialogue import DataError, parse_dialogue, read_dialogues, to_row
 from e2e_lib.data.minichat import HELD_OUT, Chat, describe, make_chat, photo_seed, sample_scene
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.data.scenes import COLOURS, PLACES, THINGS, TIMES, Scene, draw_scene
