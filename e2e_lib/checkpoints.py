@@ -48,6 +48,9 @@ def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None) 
     state = json.loads((folder / "state.json").read_text())
     weights = _read(folder / "model.safetensors")
     if optimizer is not None:
+        if not (folder / "optimizer.safetensors").is_file():
+            raise CheckpointError(f"the checkpoint at {folder} holds weights to answer with, not to train on from: optimizer.safetensors is "
+                                  "missing; remove the folder to train anew")
         _unflatten(optimizer, _read(folder / "optimizer.safetensors"))
     return weights, state
 

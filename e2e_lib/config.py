@@ -223,6 +223,10 @@ def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
         if str(value).lower() not in ("true", "false"):
             raise complaint
         return str(value).lower() == "true"
+    # Text comes from the command line, anything else from Python, where 2.5 or True for a whole number is a mistake.
+    taken = {int: (int, str), float: (int, float, str), str: (str,)}[kind]
+    if not isinstance(value, taken) or isinstance(value, bool) or value == "":
+        raise complaint
     try:
         typed = kind(value)
     except ValueError:

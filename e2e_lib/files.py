@@ -37,11 +37,11 @@ def _explained(path: Path) -> Iterator[None]:
         }.get(error.errno or 0, error.strerror or str(error))
         raise SaveError(f"could not save {path}: {advice}. What was saved there before is untouched.") from error
     except Exception as error:
-        # safetensors reports a full disk as an error of its own that only carries the system's words.
-        if "No space left" in str(error):
-            raise SaveError(f"could not save {path}: the disk is full: free some space and run the same command "
-                            "again. What was saved there before is untouched.") from error
-        raise
+        # safetensors reports what the system refused as an error of its own that only carries the system's words.
+        if "os error" not in str(error):
+            raise
+        advice = "the disk is full: free some space and run the same command again" if "No space left" in str(error) else str(error)
+        raise SaveError(f"could not save {path}: {advice}. What was saved there before is untouched.") from error
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:

@@ -65,10 +65,11 @@ class Problem:
 
 @dataclass
 class Report:
-    """How many rows were kept, and each one that was set aside."""
+    """How many rows were kept, each one that was set aside, and where in the file each kept dialogue stands (by its id)."""
 
     kept: int = 0
     problems: list[Problem] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if not self.problems:
@@ -129,7 +130,7 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
     dialogues: list[Dialogue] = []
-    report, seen = Report(), dict[str, int]()
+    report = Report()
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -142,11 +143,11 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
             except DataError as error:
                 report.problems.append(error.problem)  # type: ignore[attr-defined]
                 continue
-            if dialogue.dialogue_id in seen:
-                reason = f"{dialogue.dialogue_id!r} stands in row {seen[dialogue.dialogue_id]} already"
+            if dialogue.dialogue_id in report.rows:
+                reason = f"{dialogue.dialogue_id!r} stands in row {report.rows[dialogue.dialogue_id]} already"
                 report.problems.append(Problem(path.name, number, "dialogue_id", reason))
                 continue
-            seen[dialogue.dialogue_id] = number
+            report.rows[dialogue.dialogue_id] = number
             dialogues.append(dialogue)
     report.kept = len(dialogues)
     if not dialogues:

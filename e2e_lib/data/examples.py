@@ -57,10 +57,10 @@ def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoSto
     folder = Path(folder)
     dialogues, report = read_dialogues(folder / f"{split}.jsonl")
     store, sound = PhotoStore(folder / "photos"), []
-    for row, dialogue in enumerate(dialogues, 1):
+    for dialogue in dialogues:
         damaged = store.check([photo.photo_id for photo in dialogue.photos]).problems
         if damaged:
-            report.problems.append(Problem(f"{split}.jsonl", row, "photo", f"dialogue {dialogue.dialogue_id}: {damaged[0].reason}"))
+            report.problems.append(Problem(f"{split}.jsonl", report.rows[dialogue.dialogue_id], "photo", f"dialogue {dialogue.dialogue_id}: {damaged[0].reason}"))
         else:
             sound.append(dialogue)
     report.kept = len(sound)
