@@ -44,7 +44,8 @@ def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None) 
     Raises CheckpointError if the folder is missing or any file is missing or damaged.
     """
     folder = files.settle_folder(folder)
-    check(folder)
+    if "optimizer.safetensors" not in check(folder) and optimizer is not None:
+        raise CheckpointError(f"the checkpoint at {folder} has no optimizer.safetensors: training cannot go on from it")
     state = json.loads((folder / "state.json").read_text())
     weights = _read(folder / "model.safetensors")
     if optimizer is not None:
@@ -82,13 +83,19 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for index, entry in state.items() for key, value in entry.items()}
+    state, groups = optimizer.state_dict()["state"], optimizer.state_dict()["param_groups"]
+    flat = {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for index, entry in state.items() for key, value in entry.items()}
+    # A schedule sets the rate only after a step: without it, the first step after resuming would use the rate of step 0.
+    return flat | {f"group.{i}.lr": torch.tensor(float(group["lr"]), dtype=torch.float64) for i, group in enumerate(groups)}
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for name, tensor in flat.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        if index == "group":
+            groups[int(key.partition(".")[0])]["lr"] = tensor.item()
+        else:
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"param_groups": groups, "state": state})

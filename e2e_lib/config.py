@@ -63,7 +63,7 @@ class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
     epochs: int = setting(4, "most epochs", low=1)
-    epoch_examples: int = setting(1600, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
+    epoch_examples: int = setting(1200, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
     batch_size: int = setting(16, "examples a device takes at once", low=1)
     accumulation: int = setting(1, "batches a step adds up before the weights change", low=1)
     learning_rate: float = setting(2e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand times larger)", low=1e-8, high=1)
@@ -180,6 +180,13 @@ def replace(config: Config, key: str, value: Any) -> Config:
         raise ConfigError(f"setting {key!r} (value {value!r}) is unknown{_nearest(key, fields)}; `e2e config` lists all")
     checked = _checked(key, fields[key], value)
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: checked})})
+
+
+def overrides_of(config: Config) -> list[str]:
+    """What sets a configuration apart from its profile, as ``load`` takes it."""
+    plain = PROFILES[config.profile]
+    values = [(f"{s}.{f.name}", getattr(getattr(config, s), f.name), getattr(getattr(plain, s), f.name)) for s, f in _settings()]
+    return [f"{key}={value}" for key, value, usual in values if value != usual]
 
 
 def table(config: Config) -> list[dict[str, str]]:

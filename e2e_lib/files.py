@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,16 @@ class SaveError(OSError):
     """A file or folder could not be saved; what stood there before is untouched."""
 
 
+def _advice(path: Path, error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space and run the same command again",
+        errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
+        errno.EACCES: "the folder is not writable: check its permissions",
+        errno.EROFS: "the disk is mounted read-only",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return f"could not save {path}: {advice}. What was saved there before is untouched."
+
+
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turns an operating-system error met while saving ``path`` into a SaveError that says what to do."""
@@ -29,19 +40,13 @@ def _explained(path: Path) -> Iterator[None]:
     except SaveError:
         raise
     except OSError as error:
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space and run the same command again",
-            errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
-            errno.EACCES: "the folder is not writable: check its permissions",
-            errno.EROFS: "the disk is mounted read-only",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise SaveError(f"could not save {path}: {advice}. What was saved there before is untouched.") from error
+        raise SaveError(_advice(path, error)) from error
     except Exception as error:
-        # safetensors reports what the system refused as an error of its own that only carries the system's words.
-        if "os error" not in str(error):
+        # safetensors reports the system's errors as one of its own, with the number in its words.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
             raise
-        advice = "the disk is full: free some space and run the same command again" if "No space left" in str(error) else str(error)
-        raise SaveError(f"could not save {path}: {advice}. What was saved there before is untouched.") from error
+        raise SaveError(_advice(path, OSError(int(number[1]), os.strerror(int(number[1]))))) from error
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -67,6 +72,14 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
 def write_text(path: Path | str, text: str) -> Path:
     """Writes ``text`` as UTF-8 to ``path`` atomically. Raises SaveError."""
     return write_bytes(path, text.encode("utf-8"))
+
+
+def append_text(path: Path | str, text: str) -> Path:
+    """Adds ``text`` at the end of ``path``. Not atomic: a reader must expect a last line cut off by a kill. Raises SaveError."""
+    path = Path(path)
+    with _explained(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+    return path
 
 
 def write_json(path: Path | str, value: Any) -> Path:
@@ -105,11 +118,12 @@ def new_folder(path: Path | str) -> Iterator[Path]:
 
 
 def settle_folder(path: Path | str) -> Path:
-    """Puts back a folder whose replacement was cut off between two renames; returns ``path``."""
+    """Puts back a folder whose replacement was cut off between two renames, or removes the old one that it left; returns ``path``."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.old")
     if not path.exists() and aside.exists():
         os.replace(aside, path)
+    shutil.rmtree(aside, ignore_errors=True)
     return path
 
 

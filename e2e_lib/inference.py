@@ -54,11 +54,13 @@ def write(model: EndToEndModel, examples: Sequence[Example], store: PhotoSource,
 
 def parse(model: EndToEndModel, ids: Tensor) -> Response:
     """Generated tokens to text and caption. A caption left open ends where the tokens end; an empty one is no photo."""
-    words = model.tokenizer.decode([i for i in ids.tolist() if i not in (model.layout.pad, model.layout.slot, *model.layout.stops)])
-    text, marker, rest = words.partition(IMAGE_START)
+    markers = (model.layout.start, model.layout.end)
+    hidden = {*model.tokenizer.all_special_ids, *model.layout.stops}
+    words = model.tokenizer.decode([i for i in ids.tolist() if i in markers or i not in hidden])
+    text, _, rest = words.partition(IMAGE_START)
     caption, _, after = rest.partition(IMAGE_END)
-    said = " ".join(f"{text} {after.replace(IMAGE_START, ' ').replace(IMAGE_END, ' ')}".split())
-    return Response(said, " ".join(caption.split()) or None if marker else None)
+    text, caption, after = (" ".join(part.replace(IMAGE_START, " ").replace(IMAGE_END, " ").split()) for part in (text, caption, after))
+    return Response(f"{text} {after}".strip(), caption or None)
 
 
 @torch.no_grad()

@@ -72,7 +72,8 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
 def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool = False) -> list[notebooks.Outcome]:
     """The numbered notebooks, in order, at the profile's size; one that is done and whose inputs stand unchanged is skipped."""
     return notebooks.run_notebooks(
-        NOTEBOOKS, profile=config.profile, parameters={"profile": config.profile, "seeds": list(seeds)}, timeout_s=NOTEBOOK_SECONDS,
+        NOTEBOOKS, profile=config.profile,
+        parameters={"profile": config.profile, "seeds": list(seeds), "overrides": configuration.overrides_of(config)}, timeout_s=NOTEBOOK_SECONDS,
         inputs={"code": code_hash(), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
                 "weights": sha256(WEIGHTS / "mini" / "manifest.json")},
         fresh=fresh, echo=echo)

@@ -4,6 +4,7 @@ A run's folder holds ``log.jsonl`` (what the notebook draws), ``latest`` (a chec
 epoch with the best dev score), ``gallery`` (the same dev chats answered after each epoch) and, once it ended, ``done.json``.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import get_constant_schedule_with_warmup
@@ -67,8 +69,7 @@ def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS, d
         check_configuration(json.loads((folder / "done.json").read_text())["config"], config, folder)
         echo(f"seed {seed}: {folder} is trained already")
         return folder
-    corpus = prepare(config, echo, *([data_root] if data_root else []))
-    return _Run(config, seed, folder, corpus, echo).train()
+    return _Run(config, seed, folder, data_root, echo).train()
 
 
 def check_configuration(found: dict[str, Any], config: Config, folder: Path) -> None:
@@ -100,13 +101,27 @@ def put_weights(model: EndToEndModel, weights: dict[str, Tensor], folder: Path) 
     model.load_state_dict(weights, strict=False)
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; one that was cut off is left out."""
+    lines = []
+    for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines() if (folder / "log.jsonl").is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
 class _Run:
     """One run's state; ``train`` reads from top to bottom."""
 
-    def __init__(self, config: Config, seed: int, folder: Path, corpus: Path, echo: Echo) -> None:
+    def __init__(self, config: Config, seed: int, folder: Path, data_root: Path | None, echo: Echo) -> None:
         self.config, self.seed, self.folder, self.echo = config, seed, folder, echo
         settings = config.train
-        self.accelerator = Accelerator(mixed_precision=settings.precision, gradient_accumulation_steps=settings.accumulation)
+        # A batch without photos leaves the generator or the perceptron unused.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(mixed_precision=settings.precision, gradient_accumulation_steps=settings.accumulation,
+                                       kwargs_handlers=[unused])
+        with self.accelerator.main_process_first():
+            corpus = prepare(config, echo, *([data_root] if data_root else []))
         self.examples, self.store = _read(corpus, "train", echo)
         dev, self.dev_store = _read(corpus, "dev", echo)
         self.dev = dev_examples(dev, settings.dev_examples)
@@ -115,8 +130,9 @@ class _Run:
             self.model = build(config)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(self.parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-        schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
-        self.wrapped, self.optimizer, self.schedule = self.accelerator.prepare(self.model, optimizer, schedule)
+        # Not prepared by accelerate, which would count a step once for each process.
+        self.schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.reader = load_reader(SHIPPED)
         self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "best": None, "since_best": 0, "seconds": 0.0}
         self.collate = Collator(self.model.layout, self.store, config.data.photo_size)
@@ -132,12 +148,13 @@ class _Run:
         while self.state["epoch"] < self.config.train.epochs and self.state["since_best"] < self.config.train.patience:
             self._epoch()
             self._score(self.state["epoch"] + 1)
+            self.state = broadcast_object_list([self.state])[0]  # only the main process scores, all must stop together
             self.state |= {"epoch": self.state["epoch"] + 1, "batch": 0}
             self._save()
         if self.accelerator.is_main_process:
             files.write_json(self.folder / "done.json", {"config": asdict(self.config), "seed": self.seed, "steps": self.state["step"],
                                                          "epochs": self.state["epoch"], "seconds": self._seconds(), "best": self.state["best"]})
-        self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()  # and not end_training: it would leave no process group for the next seed
         return self.folder
 
     def _loader(self, epoch: int) -> Any:
@@ -166,7 +183,8 @@ class _Run:
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
                 self.optimizer.step()
-                self.schedule.step()
+                if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
+                    self.schedule.step()
                 self.optimizer.zero_grad()
             seen += len(batch.input_ids) * self.accelerator.num_processes
             self.state["batch"] += 1
@@ -239,9 +257,10 @@ class _Run:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.state = {key: state[key] for key in self.state}
-        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
-        kept = [line for line in lines if line["seconds"] <= state["seconds"]]  # what came after the checkpoint is done again
-        files.write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        if self.accelerator.is_main_process:
+            # What came after the checkpoint is done again; a line that a kill or a full disk cut off is among it.
+            kept = [line for line in read_log(self.folder) if line["seconds"] <= state["seconds"]]
+            files.write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         self.echo(f"seed {self.seed}: going on after step {self.state['step']}")
 
     def _gallery_before(self) -> None:
@@ -251,8 +270,7 @@ class _Run:
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            files.append_text(self.folder / "log.jsonl", json.dumps(line) + "\n")
 
 
 GALLERY = 6  # dev chats shown after each epoch

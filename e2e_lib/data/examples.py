@@ -60,7 +60,8 @@ def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoSto
     for dialogue in dialogues:
         damaged = store.check([photo.photo_id for photo in dialogue.photos]).problems
         if damaged:
-            report.problems.append(Problem(f"{split}.jsonl", report.rows[dialogue.dialogue_id], "photo", f"dialogue {dialogue.dialogue_id}: {damaged[0].reason}"))
+            reason = f"dialogue {dialogue.dialogue_id}: {damaged[0].reason}"
+            report.problems.append(Problem(f"{split}.jsonl", report.rows[dialogue.dialogue_id], "photo", reason))
         else:
             sound.append(dialogue)
     report.kept = len(sound)
@@ -106,7 +107,8 @@ class Layout:
             raise ValueError(f"a photo takes {queries} tokens, more than data.max_context = {max_context}")
 
     def text(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Markers that someone typed are plain text, never a photo or an end.
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def context_turn(self, turn: Turn, answering: int) -> list[int]:
         role = "Assistant" if turn.speaker == answering else "User"

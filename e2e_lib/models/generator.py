@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModel
 
-from e2e_lib.models.sources import locate, unreachable
+from e2e_lib.models.sources import LOADING, locate, unreachable
 
 
 @dataclass
@@ -124,5 +124,5 @@ def load_generator(source: str) -> ImageGenerator:
             vae_class.from_pretrained(place, subfolder="vae", torch_dtype=torch.float32),
             DDPMScheduler.from_pretrained(place, subfolder="scheduler"),
         )
-    except (OSError, ValueError) as error:
+    except LOADING as error:
         raise unreachable("generator", source, error) from None

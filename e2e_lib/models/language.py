@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from e2e_lib.models.sources import locate, unreachable
+from e2e_lib.models.sources import LOADING, locate, unreachable
 
 IMAGE_START, IMAGE_END = "[IMG]", "[/IMG]"
 PHOTO_SLOT = "<image>"  # stands where a query embedding of a photo goes
@@ -23,7 +23,7 @@ def load_language(source: str) -> tuple[LlamaForCausalLM, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = LlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except LOADING as error:
         raise unreachable("language", source, error) from None
     if add_markers(tokenizer) or len(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.

@@ -5,11 +5,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from e2e_lib import checkpoints
 
 logging.disable_progress_bar()  # a few MB load in a blink, and a bar for each part would fill logs and notebooks
+LOADING = (OSError, ValueError, TypeError, SafetensorError)  # what `from_pretrained` raises for a part that is missing or damaged
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
@@ -33,7 +35,7 @@ def locate(source: str, part: str) -> str:
 def load_own(kind: Any, place: str) -> Any:
     """One of our own modules (see ``PyTorchModelHubMixin``) in float32, without the line the hub library prints."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return kind.from_pretrained(place).float()
+        return kind.from_pretrained(place, strict=True).float()
 
 
 def unreachable(part: str, source: str, error: Exception) -> checkpoints.CheckpointError:
