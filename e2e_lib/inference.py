@@ -72,19 +72,23 @@ def respond(model: EndToEndModel, examples: Sequence[Example], store: PhotoSourc
     sampled words are drawn batch by batch. ``progress`` is called with what is under way, how many are done, and of how many.
     """
     model.eval()
-    responses: list[Response] = []
+    # Contexts of like length are answered together: a batch is as slow as its longest.
+    order = sorted(range(len(examples)), key=lambda i: sum(len(turn.text) for turn in examples[i].context))
+    answered: dict[int, Response] = {}
     for first in range(0, len(examples), settings.batch_size):
-        responses += write(model, examples[first:first + settings.batch_size], store, settings, rng, photo_size)
+        part = order[first:first + settings.batch_size]
+        answered |= dict(zip(part, write(model, [examples[i] for i in part], store, settings, rng, photo_size), strict=True))
         if progress:
-            progress("written", len(responses), len(examples))
+            progress("written", len(answered), len(examples))
+    responses = [answered[i] for i in range(len(examples))]
     sharing = [response for response in responses if response.caption]
     for first in range(0, len(sharing), settings.batch_size):
-        part = sharing[first:first + settings.batch_size]
-        photos = model.generator.draw([r.caption or "" for r in part], rng, steps=settings.diffusion_steps, guidance=settings.guidance)
-        for response, photo in zip(part, photos, strict=True):
+        chosen = sharing[first:first + settings.batch_size]
+        photos = model.generator.draw([r.caption or "" for r in chosen], rng, steps=settings.diffusion_steps, guidance=settings.guidance)
+        for response, photo in zip(chosen, photos, strict=True):
             response.photo = photo
         if progress:
-            progress("drawn", first + len(part), len(sharing))
+            progress("drawn", first + len(chosen), len(sharing))
     return responses
 
 

@@ -30,7 +30,13 @@ class SceneReader(nn.Module, PyTorchModelHubMixin):
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in ATTRIBUTES.items()})
 
     def features(self, photos: Tensor) -> Tensor:
-        """(B, 3, 64, 64) uint8 to (B, 64) features, the ones FID and KID compare."""
+        """(B, 3, 64, 64) uint8 to (B, 64) features, the ones FID and KID compare, each photo's scaled to a mean square of 1.
+
+        Without the scale, the cubic kernel of KID would turn features of any size into astronomic distances.
+        """
+        return torch.nn.functional.normalize(self._hidden(photos), dim=1) * FEATURES**0.5
+
+    def _hidden(self, photos: Tensor) -> Tensor:
         if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1:] != (3, 64, 64):
             raise ValueError(f"the scene reader takes uint8 photos of shape (B, 3, 64, 64), got {photos.dtype} {tuple(photos.shape)}")
         hidden = self.convolutions(photos.float() / 127.5 - 1)
@@ -38,7 +44,7 @@ class SceneReader(nn.Module, PyTorchModelHubMixin):
 
     def forward(self, photos: Tensor) -> dict[str, Tensor]:
         """(B, 3, 64, 64) uint8 to {attribute: logits (B, values)}."""
-        features = self.features(photos)
+        features = self._hidden(photos)
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()

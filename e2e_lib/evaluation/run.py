@@ -1,5 +1,6 @@
 """Evaluating a trained run on the test split and writing down what came of it."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -32,10 +33,12 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_
     corpus = prepare(config, echo, data_root)
     trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
     weights = {"trained": check(folder / "best")["model.safetensors"], "shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
+    # Scores made by an older way of scoring are no longer valid.
+    code = hashlib.sha256("".join(files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))).encode()).hexdigest()
     path = results_root / config.profile / "runs" / f"{SYSTEM}-seed{seed}.json"
     if path.is_file() and (folder / "answers").is_dir():
         found = results.load_json(path).get("provenance", {})
-        if found.get("weights") == weights and found.get("config") == json.loads(json.dumps(asdict(config))):
+        if found.get("weights") == weights and found.get("code") == code and found.get("config") == json.loads(json.dumps(asdict(config))):
             echo(f"seed {seed}: {path} is there already")
             return path
     with Measure() as measure:
@@ -54,7 +57,8 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_
     save_answers(folder / "answers", examples, responses, read)
     provenance = stamp(config, seeds={"training": seed, "data": config.data.seed}, weights=weights,
                        data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
-    provenance |= {"evaluation": measure.as_dict(), "training": {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}}
+    history = {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}
+    provenance |= {"code": code, "evaluation": measure.as_dict(), "training": history}
     results.write_run(config.profile, SYSTEM, seed, metrics, provenance, results_root)
     return path
 
