@@ -322,6 +322,7 @@ print("finished", state.process_index, "of", state.num_processes, state.distribu
 
 def test_two_processes_train_one_model(weights, tmp_path):
     overrides = [o for o in OVERRIDES if "batch_size" not in o and "epochs" not in o] + ["train.batch_size=2", "train.epochs=5", "train.patience=1"]
+    rate = load("smoke", overrides).train.learning_rate
     (tmp_path / "several.py").write_text(SEVERAL)
     arguments = json.dumps([str(weights), str(tmp_path), str(tmp_path / "data"), overrides])
     launcher = subprocess.Popen(
@@ -340,6 +341,6 @@ def test_two_processes_train_one_model(weights, tmp_path):
         folder = tmp_path / "smoke" / "end_to_end" / f"seed-{seed}"
         steps = [line for line in map(json.loads, lines_of(folder)) if line["kind"] == "step"]
         assert len(steps) == 10 and all(math.isfinite(line["text_loss"]) and math.isfinite(line["image_loss"] or 0) for line in steps)
-        assert [line["learning_rate"] for line in steps[:5]] == pytest.approx([5e-4 * min(1, step / 4) for step in range(5)])
+        assert [line["learning_rate"] for line in steps[:5]] == pytest.approx([rate * min(1, step / 4) for step in range(5)])
         result = json.loads((folder / "done.json").read_text())
         assert result["epochs"] == 2 and result["steps"] == 2 * 5  # both stop early together; twenty examples an epoch, two times two at once

@@ -87,7 +87,7 @@ class Batch:
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         mine: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in mine.items()})
+        return replace(self, **{name: value.to(device) for name, value in mine.items() if isinstance(value, Tensor)})
 
 
 class Layout:

@@ -21,7 +21,7 @@ def load_language(source: str) -> tuple[LlamaForCausalLM, Any]:
     """The language model in float32 and its tokenizer, embeddings grown for the markers. Raises CheckpointError."""
     place = locate(source, "language")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
         model = LlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
     except LOADING as error:
         raise unreachable("language", source, error) from None

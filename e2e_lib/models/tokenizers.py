@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
@@ -41,7 +42,8 @@ def train_clip_like(texts: Iterable[str], merges: int, limit: int) -> CLIPTokeni
     learned = _merges(tokenizer)[:merges]
     # As in CLIP's own file: every byte, every byte ending a word, the merges in order, and the two specials.
     pieces = [*alphabet, *(byte + "</w>" for byte in alphabet), *(a + b for a, b in learned), start, end]
-    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, merges=learned, model_max_length=limit, pad_token=end)
+    vocab, pairs = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, cast(Any, learned)  # typed as text, taken as pairs
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=limit, pad_token=end)
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
