@@ -86,8 +86,9 @@ class Batch:
     captions: list[str]
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
-        mine: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in mine.items() if isinstance(value, Tensor)})
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in mine.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 class Layout:
