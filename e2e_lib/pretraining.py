@@ -27,8 +27,8 @@ from e2e_lib.data.examples import IGNORED, Example, Layout, examples_of
 from e2e_lib.data.minichat import Chat, describe, make_chat, sample_scene
 from e2e_lib.data.scenes import ATTRIBUTES, Scene, draw_scene
 from e2e_lib.evaluation.reader import SceneReader
-from e2e_lib.models.end_to_end import put_photos
-from e2e_lib.models.generator import ImageGenerator
+from e2e_lib.models.end_to_end import put_photos, to_floats
+from e2e_lib.models.generator import ImageGenerator, to_pixels
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
 from e2e_lib.randomness import generator, python_random, seed_of
@@ -87,19 +87,13 @@ def fit(name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tens
 
 def photo_pool(count: int, *key: Any, every_triple: bool = False) -> tuple[Tensor, list[Scene]]:
     """``count`` photos (N, 3, 64, 64) uint8 and their scenes; without held-out triples unless ``every_triple``."""
-    rng, photos, scenes = python_random(*key), [], []
-    for i in range(count):
+    rng, scenes = python_random(*key), []
+    for _ in range(count):
         scene = sample_scene(rng, "train")
         if every_triple:
             scene = replace(scene, **{name: rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")})
         scenes.append(scene)
-        photos.append(np.asarray(draw_scene(scene, seed_of(*key, i))))
-    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous(), scenes
-
-
-def normalise(photos: Tensor) -> Tensor:
-    """uint8 photos to floats from -1 to 1."""
-    return photos.float() / 127.5 - 1
+    return draw_photos(scenes, [seed_of(*key, i) for i in range(count)]), scenes
 
 
 def _pick(count: int, batch: int, rng: torch.Generator) -> Tensor:
@@ -160,7 +154,7 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
         batch = photos[_pick(len(photos), 48, rng)]
         left, top = torch.randint(33, (2,), generator=rng).tolist()
         top = max(top, int(torch.randint(33, (1,), generator=rng)))
-        return normalise(batch[:, :, top:top + 32, left:left + 32]).contiguous(memory_format=torch.channels_last)
+        return to_floats(batch[:, :, top:top + 32, left:left + 32]).contiguous(memory_format=torch.channels_last)
 
     def loss_of(rng: torch.Generator) -> Tensor:
         real = crops(rng)
@@ -182,7 +176,7 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
     # The encoder, and with it the space the generator works in, is settled; the decoder alone goes on, without noise, for sharpness.
     fit("decoder", autoencoder.decoder, sharpness_of, steps=config.pretrain.decoder_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
     with torch.no_grad():
-        scale = autoencoder.encode(normalise(photos[:512])).latent.std()
+        scale = autoencoder.encode(to_floats(photos[:512])).latent.std()
     autoencoder.register_to_config(scaling_factor=float(1 / scale))
     return autoencoder
 
@@ -192,15 +186,10 @@ def psnr_db(autoencoder: AutoencoderDC, photos: Tensor) -> float:
     values = []
     with torch.no_grad():
         for part in photos.split(64):
-            redrawn = autoencoder.decode(autoencoder.encode(normalise(part)).latent).sample
+            redrawn = autoencoder.decode(autoencoder.encode(to_floats(part)).latent).sample
             error = (to_pixels(redrawn).float() - part.float()).square().mean(dim=(1, 2, 3))
             values.append(10 * torch.log10(255**2 / error.clamp_min(1e-8)))
     return float(torch.cat(values).mean())
-
-
-def to_pixels(photos: Tensor) -> Tensor:
-    """Floats from -1 to 1 to uint8."""
-    return ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 # --------------------------------------------------------------------------------------------------- language model
@@ -325,7 +314,7 @@ def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> Im
         batch = rows[first:first + 32]
         scenes = [scene for row in batch for scene in row[2]]
         seeds = torch.randint(2**31, (len(scenes),), generator=step_rng).tolist()  # a new drawing of the scene each time
-        queries = perceptron(normalise(draw_photos(scenes, seeds)))
+        queries = perceptron(to_floats(draw_photos(scenes, seeds)))
         ids = pad_sequence([torch.tensor(c + r) for c, r, *_ in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
         labels = pad_sequence([torch.tensor([IGNORED] * len(c) + r) for c, r, *_ in batch], batch_first=True, padding_value=IGNORED)
         embeddings = put_photos(language.get_input_embeddings()(ids), ids == layout.slot, queries)
@@ -373,7 +362,7 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
     made = ImageGenerator(tokenizer, text_encoder, unet.to(memory_format=torch.channels_last), vae, scheduler)
     text_encoder.requires_grad_(True)
     photos, scenes = photo_pool(config.pretrain.photos, seed, "generator photos")
-    latents = torch.cat([made.to_latents(normalise(part)) for part in photos.split(256)])
+    latents = torch.cat([made.to_latents(to_floats(part)) for part in photos.split(256)])
     rng = python_random(seed, "captions")
     captions = torch.stack([made.tokenize([describe(scene, rng, detail) for scene in scenes]).input_ids for detail in (0.35, 0.35, 1.0)])
     empty = made.tokenize([""]).input_ids

@@ -70,6 +70,11 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def code_hash(folder: Path) -> str:
+    """The SHA-256 of all Python files below ``folder``; what running them leaves there (``__pycache__``) does not count."""
+    return hashlib.sha256("".join(files.sha256(path) for path in sorted(folder.rglob("*.py"))).encode()).hexdigest()
+
+
 def git_state() -> dict[str, Any]:
     """``{"commit": 40 hex digits, "dirty": bool}`` of the checkout this package stands in, both None outside one. Never raises.
 

@@ -13,7 +13,8 @@ ROWS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "rougeL": "ROUGE-L", "is": "IS (sc
 
 def results_table(profile: str, root: Path | str = RESULTS) -> str:
     """A Markdown table of the profile's scores: mean ± sample standard deviation, with the number of seeds and test items."""
-    summary, systems = read_summary(profile, root), read_summary(profile, root)["systems"]
+    summary = read_summary(profile, root)
+    systems = summary["systems"]
     lines = ["| metric | " + " | ".join(system.replace("_", "-") for system in systems) + " |", "|---|" + "---|" * len(systems)]
     for key, name in ROWS.items():
         lines.append(f"| {name} | " + " | ".join(_cell(scores.get(key)) for scores in systems.values()) + " |")

@@ -13,7 +13,7 @@ from e2e_lib.data.corpus import prepare
 from e2e_lib.evaluation.run import evaluate
 from e2e_lib.files import sha256, write_json
 from e2e_lib.models.sources import WEIGHTS
-from e2e_lib.provenance import Measure, stamp
+from e2e_lib.provenance import Measure, code_hash, stamp
 from e2e_lib.training import RUNS, train
 
 NOTEBOOKS = ("00_quickstart", "01_data", "04_joint_training", "06_results")
@@ -74,15 +74,9 @@ def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool 
     return notebooks.run_notebooks(
         NOTEBOOKS, profile=config.profile,
         parameters={"profile": config.profile, "seeds": list(seeds), "overrides": configuration.overrides_of(config)}, timeout_s=NOTEBOOK_SECONDS,
-        inputs={"code": code_hash(), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
+        inputs={"code": code_hash(Path(__file__).parent), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
                 "weights": sha256(WEIGHTS / "mini" / "manifest.json")},
         fresh=fresh, echo=echo)
-
-
-def code_hash() -> str:
-    """The SHA-256 of the package's own code."""
-    package = Path(__file__).parent
-    return hashlib.sha256("".join(sha256(path) for path in sorted(package.rglob("*.py"))).encode()).hexdigest()
 
 
 def summary_lines(summary: dict) -> str:

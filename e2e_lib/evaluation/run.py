@@ -1,6 +1,5 @@
 """Evaluating a trained run on the test split and writing down what came of it."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
 from e2e_lib.inference import Response, respond
 from e2e_lib.models.sources import WEIGHTS
-from e2e_lib.provenance import Measure, fingerprint, stamp
+from e2e_lib.provenance import Measure, code_hash, fingerprint, stamp
 from e2e_lib.randomness import generator
 from e2e_lib.training import RUNS, load_trained, run_folder
 
@@ -34,7 +33,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_
     trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
     weights = {"trained": check(folder / "best")["model.safetensors"], "shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
     # Scores made by an older way of scoring are no longer valid.
-    code = hashlib.sha256("".join(files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))).encode()).hexdigest()
+    code = code_hash(Path(__file__).parent)
     path = results_root / config.profile / "runs" / f"{SYSTEM}-seed{seed}.json"
     if path.is_file() and (folder / "answers").is_dir():
         found = results.load_json(path).get("provenance", {})
@@ -52,9 +51,9 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_
                 echo(f"seed {seed}: {done:,} of {of:,} answers {what}")
 
         responses = respond(model, examples, store, config.inference, generator(seed, "test"), config.data.photo_size, progress)
-        metrics = all_scores(examples, responses, store, corpus, reader, config.data.photo_size)
-        read = {row["photo_id"]: row for row in scenes_drawn(examples, responses, corpus, reader)}
-    save_answers(folder / "answers", examples, responses, read)
+        rows = scenes_drawn(examples, responses, corpus, reader)
+        metrics = all_scores(examples, responses, store, rows, reader, config.data.photo_size)
+    save_answers(folder / "answers", examples, responses, {row["photo_id"]: row for row in rows})
     provenance = stamp(config, seeds={"training": seed, "data": config.data.seed}, weights=weights,
                        data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
     history = {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}

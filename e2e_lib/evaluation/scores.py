@@ -62,10 +62,9 @@ def scenes_drawn(examples: Sequence[Example], responses: Sequence[Response], cor
              "drawn": None if photo is None else next(read)} for photo_id, photo in pairs]
 
 
-def all_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, corpus: Path, reader: SceneReader,
-               size: int) -> dict[str, Any]:
-    """Every metric; ``n`` holds what each was computed on."""
-    rows = scenes_drawn(examples, responses, corpus, reader)
+def all_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, rows: Sequence[dict[str, Any]],
+               reader: SceneReader, size: int) -> dict[str, Any]:
+    """Every metric; ``rows`` are those of ``scenes_drawn``, and ``n`` holds what each metric was computed on."""
     sharing = intent_scores([r.caption is not None for r in responses], [e.response.photo is not None for e in examples])
     photos = photo_scores(examples, responses, store, reader, size)
     counts = {"examples": len(examples), "texts": sum(bool(e.response.text) for e in examples),

@@ -109,7 +109,12 @@ class ImageGenerator(nn.Module):
                 noise = self.unet(latents, timestep, encoder_hidden_states=text).sample
             latents = sampler.step(noise, timestep, latents).prev_sample
         photos = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        return to_pixels(photos).cpu()
+
+
+def to_pixels(photos: Tensor) -> Tensor:
+    """Floats from -1 to 1 to uint8."""
+    return ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def load_generator(source: str) -> ImageGenerator:
