@@ -48,7 +48,11 @@ class Model:
 class Bridge:
     """Sections 2.4.1-2.4.2: how the image loss reaches the language model."""
 
-    mapping: str = setting("sentence", "vocabulary map: 'sentence' is Eq. 10, 'none' cuts the gradient", choices=("sentence", "none"))
+    mapping: str = setting("sentence", "vocabulary map: 'sentence' is Eq. 10, 'static_piece' Eq. 8, 'none' cuts the gradient",
+                           choices=("none", "static_piece", "static_word", "sentence", "word", "span"))
+    estimator: str = setting("gumbel", "gradient of a chosen word: 'gumbel' is Eq. 4-7",
+                             choices=("straight_through", "gumbel", "soft", "decoupled", "gumbel_rao", "reinmax"))
+    words: str = setting("minichat", "word list of 'static_word': MiniChat's own, or a text file of one word a line")
     caption_source: str = setting("predicted", "caption drawn while training: the model's own under teacher forcing, or the gold one",
                                   choices=("predicted", "gold"))
     pooling: str = setting("mean", "pooling over caption positions in Eq. 11: the paper averages, its released code sums", choices=("mean", "sum"))
@@ -100,11 +104,13 @@ class Pretrain:
     chats: int = setting(40_000, "chats written for pretraining, none of them in the corpus", low=64)
     reader_steps: int = setting(1500, "steps of the scene reader", low=1)
     autoencoder_steps: int = setting(3000, "steps of the autoencoder", low=1)
-    decoder_steps: int = setting(1500, "further steps of the autoencoder's decoder alone", low=1)
+    decoder_steps: int = setting(3500, "further steps of the autoencoder's decoder alone", low=1)
     language_steps: int = setting(2200, "steps of the language model", low=1)
     answer_steps: int = setting(2500, "further steps of the language model on responses alone", low=1)
-    perceptron_steps: int = setting(1100, "steps of the perceptron", low=1)
-    generator_steps: int = setting(5000, "steps of the UNet and its text encoder", low=1)
+    sight_steps: int = setting(4000, "steps of the perceptron alone, on naming what a photo shows", low=1)
+    perceptron_steps: int = setting(1000, "further steps of the perceptron before the frozen language model", low=1)
+    text_steps: int = setting(800, "steps of the generator's text encoder, on naming what a caption says", low=1)
+    generator_steps: int = setting(12_000, "steps of the UNet and its text encoder", low=1)
     seed: int = setting(0, "seed of pretraining", low=0)
 
 
@@ -134,7 +140,7 @@ PROFILES: dict[str, Config] = {
         train=Train(epochs=2, epoch_examples=16, batch_size=8, warmup_steps=1, dev_examples=8, log_every=1, checkpoint_every=2),
         inference=Inference(diffusion_steps=4, max_new_tokens=32),
         pretrain=Pretrain(photos=64, chats=64, reader_steps=2, autoencoder_steps=2, decoder_steps=2, language_steps=2, answer_steps=2,
-                          perceptron_steps=2, generator_steps=2),
+                          sight_steps=2, perceptron_steps=2, text_steps=2, generator_steps=2),
     ),
     "small": Config(
         "small",

@@ -44,7 +44,7 @@ def pretrain(config: Config, echo: Echo, out: Path | None = None) -> Path:
     return out
 
 
-STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "perceptron", "generator")
+STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "text_encoder", "generator")
 
 
 def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
@@ -83,7 +83,7 @@ def write_manifest(config: Config, folder: Path, seconds: dict[str, float]) -> N
 
 def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> dict[str, Any]:
     """What the saved parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
-    for part in ("language", "perceptron", "generator"):
+    for part in ("language", "perceptron", "text_encoder", "generator"):
         config = configuration.replace(config, f"model.{part}", str((folder / part).resolve()))
     reader = load_own(SceneReader, str(folder / "scene_reader")).eval()
     model = build(config).eval()

@@ -35,6 +35,7 @@ from e2e_lib.randomness import generator, python_random, seed_of
 
 LLAMA_VOCABULARY, CLIP_MERGES, CAPTION_LIMIT = 640, 110, 32
 QUERIES = 8  # 32 in BLIP-2
+LATENT_CHANNELS = 8
 Echo = Callable[[str], None]
 
 
@@ -134,7 +135,7 @@ def reading_accuracy(read: list[dict[str, Any]], scenes: list[Scene]) -> dict[st
 def new_autoencoder() -> AutoencoderDC:
     """64 px photos to 8×16×16 latents. It works at 32 and 16 px only (its first block folds pixels into channels), which is
     what makes it sharp after minutes: at full resolution a step of the same quality costs five times as much."""
-    return AutoencoderDC(latent_channels=8, encoder_block_out_channels=(32, 32, 64), decoder_block_out_channels=(32, 32, 64),
+    return AutoencoderDC(latent_channels=LATENT_CHANNELS, encoder_block_out_channels=(32, 32, 64), decoder_block_out_channels=(32, 32, 64),
                          encoder_layers_per_block=(0, 1, 2), decoder_layers_per_block=(0, 1, 2),
                          encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()))
 
@@ -142,7 +143,9 @@ def new_autoencoder() -> AutoencoderDC:
 def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
     """Reconstruction (L1 and L2), with noise on the latents so that nearby latents decode to nearby photos.
 
-    It learns on 32-pixel crops from the lower part of the photos, where the things stand: skies are learnt by the way.
+    A third of the steps decode latents of half the size to photos of half the size (the regularizer of EQ-VAE, Kouzelis et al. 2025):
+    latents that scale as photos do are smooth, which a diffusion model learns several times sooner. It learns on 32-pixel crops from the
+    lower part of the photos, where the things stand: skies are learnt by the way.
     """
     seed = config.pretrain.seed
     with torch.random.fork_rng():
@@ -159,6 +162,8 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
     def loss_of(rng: torch.Generator) -> Tensor:
         real = crops(rng)
         latents = autoencoder.encode(real).latent
+        if torch.rand((), generator=rng) < 1 / 3:
+            latents, real = F.avg_pool2d(latents, 2), F.avg_pool2d(real, 2)
         noise = torch.randn(latents.shape, generator=rng)
         error = autoencoder.decode(latents + 0.02 * latents.detach().std() * noise).sample - real
         # The small pull towards unit size keeps the latents from growing, which would make the noise above meaningless.
@@ -174,7 +179,7 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
         return error.abs().mean() + error.square().mean()
 
     # The encoder, and with it the space the generator works in, is settled; the decoder alone goes on, without noise, for sharpness.
-    fit("decoder", autoencoder.decoder, sharpness_of, steps=config.pretrain.decoder_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
+    fit("decoder", autoencoder.decoder, sharpness_of, steps=config.pretrain.decoder_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
     with torch.no_grad():
         scale = autoencoder.encode(to_floats(photos[:512])).latent.std()
     autoencoder.register_to_config(scaling_factor=float(1 / scale))
@@ -288,8 +293,8 @@ def new_perceptron(language_width: int) -> ImagePerceptron:
 
 
 def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> ImagePerceptron:
-    """Both of BLIP-2's stages at once: the queries must hold what a photo shows (linear probes stand in for image-text matching), and
-    the frozen language model must be able to tell it and to chat about it."""
+    """BLIP-2's two stages: first the queries must hold what a photo shows (linear probes stand in for image-text matching), then the
+    frozen language model must also be able to tell it and to chat about it."""
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "language")
     language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32).requires_grad_(False).eval()
@@ -297,6 +302,19 @@ def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> Im
         torch.manual_seed(seed_of(seed, "perceptron"))
         perceptron = new_perceptron(language.config.hidden_size)
         probes = nn.ModuleDict({name: nn.Linear(language.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
+    seeing = nn.ModuleDict({"perceptron": perceptron, "probes": probes})
+    photos, photographed = photo_pool(config.pretrain.photos, seed, "perceptron photos")
+    answers = torch.tensor([scene.labels for scene in photographed])
+
+    def probed(queries: Tensor, truth: Tensor) -> Tensor:
+        return sum((F.cross_entropy(probes[name](queries.mean(1)), truth[:, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
+
+    def sight_of(step_rng: torch.Generator) -> Tensor:
+        index = _pick(len(photos), 64, step_rng)
+        shift = (torch.randint(5, (2,), generator=step_rng) - 2).tolist()  # a vision transformer has to be taught that a shift changes nothing
+        return probed(perceptron(to_floats(photos[index]).roll(shift, (2, 3))), answers[index])
+
+    fit("sight", seeing, sight_of, steps=config.pretrain.sight_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
     layout = Layout(tokenizer, QUERIES, config.data.max_context)
     rng = python_random(seed, "seen chats")
     rows = []
@@ -320,11 +338,9 @@ def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> Im
         embeddings = put_photos(language.get_input_embeddings()(ids), ids == layout.slot, queries)
         told = language(inputs_embeds=embeddings, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
         truth = torch.tensor([scene.labels for scene in scenes])
-        seen = sum((F.cross_entropy(probes[name](queries.mean(1)), truth[:, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
-        return told + 0.3 * seen
+        return told + 0.3 * probed(queries, truth)
 
-    fit("perceptron", nn.ModuleDict({"perceptron": perceptron, "probes": probes}), loss_of, steps=config.pretrain.perceptron_steps,
-        learning_rate=1e-3, seed=seed, work=work, echo=echo)
+    fit("perceptron", seeing, loss_of, steps=config.pretrain.perceptron_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
     return perceptron
 
 
@@ -341,9 +357,12 @@ def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionM
         max_position_embeddings=CAPTION_LIMIT, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id))
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=8, out_channels=8, block_out_channels=(32, 80), layers_per_block=1, cross_attention_dim=96,
-        attention_head_dim=5, norm_num_groups=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(64, 96), layers_per_block=1,
+        cross_attention_dim=96, attention_head_dim=6, norm_num_groups=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        # The pooled caption is added to the timestep (as in DeepFloyd IF), and both scale what every block computes: with cross-attention
+        # alone, which thing to draw is learnt long after colour and place.
+        addition_embed_type="text", addition_embed_type_num_heads=8, resnet_time_scale_shift="scale_shift")
     # Stable Diffusion 2.1's own schedule and its "v" target, which weighs what a photo shows (decided at high noise) more than plain noise
     # prediction does: worth it after minutes of training. clip_sample is off because latents are not bounded as pixels are.
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
@@ -352,13 +371,16 @@ def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionM
 
 
 def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> ImageGenerator:
-    """Eq. 12 on the frozen autoencoder's latents, text encoder and UNet together; a tenth of the captions are empty, for guidance."""
+    """First the text encoder, which must know what a caption says (linear probes stand in for CLIP's pictures); then Eq. 12 on the frozen
+    autoencoder's latents, text encoder and UNet together. A tenth of the captions are empty, for guidance. Timesteps are drawn around the
+    middle, where shapes are decided (logit-normal, Esser et al. 2024)."""
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "generator" / "tokenizer")
     vae = AutoencoderDC.from_pretrained(folder / "generator" / "vae", torch_dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed, "generator"))
         text_encoder, unet, scheduler = new_generator_parts(tokenizer)
+        probes = nn.ModuleDict({name: nn.Linear(text_encoder.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
     made = ImageGenerator(tokenizer, text_encoder, unet.to(memory_format=torch.channels_last), vae, scheduler)
     text_encoder.requires_grad_(True)
     photos, scenes = photo_pool(config.pretrain.photos, seed, "generator photos")
@@ -366,12 +388,22 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
     rng = python_random(seed, "captions")
     captions = torch.stack([made.tokenize([describe(scene, rng, detail) for scene in scenes]).input_ids for detail in (0.35, 0.35, 1.0)])
     empty = made.tokenize([""]).input_ids
+    truth = torch.tensor([scene.labels for scene in scenes])
+
+    def reading_of(step_rng: torch.Generator) -> Tensor:
+        index = _pick(len(latents), 64, step_rng)
+        told = made.encode(captions[-1, index]).mean(1)  # the captions that leave nothing out
+        return sum((F.cross_entropy(probes[name](told), truth[index, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
+
+    fit("text_encoder", nn.ModuleDict({"text_encoder": text_encoder, "probes": probes}), reading_of, steps=config.pretrain.text_steps,
+        learning_rate=1e-3, seed=seed, work=work, echo=echo)
 
     def loss_of(step_rng: torch.Generator) -> Tensor:
         index = _pick(len(latents), 16, step_rng)
         ids = captions[_pick(len(captions), 16, step_rng), index]
         ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, ids)
-        return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng)
+        timesteps = (torch.randn(16, generator=step_rng).sigmoid() * scheduler.config.num_train_timesteps).long()
+        return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng, timesteps)
 
     fit("generator", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_of, steps=config.pretrain.generator_steps,
         learning_rate=1.5e-3, seed=seed, work=work, echo=echo)

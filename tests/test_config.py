@@ -68,7 +68,7 @@ def test_an_override_without_a_value_shows_how_it_is_written(override):
     ("train.learning_rate", "-1e-4", "from 1e-08 to 1"), ("train.learning_rate", "inf", "from 1e-08 to 1"),
     ("train.image_loss_weight", "inf", "a number of at least 0"), ("train.image_loss_weight", "-1", "at least 0"),
     ("train.image_loss_weight", "nan", "at least 0"), ("bridge.temperature_end", "0", "a number from 0.001 to 100"),
-    ("bridge.mapping", "word", "one of sentence, none"), ("bridge.mapping", "", "one of sentence, none"), ("bridge.noise", "yes", "true or false"),
+    ("bridge.mapping", "letter", "one of none, static_piece"), ("bridge.mapping", "", "sentence, word, span"), ("bridge.noise", "yes", "true or false"),
     ("bridge.noise", "1", "true or false"), ("data.name", "imagechat", "one of minichat, photochat, dialogcc"), ("inference.top_p", "1.01", "0.001 to 1")])
 def test_a_value_that_is_not_allowed_is_named_with_what_is(key, value, allowed):
     with pytest.raises(ConfigError) as caught:

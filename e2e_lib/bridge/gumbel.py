@@ -11,15 +11,20 @@ def gumbel_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator
     return -torch.empty(shape).exponential_(generator=generator).log()
 
 
+def check(logits: Tensor, temperature: float) -> None:
+    """Raises ValueError for a temperature that is not positive or logits that are not numbers."""
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be positive, got {temperature}")
+    if torch.isnan(logits).any():
+        raise ValueError(f"the logits (shape {tuple(logits.shape)}) hold values that are not numbers; lower the learning rate")
+
+
 def relaxed(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
     """Eq. 5: y = softmax((z + g) / τ) over the last axis; ``noise=None`` leaves g out.
 
     Raises ValueError for a temperature that is not positive or logits that are not numbers.
     """
-    if not temperature > 0:
-        raise ValueError(f"the temperature must be positive, got {temperature}")
-    if torch.isnan(logits).any():
-        raise ValueError(f"the logits (shape {tuple(logits.shape)}) hold values that are not numbers; lower the learning rate")
+    check(logits, temperature)
     return F.softmax((logits if noise is None else logits + noise.to(logits)) / temperature, dim=-1)
 
 

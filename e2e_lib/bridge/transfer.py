@@ -1,33 +1,72 @@
 """From the language model's words to the text encoder's embeddings, and the gradient back (section 2.4.2, Eq. 9 and 11).
 
-Forward, the text encoder gets exactly its own embeddings of the caption. Backward, pooling h M over the caption's positions leaves
-one number a caption, s = pool_t Σ_{i∈A} h[t, i], because M has rank one. It enters as (s - sg(s)) Σ_{j∈B} E[j] at every position.
+Forward, the text encoder gets exactly its own embeddings of the caption. Backward, the gradient reaches the language model through
+h M E of Eq. 9 and 11. With M = Σ_k 1_{A_k} 1_{B_k}ᵀ that is one number a term, s_k = pool_t Σ_{i∈A_k} h[t, i], which enters as
+(s_k - sg(s_k)) Σ_{j∈B_k} E[j]: so of h, only the probability of the caption's own tokens is ever needed.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from e2e_lib.bridge.vocabulary import StaticMap, Terms
 
 
-def said(relaxation: Tensor, source_members: Tensor, positions: Tensor, pooling: str) -> Tensor:
-    """s of each caption (B,): how much of the language model's choice falls on the caption's own tokens.
+class _ProbabilityOf(torch.autograd.Function):
+    """softmax(x)[b, t, ids[b, u]] for x (B, C, V), without writing the softmax: three passes over x where a softmax and its gradient take more."""
 
-    ``relaxation`` (B, C, V1) is y of Eq. 5, or h: both give the same gradient, and only the gradient of s is ever used.
-    ``source_members`` (B, V1) is 1_A, ``positions`` (B, C) says which positions are the caption's. Pooling is "mean" (the paper) or
-    "sum" (its released code).
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor) -> Tensor:
+        x = logits if noise is None else logits + noise
+        if temperature != 1:
+            x = x / temperature if noise is None else x.div_(temperature)
+        total = x.logsumexp(-1, keepdim=True)
+        index = ids[:, None, :].expand(-1, x.shape[1], -1)
+        chosen = (x.gather(-1, index) - total).exp_()
+        ctx.temperature = temperature
+        ctx.save_for_backward(x, total, index, chosen)
+        return chosen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        x, total, index, chosen = ctx.saved_tensors
+        weighted = gradients[0] * chosen / ctx.temperature  # (B, C, U)
+        gradient = (x - total).exp_().mul_(-weighted.sum(-1, keepdim=True))
+        return gradient.scatter_add_(-1, index, weighted), None, None, None
+
+
+def probability_of(logits: Tensor, ids: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+    """The relaxation y of Eq. 5 at a caption's own tokens: logits (B, C, V1), ids (B, U) to y[b, t, ids[b, u]] (B, C, U), with its gradient.
+
+    Raises ValueError for a temperature that is not positive and for logits that are not numbers.
     """
-    on_caption = torch.einsum("bcv,bv->bc", relaxation, source_members) * positions
-    total = on_caption.sum(1)
-    return total / positions.sum(1).clamp_min(1) if pooling == "mean" else total
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be positive, got {temperature}")
+    chosen = _ProbabilityOf.apply(logits, None if noise is None else noise.to(logits), temperature, ids)
+    if torch.isnan(chosen).any():
+        raise ValueError(f"the logits (shape {tuple(logits.shape)}) hold values that are not numbers; lower the learning rate")
+    return chosen
 
 
-def transfer(embeddings: Tensor, input_ids: Tensor, target_members: Tensor, table: Tensor, s: Tensor, valid: Tensor) -> Tensor:
-    """Eq. 11: the caption's embeddings (B, L, D2) with the gradient to the language model attached.
+def push(chosen: Tensor, terms: Terms, embeddings: Tensor) -> Tensor:
+    """What Eq. 9 and 11 add to the caption's embeddings (B, L, D2): nothing forward, the gradient to ``chosen`` (B, C, C) backward.
 
-    ``embeddings`` are E[input_ids]; ``target_members`` (B, V2) is 1_B; ``table`` (V2, D2) is E; ``valid`` (B, L) leaves out the start,
-    end and padding tokens, which belong to no word. The values of ``embeddings`` are unchanged.
+    ``chosen[b, t, u]`` is how much position t chooses the token at position u; ``embeddings`` are E of the target tokens.
     """
-    if embeddings.shape[:2] != input_ids.shape or len(s) != len(embeddings):
-        raise ValueError(f"embeddings {tuple(embeddings.shape)}, input_ids {tuple(input_ids.shape)} and s {tuple(s.shape)} do not belong together")
-    direction = target_members @ table  # (B, D2): Σ_{j∈B} E[j]
-    push = (s - s.detach()).unsqueeze(1) * direction  # zero forward
-    return embeddings + push.unsqueeze(1) * valid.unsqueeze(2)
+    s = torch.einsum("bkt,btu,bku->bk", terms.pool.to(chosen), chosen, terms.source.to(chosen))
+    change = (s - s.detach()).to(embeddings)
+    mixed = terms.place.to(embeddings) @ (change[:, :, None] * terms.target.to(embeddings))  # (B, L, L)
+    return mixed @ embeddings.detach()
+
+
+def static_push(y: Tensor, pool: Tensor, static: StaticMap, table: Tensor) -> Tensor:
+    """The same for one matrix of the whole vocabulary: y (B, C, V1), pool (B, C) to (B, D2), to be added at every position."""
+    pooled = torch.einsum("bc,bcv->bv", pool.to(y), y)
+    s = pooled.new_zeros(len(y), static.count).index_add(1, static.source_term, pooled[:, static.source])  # (B, K)
+    change = (s - s.detach()).to(table)
+    # Σ_k change_k 1_{B_k}, a row over the target vocabulary, then its embeddings: no copy of the table is made.
+    row = change.new_zeros(len(y), len(table)).index_add(1, static.target, change[:, static.target_term])
+    return row @ table.detach()

@@ -83,6 +83,12 @@ def describe(scene: Scene, rng: random.Random, detail: float) -> str:
     return _describe(scene, rng, _details(scene, rng, detail))
 
 
+def caption_words(scenes: int = 2000) -> list[str]:
+    """The words of captions, sorted: MiniChat's own English, for the word-level map of the bridge."""
+    rng = random.Random(0)
+    return sorted({word for _ in range(scenes) for word in describe(sample_scene(rng, "test"), rng, 0.7).replace(",", " ").split()})
+
+
 def _choose_triple(rng: random.Random, split: str, held: list[Triple], seen: list[Triple]) -> Triple:
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")

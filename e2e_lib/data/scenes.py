@@ -28,7 +28,6 @@ _PAINT = {"red": (224, 32, 32), "orange": (255, 136, 0), "yellow": (255, 221, 32
 _SKY = {"day": (150, 205, 245), "evening": (250, 170, 120), "night": (28, 32, 76)}
 _GROUND = {"beach": (238, 214, 150), "forest": (84, 110, 60), "city": (120, 120, 126), "snow": (232, 238, 246),
            "desert": (214, 158, 92), "garden": (126, 196, 92)}
-_LINE = (28, 24, 32)  # every thing has a dark outline, so that white on snow and green in the forest stay crisp
 _OVERSAMPLE = 4
 
 
@@ -65,6 +64,7 @@ class _Brush:
         self.draw, self.x, self.y, self.radius, self.paint = draw, x, y, radius, paint
         self.width = max(2, round(1.1 * _OVERSAMPLE))
         self.shade = tuple(int(0.72 * c) for c in paint)
+        self.edge = tuple(int(0.42 * c) for c in paint)  # outlined, so that white on snow and green in the forest stay crisp
 
     def _at(self, *points: float) -> list[tuple[float, float]]:
         return [(self.x + u * self.radius, self.y + v * self.radius) for u, v in zip(points[::2], points[1::2], strict=True)]
@@ -72,19 +72,19 @@ class _Brush:
     def shape(self, *points: float, fill: tuple[int, ...] | None = None) -> None:
         corners = self._at(*points)
         self.draw.polygon(corners, fill=fill or self.paint)
-        self.draw.line([*corners, corners[0], corners[1]], fill=_LINE, width=self.width, joint="curve")
+        self.draw.line([*corners, corners[0], corners[1]], fill=self.edge, width=self.width, joint="curve")
 
     def oval(self, left: float, top: float, right: float, bottom: float, fill: tuple[int, ...] | None = None) -> None:
-        self.draw.ellipse(self._at(left, top, right, bottom), fill=fill or self.paint, outline=_LINE, width=self.width)
+        self.draw.ellipse(self._at(left, top, right, bottom), fill=fill or self.paint, outline=self.edge, width=self.width)
 
     def slice(self, left: float, top: float, right: float, bottom: float, start: float, end: float, fill: tuple[int, ...] | None = None) -> None:
-        self.draw.pieslice(self._at(left, top, right, bottom), start, end, fill=fill or self.paint, outline=_LINE, width=self.width)
+        self.draw.pieslice(self._at(left, top, right, bottom), start, end, fill=fill or self.paint, outline=self.edge, width=self.width)
 
     def ring(self, left: float, top: float, right: float, bottom: float) -> None:
-        self.draw.ellipse(self._at(left, top, right, bottom), outline=_LINE, width=round(1.8 * self.width))
+        self.draw.ellipse(self._at(left, top, right, bottom), outline=self.edge, width=round(1.8 * self.width))
 
     def line(self, *points: float, thick: float = 1.0) -> None:
-        self.draw.line(self._at(*points), fill=_LINE, width=round(self.width * thick), joint="curve")
+        self.draw.line(self._at(*points), fill=self.edge, width=round(self.width * thick), joint="curve")
 
 
 def _car(b: _Brush) -> None:
@@ -127,13 +127,13 @@ def _mug(b: _Brush) -> None:
 
 def _hat(b: _Brush) -> None:
     b.shape(-0.5, 0.35, -0.45, -0.65, 0.45, -0.65, 0.5, 0.35)
-    b.shape(-0.5, 0.05, 0.5, 0.05, 0.5, 0.35, -0.5, 0.35, fill=_LINE)
+    b.shape(-0.5, 0.05, 0.5, 0.05, 0.5, 0.35, -0.5, 0.35, fill=b.edge)
     b.oval(-1, 0.2, 1, 0.65)
 
 
 def _tent(b: _Brush) -> None:
     b.shape(0, -0.85, 1, 0.75, -1, 0.75)
-    b.shape(0, -0.1, 0.32, 0.75, -0.32, 0.75, fill=_LINE)
+    b.shape(0, -0.1, 0.32, 0.75, -0.32, 0.75, fill=b.edge)
 
 
 def _chair(b: _Brush) -> None:
@@ -149,14 +149,14 @@ def _bird(b: _Brush) -> None:
     b.oval(-0.8, -0.35, 0.6, 0.6)
     b.oval(0.2, -0.7, 0.9, 0.05)
     b.shape(-0.45, 0.0, 0.15, 0.0, -0.35, -0.75, fill=b.shade)
-    b.draw.ellipse(b._at(0.52, -0.5, 0.68, -0.34), fill=_LINE)
+    b.draw.ellipse(b._at(0.52, -0.5, 0.68, -0.34), fill=b.edge)
 
 
 def _guitar(b: _Brush) -> None:
     b.line(0.15, -0.15, 0.85, -0.85, thick=3.2)
     b.oval(-0.45, -0.45, 0.4, 0.4)
     b.oval(-0.95, -0.15, 0.15, 0.95)
-    b.oval(-0.42, 0.02, -0.02, 0.42, fill=_LINE)
+    b.oval(-0.42, 0.02, -0.02, 0.42, fill=b.edge)
 
 
 def _lantern(b: _Brush) -> None:
@@ -269,7 +269,7 @@ def draw_scene(scene: Scene, seed: int, side: int = 64) -> Image.Image:
     horizon = (28 + rng.uniform(-0.7, 0.7)) * u
     _draw_sky(draw, scene, canvas, horizon, rng)
     _draw_place(draw, scene, canvas, horizon, rng)
-    radius = {1: 12.0 if scene.size == "small" else 18.0, 2: 12.0, 3: 9.5}[scene.number] * u * rng.uniform(0.97, 1.03)
+    radius = {1: 15.0 if scene.size == "small" else 22.0, 2: 13.0, 3: 9.5}[scene.number] * u * rng.uniform(0.97, 1.03)
     middle, spread = 32 + rng.uniform(-2, 2) * (scene.number == 1), {1: 0.0, 2: 29.0, 3: 20.5}[scene.number]
     for i in range(scene.number):
         x = (middle + spread * (i - (scene.number - 1) / 2) + rng.uniform(-0.4, 0.4)) * u

@@ -18,7 +18,7 @@ FEATURES = 64
 class SceneReader(nn.Module, PyTorchModelHubMixin):
     """Photos (B, 3, 64, 64), uint8, to logits for each attribute of ``scenes.ATTRIBUTES``."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         widths = [3, width, 2 * width, 3 * width, 4 * width]
         layers: list[nn.Module] = []

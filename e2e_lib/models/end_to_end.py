@@ -5,6 +5,7 @@ V2 the text encoder's, D the language model's width, P context photos, Q query e
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from e2e_lib.bridge.gumbel import gumbel_noise, relaxed
-from e2e_lib.bridge.transfer import said, transfer
-from e2e_lib.bridge.vocabulary import members
-from e2e_lib.config import Bridge, Config
+from e2e_lib.bridge import CaptionBridge
+from e2e_lib.bridge.gumbel import gumbel_noise
+from e2e_lib.config import Bridge, Config, ConfigError
 from e2e_lib.data.examples import IGNORED, Batch, Layout
+from e2e_lib.data.minichat import caption_words
 from e2e_lib.models.generator import ImageGenerator, load_generator
 from e2e_lib.models.language import load_language
 from e2e_lib.models.perceptron import ImagePerceptron, load_perceptron
@@ -51,7 +52,10 @@ class EndToEndModel(nn.Module):
                  image_loss_weight: float, max_context: int) -> None:
         super().__init__()
         self.language, self.perceptron, self.generator = language, perceptron, generator
-        self.tokenizer, self.bridge, self.image_loss_weight = tokenizer, bridge, image_loss_weight
+        self.tokenizer, self.bridge_settings, self.image_loss_weight = tokenizer, bridge, image_loss_weight
+        self.bridge = CaptionBridge(tokenizer, generator.tokenizer, bridge.mapping, pooling=bridge.pooling, estimator=bridge.estimator,
+                                    words=word_list(bridge) if bridge.mapping == "static_word" else (),
+                                    length=generator.text_encoder.config.max_position_embeddings)
         self.layout = Layout(tokenizer, perceptron.queries, max_context)
 
     def read(self, batch: Batch) -> Tensor:
@@ -77,21 +81,16 @@ class EndToEndModel(nn.Module):
     def write_captions(self, logits: Tensor, batch: Batch, temperature: float, rng: torch.Generator) -> tuple[Tensor, list[str], int]:
         """The text encoder's hidden states for the response captions, with the gradient to ``logits`` that the bridge lets through."""
         caption_logits, gold_ids, positions = caption_positions(logits, batch)  # (R, C, V1), (R, C), (R, C)
-        noise = gumbel_noise(caption_logits.shape, rng) if self.bridge.noise else None
-        y = relaxed(caption_logits, temperature, noise)  # Eq. 5
-        if self.bridge.caption_source == "gold":
+        noise = gumbel_noise(caption_logits.shape, rng).to(caption_logits) if self.bridge_settings.noise else None  # Eq. 4
+        if self.bridge_settings.caption_source == "gold":
             source_ids, captions = gold_ids, batch.captions
         else:
-            source_ids = y.argmax(-1)  # Eq. 6: the words h stands for, one for each position under teacher forcing
+            chosen = caption_logits if noise is None else caption_logits + noise
+            source_ids = chosen.detach().argmax(-1)  # Eq. 6: the words h stands for, one for each position under teacher forcing
             captions = [self.tokenizer.decode(ids[keep], skip_special_tokens=True).strip() for ids, keep in zip(source_ids, positions, strict=True)]
-        tokens = self.generator.tokenize(captions)
-        ids, valid = tokens.input_ids.to(logits.device), tokens.valid.to(logits.device)
-        embeddings = self.generator.embed(ids)  # (R, L, D2)
-        if self.bridge.mapping == "sentence":
-            table = self.generator.text_encoder.get_input_embeddings().weight
-            s = said(y, members(source_ids, positions, logits.shape[-1]), positions, self.bridge.pooling)
-            embeddings = transfer(embeddings, ids, members(ids, valid, len(table)), table, s, valid)
-        return self.generator.encode(ids, embeddings), captions, tokens.truncated
+        out = self.bridge(captions, caption_logits, self.generator.text_encoder.get_input_embeddings(), temperature, noise, rng,
+                          source_ids=source_ids, source_mask=positions)
+        return self.generator.encode(out.input_ids, out.embeddings), captions, out.truncated
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """The parts that joint training changes, by name: what gradient norms and checkpoints are about."""
@@ -121,6 +120,16 @@ def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Ten
     row = batch.target_rows.unsqueeze(1)
     # The logits for the token at t are those of t - 1; position 0 is never a caption's, so padding may point at it.
     return logits[row, (at - 1).clamp_min(0)].float(), batch.input_ids[row, at], real
+
+
+def word_list(bridge: Bridge) -> list[str]:
+    """The words of the static word-level map. Raises ConfigError for a file that cannot be read."""
+    if bridge.words == "minichat":
+        return caption_words()
+    try:
+        return Path(bridge.words).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"bridge.words = {bridge.words!r} is neither 'minichat' nor a text file of one word a line: {error}") from None
 
 
 def build(config: Config) -> EndToEndModel:

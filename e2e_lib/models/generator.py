@@ -75,15 +75,17 @@ class ImageGenerator(nn.Module):
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
         return latents * self.vae.config.scaling_factor
 
-    def denoising_loss(self, latents: Tensor, text: Tensor, rng: torch.Generator) -> Tensor:
-        """Eq. 12: the mean squared error of the predicted noise, one random timestep a photo.
+    def denoising_loss(self, latents: Tensor, text: Tensor, rng: torch.Generator, timesteps: Tensor | None = None) -> Tensor:
+        """Eq. 12: the mean squared error of the predicted noise, one random timestep a photo, all as likely unless ``timesteps`` (B,) are given.
 
         A scheduler whose ``prediction_type`` is "v_prediction" (Stable Diffusion 2.1, the mini parts) asks for the velocity
         instead, the same error weighted differently over the timesteps.
         """
         # Drawn on the CPU whatever the device, so that a run's noise does not depend on the machine.
         noise = torch.randn(latents.shape, generator=rng).to(latents)
-        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), generator=rng).to(latents.device)
+        if timesteps is None:
+            timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), generator=rng)
+        timesteps = timesteps.to(latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = noise if self.scheduler.config.prediction_type == "epsilon" else self.scheduler.get_velocity(latents, noise, timesteps)
         return F.mse_loss(self.unet(noisy, timesteps, encoder_hidden_states=text).sample.float(), target.float())

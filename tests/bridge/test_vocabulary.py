@@ -1,40 +1,45 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import tokenizer
 
-from e2e_lib.bridge.vocabulary import dense_matrix, members
-
-
-@st.composite
-def token_rows(draw):
-    vocabulary = draw(st.integers(1, 12))
-    rows, length = draw(st.integers(1, 4)), draw(st.integers(1, 7))
-    cells = st.lists(st.lists(st.integers(0, vocabulary - 1), min_size=length, max_size=length), min_size=rows, max_size=rows)
-    marks = st.lists(st.lists(st.booleans(), min_size=length, max_size=length), min_size=rows, max_size=rows)
-    return vocabulary, draw(cells), draw(marks)
+from e2e_lib.bridge.alignment import words
+from e2e_lib.bridge.vocabulary import dense_matrix, distinct, static_piece, surfaces
 
 
-@given(token_rows())
-@settings(max_examples=100, deadline=None)
-def test_members_are_the_set_of_the_tokens_that_count(case):
-    vocabulary, ids, valid = case
-    found = members(torch.tensor(ids), torch.tensor(valid), vocabulary)
-    assert found.shape == (len(ids), vocabulary)
-    for row, tokens, marks in zip(found.tolist(), ids, valid, strict=True):
-        said = {token for token, counts in zip(tokens, marks, strict=True) if counts}
-        assert row == [1.0 if token in said else 0.0 for token in range(vocabulary)]
+@given(st.lists(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=5, max_size=5), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_each_token_is_left_once_in_each_set(rows):
+    ids = torch.tensor([[token for token, _ in row] for row in rows])
+    members = torch.tensor([[[counts for _, counts in row]] for row in rows])
+    left = distinct(members, ids)
+    for row, kept in zip(rows, left[:, 0].tolist(), strict=True):
+        chosen = [token for (token, _), keep in zip(row, kept, strict=True) if keep]
+        assert sorted(chosen) == sorted({token for token, counts in row if counts})
+        assert all(counts for (_, counts), keep in zip(row, kept, strict=True) if keep)
 
 
-@given(token_rows(), token_rows())
-@settings(max_examples=50, deadline=None)
-def test_the_dense_matrix_is_eq_10_written_out_and_has_rank_one(source, target):
-    (v1, ids1, valid1), (v2, ids2, valid2) = source, target
-    a = members(torch.tensor(ids1), torch.tensor(valid1), v1)[0]
-    b = members(torch.tensor(ids2), torch.tensor(valid2), v2)[0]
-    matrix = dense_matrix(a, b)
-    in_a = {t for t, counts in zip(ids1[0], valid1[0], strict=True) if counts}
-    in_b = {t for t, counts in zip(ids2[0], valid2[0], strict=True) if counts}
-    for i in range(v1):
-        for j in range(v2):
-            assert matrix[i, j] == (1.0 if i in in_a and j in in_b else 0.0)
-    assert torch.linalg.matrix_rank(matrix) == (1 if in_a and in_b else 0)
+@given(st.sets(st.integers(0, 8), min_size=1), st.sets(st.integers(0, 10), min_size=1))
+def test_the_dense_matrix_is_eq_10_and_has_rank_one(a, b):
+    matrix = dense_matrix(torch.tensor(sorted(a)), torch.tensor(sorted(b)), 9, 11)
+    assert all(matrix[i, j] == (i in a and j in b) for i in range(9) for j in range(11))
+    assert torch.linalg.matrix_rank(matrix) == 1
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_words_are_what_split_finds(captions):
+    spans, real = words(captions)
+    for caption, row, keep in zip(captions, spans.tolist(), real.tolist(), strict=True):
+        assert [caption[first:last] for (first, last), k in zip(row, keep, strict=True) if k] == caption.split()
+
+
+def test_static_pieces_look_the_same_on_both_sides_and_leave_special_tokens_out():
+    source, target = tokenizer("sentencepiece"), tokenizer("clip")
+    found = static_piece(source, target)
+    looks = surfaces(source), surfaces(target)
+    by_term = [{term: looks[side][token] for token, term in zip(tokens.tolist(), terms.tolist(), strict=True)}
+               for side, (tokens, terms) in enumerate(((found.source, found.source_term), (found.target, found.target_term)))]
+    assert by_term[0] == by_term[1] and len(by_term[0]) == found.count > 20
+    assert not set(found.source.tolist()) & set(source.all_special_ids)
+    assert "dog" in by_term[0].values() or "the" in by_term[0].values()

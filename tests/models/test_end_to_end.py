@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.bridge.gumbel import gumbel_noise
+from e2e_lib.bridge.vocabulary import MAPPINGS
 from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.config import replace
 from e2e_lib.data.examples import IGNORED, Collator
@@ -36,7 +38,9 @@ def language_logits(model, batch):
 
 # ------------------------------------------------------------------------------------------- what the image loss reaches
 
-@pytest.mark.parametrize("changes", [(), (("bridge.caption_source", "gold"),), (("bridge.noise", False),), (("bridge.pooling", "sum"),)])
+@pytest.mark.parametrize("changes", [
+    (), (("bridge.caption_source", "gold"),), (("bridge.noise", False),), (("bridge.pooling", "sum"),),
+    *((("bridge.mapping", mapping),) for mapping in MAPPINGS[1:]), *((("bridge.estimator", name),) for name in RELAXATIONS)])
 def test_the_image_loss_alone_reaches_the_language_model_and_the_perceptron(new_model, batch, changes):
     model = new_model(*changes)
     output = forward(model, batch)
@@ -60,9 +64,10 @@ def test_without_a_mapping_the_image_loss_reaches_nothing_but_the_unet(new_model
 
 
 def test_the_mapping_changes_no_number_of_the_forward_pass(new_model, batch):
-    outputs = [forward(new_model(("bridge.mapping", mapping)), batch) for mapping in ("sentence", "none")]
-    assert torch.equal(outputs[0].image_loss, outputs[1].image_loss) and torch.equal(outputs[0].text_loss, outputs[1].text_loss)
-    assert outputs[0].drawn == outputs[1].drawn
+    outputs = [forward(new_model(("bridge.mapping", mapping)), batch) for mapping in MAPPINGS]
+    for output in outputs[1:]:
+        assert torch.equal(outputs[0].image_loss, output.image_loss) and torch.equal(outputs[0].text_loss, output.text_loss)
+        assert outputs[0].drawn == output.drawn
 
 
 def test_pooling_by_sum_gives_a_larger_gradient_than_the_mean(new_model, batch):
@@ -208,8 +213,13 @@ def test_with_noise_the_drawn_captions_are_those_of_the_noisy_logits(model, batc
 
 def test_photos_are_drawn_from_the_captions_that_are_reported(new_model, batch):
     # The same captions given as gold ones must give the same image loss, to the last bit.
-    written = forward(new_model(), batch)
-    as_gold = forward(new_model(("bridge.caption_source", "gold")), dataclasses.replace(batch, captions=written.drawn))
+    model = new_model()
+    written = forward(model, batch)
+    logits, _, real = caption_positions(language_logits(model, batch), batch)
+    ids = (logits + gumbel_noise(logits.shape, generator("step"))).argmax(-1)
+    gold = batch.input_ids.clone()
+    gold[batch.target_rows] = gold[batch.target_rows].masked_scatter(batch.is_caption[batch.target_rows], ids[real])
+    as_gold = forward(new_model(("bridge.caption_source", "gold")), dataclasses.replace(batch, captions=written.drawn, input_ids=gold))
     assert torch.equal(written.image_loss, as_gold.image_loss)
 
 
@@ -222,9 +232,10 @@ def test_a_caption_that_is_too_long_is_cut_and_counted(model, batch):
         alone = words(caption, add_special_tokens=False)["input_ids"][:limit - 2]
         assert ids[valid].tolist() == alone
         assert ids[0] == words.bos_token_id and ids[len(alone) + 1] == words.eos_token_id
-    long = dataclasses.replace(batch, captions=["a red car and " * 20, *batch.captions[1:]])
-    model.bridge = dataclasses.replace(model.bridge, caption_source="gold")
-    assert forward(model, long).truncated == 1
+    caption = "a red car and " * 20
+    count = len(model.tokenizer(caption, add_special_tokens=False)["input_ids"])
+    table = model.generator.text_encoder.get_input_embeddings()
+    assert model.bridge([caption], torch.zeros(1, count, len(model.tokenizer)), table).truncated == 1
 
 
 def test_a_caption_of_exactly_the_limit_is_whole(model):
