@@ -109,6 +109,19 @@ def _show_config(arguments: argparse.Namespace) -> None:
         say(f"{row['key']} = {row['value']}\n    {row['meaning']} ({row['allowed']})")
 
 
+def _vocabularies(arguments: argparse.Namespace) -> None:
+    from e2e_lib import results
+    from e2e_lib.bridge.survey import load_tokenizer, read_captions, survey
+    try:
+        captions = read_captions(Path(arguments.captions))
+        found = survey(load_tokenizer(arguments.source), load_tokenizer(arguments.target), captions)
+    except (ValueError, TypeError) as error:
+        raise configuration.ConfigError(str(error)) from None
+    path = results.write_vocabularies(arguments.name, found)
+    say(json.dumps(found, indent=1))
+    say(f"wrote {path}")
+
+
 def _doctor(_: argparse.Namespace) -> None:
     from e2e_lib import provenance
     from e2e_lib.checkpoints import CheckpointError, check
@@ -177,6 +190,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, 
     "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),
     "chat": (_chat, "chat with the shipped model in the terminal", ("config", "seeds")),
     "config": (_show_config, "every setting of a profile, its value, meaning and range", ("config",)),
+    "vocabularies": (_vocabularies, "how two tokenizers disagree about captions, counted", ("vocabularies",)),
     "doctor": (_doctor, "versions, and whether the shipped weights are sound", ()),
     "test": (_test, "the tests (further arguments go to pytest)", ("jobs", "rest")),
     "bench": (_bench, "the benchmarks, each a ratio against a named alternative", ("rest",)),
@@ -205,6 +219,12 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--out", metavar="FOLDER", help="where the parts go (default: runs/pretraining/PROFILE/parts)")
         if "jobs" in options:
             command.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="tests at once (default 2)")
+        if "vocabularies" in options:
+            command.add_argument("--source", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", metavar="ID", help="the language model's tokenizer, a hub "
+                                 "id or a folder (default: TinyLlama's, which is Llama-2's)")
+            command.add_argument("--target", default="openai/clip-vit-large-patch14", metavar="ID", help="the text encoder's (default: CLIP's)")
+            command.add_argument("--captions", required=True, metavar="FILE", help="captions, one a line, or JSON lines")
+            command.add_argument("--name", default="llama-2_clip", help="results/vocabularies/NAME.json (default: %(default)s)")
         if "rest" in options:
             command.add_argument("rest", nargs=argparse.REMAINDER, metavar="…")
     return main_parser

@@ -169,3 +169,12 @@ def published(table: int, root: Path | str = RESULTS) -> dict[str, Any]:
     if table not in (1, 2):
         raise ResultsError(f"the paper has Tables 1 and 2, not {table!r}")
     return load_json(Path(root) / "published" / f"table{table}.json")
+
+
+def write_vocabularies(name: str, found: Mapping[str, Any], root: Path | str = RESULTS) -> Path:
+    """Saves a survey of two vocabularies (``bridge.survey``). Raises ResultsError for a name that is not a plain file name."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise ResultsError(f"name {name!r}: expected lower-case letters, digits, dots, dashes and underscores")
+    path = Path(root) / "vocabularies" / f"{name}.json"
+    files.write_json(path, dict(found))
+    return path

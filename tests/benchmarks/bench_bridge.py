@@ -1,0 +1,185 @@
+"""What the bridge costs at the paper's size: each map against torch.sparse, as the paper does it, and against the floor.
+
+V1 32,000 and V2 49,408 words, 32 captions of about 14 tokens, 77 positions of 1,024 numbers, forward and backward. The floor is the
+straight-through Gumbel-softmax over the same logits and nothing else. All are given the same noise, drawn beforehand, and are timed in
+turn. What ours is timed with includes cutting the captions into tokens. Prints one JSON line.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from e2e_lib.bridge import CaptionBridge
+from e2e_lib.bridge.alignment import Pieces, cut, overlap, words
+from e2e_lib.bridge.gumbel import gumbel_noise, straight_through_gumbel_softmax
+from e2e_lib.data.minichat import describe, sample_scene
+from e2e_lib.models.sources import WEIGHTS
+from e2e_lib.randomness import generator, python_random
+
+V1, V2, CAPTIONS, LENGTH, WIDTH, ROUNDS, TEMPERATURE = 32_000, 49_408, 32, 77, 1024, 7, 0.5
+MAPS = ("sentence", "word", "span")
+
+
+def grown(folder: Path, size: int) -> PreTrainedTokenizerFast:
+    """A shipped tokenizer with a vocabulary filled up to ``size`` by words that no text holds."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    taken = max(max(described["model"]["vocab"].values()), *(token["id"] for token in described["added_tokens"])) + 1
+    described["model"]["vocab"] |= {f"\x00{i}": i for i in range(taken, size)}
+    backend = type(tokenizer.backend_tokenizer).from_str(json.dumps(described))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=tokenizer.pad_token, model_max_length=LENGTH)
+
+
+def sparse_terms(kind: str, caption: str, source: Pieces, target: Pieces, row: int) -> list[tuple[list[int], list[int], Tensor, list[int]]]:
+    """For one caption: (source tokens, target tokens, positions pooled, positions the result is added to) of each matrix or block."""
+    a, b = source.input_ids[row][source.valid[row]], target.input_ids[row][target.valid[row]]
+    everything, places = torch.arange(len(a)), target.valid[row].nonzero().squeeze(1)
+    if kind == "sentence":
+        return [(a.unique().tolist(), b.unique().tolist(), everything, places.tolist())]
+    aspans, bspans = source.spans[row][source.valid[row]][None], target.spans[row][target.valid[row]][None]
+    if kind == "word":
+        spans, _ = words([caption])
+        return [(a[x].unique().tolist(), b[y].unique().tolist(), everything, places.tolist())
+                for x, y in zip(overlap(spans, aspans)[0], overlap(spans, bspans)[0], strict=True)]
+    return [(a[x].unique().tolist(), [int(b[n])], x.nonzero().squeeze(1), [int(places[n])]) for n, x in enumerate(overlap(bspans, aspans)[0])]
+
+
+def with_torch_sparse(kind: str, h: Tensor, captions: list[str], source: Pieces, target: Pieces, embedding: nn.Embedding) -> Tensor:
+    """Eq. 9-11 with a torch.sparse matrix for each caption (for each target token, where each has its own), as the paper does it."""
+    out = embedding(target.input_ids.to(h.device))
+    added = []
+    for row, caption in enumerate(captions):
+        blocks = sparse_terms(kind, caption, source, target, row)
+        groups = [[block] for block in blocks] if kind == "span" else [blocks]
+        change = torch.zeros_like(out[row])
+        for group in groups:
+            pairs = torch.tensor([(i, j) for a, b, *_ in group for i in a for j in b]).T
+            if not pairs.numel():
+                continue
+            matrix = torch.sparse_coo_tensor(pairs.flip(0), torch.ones(pairs.shape[1]), (V2, V1), device=h.device)
+            moved = torch.sparse.mm(matrix, h[row, group[0][2]].T).T  # (positions, V2)
+            pushed = moved.mean(0) @ embedding.weight
+            at = torch.zeros(len(change), 1, device=h.device)
+            at[group[0][3]] = 1
+            change = change + at * (pushed - pushed.detach())
+        added.append(change)
+    return out + torch.stack(added)
+
+
+def memory() -> int:
+    """Bytes this process holds at the moment (Linux), or the accelerator's."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def peak(run: Callable[[], None]) -> int:
+    """Bytes that ``run`` needed at most, beyond what was there before."""
+    gc.collect()
+    before = memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    highest, done = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.is_set():
+            highest = max(highest, memory())
+            time.sleep(0.0002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return highest - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    quiet = parser.parse_args().json
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source_tokenizer, target_tokenizer = grown(WEIGHTS / "mini" / "language", V1), grown(WEIGHTS / "mini" / "generator" / "tokenizer", V2)
+    rng = python_random("bench bridge")
+    captions = [describe(sample_scene(rng, "train"), rng, 0.8) for _ in range(CAPTIONS)]
+    source, _ = cut(source_tokenizer, captions, special=False)
+    target, _ = cut(target_tokenizer, captions, special=True, length=LENGTH)
+    shape = (*source.input_ids.shape, V1)
+    logits = torch.randn(shape, generator=generator("logits")).to(device).requires_grad_()
+    noise = gumbel_noise(shape, generator("noise")).to(device)
+    upstream = torch.randn(shape, generator=generator("upstream")).to(device)
+    embedding = nn.Embedding(V2, WIDTH, device=device).requires_grad_(False)
+    weight = torch.randn(CAPTIONS, LENGTH, WIDTH, generator=generator("weight")).to(device)
+    bridges = {name: CaptionBridge(source_tokenizer, target_tokenizer, name, length=LENGTH) for name in MAPS}
+
+    def floor() -> None:
+        straight_through_gumbel_softmax(logits, TEMPERATURE, noise).backward(upstream)
+
+    def ours(name: str) -> None:
+        bridges[name](captions, logits, embedding, TEMPERATURE, noise).embeddings.backward(weight)
+
+    def theirs(name: str) -> None:
+        h = straight_through_gumbel_softmax(logits, TEMPERATURE, noise)
+        with_torch_sparse(name, h, captions, source, target, embedding).backward(weight)
+
+    runs: dict[str, Callable[[], None]] = {"floor": floor}
+    for name in MAPS:
+        runs |= {f"ours {name}": lambda name=name: ours(name), f"sparse {name}": lambda name=name: theirs(name)}
+    gradients = {}
+    for name, run in runs.items():  # warms up, and checks that all do the same
+        logits.grad = None
+        run()
+        gradients[name] = logits.grad.clone() if name != "floor" else None
+    for name in MAPS:
+        torch.testing.assert_close(gradients[f"ours {name}"], gradients[f"sparse {name}"], rtol=1e-3, atol=1e-6)
+    gradients.clear()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_number in range(ROUNDS):
+        for name, run in runs.items():
+            if name.startswith("sparse") and round_number >= 2:
+                continue  # slow enough for two rounds to say it
+            logits.grad = None
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    peaks = {}
+    for name, run in runs.items():
+        if not name.startswith("sparse"):
+            found = []
+            for _ in range(3):
+                logits.grad = None
+                found.append(peak(run))
+            peaks[name] = statistics.median(found)
+    maps = {name: {"speedup_vs_sparse": round(median[f"sparse {name}"] / median[f"ours {name}"], 1),
+                   "over_floor": round(median[f"ours {name}"] / median["floor"], 3),
+                   "peak_over_floor": round(peaks[f"ours {name}"] / peaks["floor"], 3)} for name in MAPS}
+    if not quiet:
+        for name, row in maps.items():
+            print(f"{name:9} {row['speedup_vs_sparse']:7.1f} × torch.sparse   {row['over_floor']:.2f} × the floor   "
+                  f"{row['peak_over_floor']:.2f} × its memory")
+    print(json.dumps({
+        "benchmark": "bridge", "maps": maps, "median_seconds": {k: round(v, 5) for k, v in median.items()}, "device": str(device),
+        "threads": torch.get_num_threads(), "rounds": ROUNDS, "dense_matrix_bytes": CAPTIONS * V1 * V2 * 4, "floor_peak_bytes": int(peaks["floor"]),
+        "sizes": {"V1": V1, "V2": V2, "B": CAPTIONS, "C": shape[1], "L": LENGTH, "D": WIDTH, "tokens_a_caption": round(float(source.valid.sum(1).float().mean()), 1)},
+        "target": "speedup_vs_sparse at least 50, over_floor at most 1.25, peak_over_floor at most 1.1"}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The survey of two vocabularies against counting by hand, and against known figures of the real ones where they are at hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small_tokenizers import TEXTS, tokenizer
+
+from e2e_lib.__main__ import main
+from e2e_lib.bridge.survey import fingerprint, load_tokenizer, read_captions, survey
+from e2e_lib.bridge.vocabulary import surfaces
+from e2e_lib.checkpoints import CheckpointError
+from e2e_lib.results import ResultsError, write_vocabularies
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+def test_the_counts_are_those_of_plain_loops():
+    source, target = tokenizer("sentencepiece"), tokenizer("clip")
+    captions = sorted(set(TEXTS))
+    found = survey(source, target, captions)
+    looks, theirs = surfaces(source), surfaces(target)
+    tokens = kept = known = pairs = word_pairs = 0
+    for caption in captions:
+        a, b = source(caption, add_special_tokens=False)["input_ids"], target(caption, add_special_tokens=False)["input_ids"]
+        present = {theirs[j] for j in b}
+        tokens += len(a)
+        kept += sum(looks[i] in present for i in a if looks[i])
+        known += sum(looks[i] in theirs for i in a if looks[i])
+        pairs += len(set(a)) * len(set(b))
+        for word in caption.split():
+            # These captions have one blank between words, and both tokenizers cut at blanks: words can be cut alone.
+            word_pairs += len(set(source(word, add_special_tokens=False)["input_ids"])) * len(set(target(word, add_special_tokens=False)["input_ids"]))
+    size = len(source) * len(target)
+    assert found["static"]["lost"] == pytest.approx(1 - kept / tokens)
+    assert found["static"]["caption_tokens"] == pytest.approx(known / tokens)
+    assert found["density"]["sentence"] == pytest.approx(pairs / len(captions) / size)
+    assert found["density"]["word"] == pytest.approx(word_pairs / len(captions) / size)
+    words = [word for caption in captions for word in caption.split()]
+    assert found["words"]["target_tokens_a_word"] == pytest.approx(
+        sum(len(target(w, add_special_tokens=False)["input_ids"]) for w in words) / len(words))
+    assert 0 < found["characters"]["same_span"] < 1 and found["characters"]["touching_none"] == 0
+
+
+def test_two_equal_vocabularies_lose_nothing():
+    source = tokenizer("byte_level")
+    found = survey(source, source, ["the cat and the dog"])
+    assert found["static"]["lost"] == 0 and found["characters"] == {"same_span": 1, "source_tokens_touched": 1, "touching_none": 0}
+
+
+def test_the_fingerprint_is_of_the_vocabulary_and_not_of_its_last_use():
+    source = tokenizer("clip")
+    before = fingerprint(source)
+    source(["a", "a b c"], padding=True, truncation=True, max_length=3)
+    assert fingerprint(source) == before != fingerprint(tokenizer("byte_level"))
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    ("a dog\n\n b cat \n", ["a dog", "b cat"]), ('{"caption": " a dog"}\n{"captions": ["x", "y "]}', ["a dog", "x", "y"])])
+def test_captions_are_read_from_lines_or_json(tmp_path, content, expected):
+    (tmp_path / "c").write_text(content)
+    assert read_captions(tmp_path / "c") == expected
+
+
+@pytest.mark.parametrize("line", ['{"text": "a"}', '{"caption": 3}', '{"caption"'])
+def test_a_line_that_holds_no_caption_is_named(tmp_path, line):
+    (tmp_path / "c").write_text(f"fine\n{line}\n")
+    with pytest.raises(ValueError, match=r"c, line 2: expected a caption"):
+        read_captions(tmp_path / "c")
+
+
+def test_bad_input_is_named(tmp_path, capsys):
+    with pytest.raises(ValueError, match="no captions"):
+        survey(tokenizer("clip"), tokenizer("clip"), [])
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        load_tokenizer("nobody/nothing-of-that-name")
+    with pytest.raises(ResultsError, match="name '../x'"):
+        write_vocabularies("../x", {}, tmp_path)
+    assert main(["vocabularies", "--captions", str(tmp_path / "none.txt")]) == 1
+    assert "none.txt: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not at hand")
+def test_llama_2_and_clip_disagree_as_is_known():
+    source, target = (load_tokenizer(str(SHARED / "tokenizers" / name)) for name in ("llama-2", "clip"))
+    found = survey(source, target, read_captions(SHARED / "data" / "coco_mini" / "captions.jsonl"))
+    assert (len(source), len(target)) == (32000, 49408)
+    assert found["static"]["vocabulary_tokens"] == pytest.approx(18643, abs=20)
+    assert found["static"]["in_caption"] == pytest.approx(0.69, abs=0.02)
+    assert found["tokens_a_caption"]["source"] == pytest.approx(13.8, abs=0.3) and found["tokens_a_caption"]["target"] == pytest.approx(11.5, abs=0.3)
+    stored = json.loads((Path(__file__).parents[2] / "results" / "vocabularies" / "llama-2_clip.json").read_text())
+    assert stored["static"] == pytest.approx(found["static"]) and stored["sha256"] == found["sha256"]
