@@ -17,7 +17,8 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 def test_the_counts_are_those_of_plain_loops():
     source, target = tokenizer("sentencepiece"), tokenizer("clip")
-    captions = sorted(set(TEXTS))
+    # A caption that begins with a bare mark is left out: its tokenizer says that the mark covers the first letter.
+    captions = [text for text in sorted(set(TEXTS)) if len(source.tokenize(text)[0]) > 1]
     found = survey(source, target, captions)
     looks, theirs = surfaces(source), surfaces(target)
     tokens = kept = known = pairs = word_pairs = 0
@@ -29,8 +30,9 @@ def test_the_counts_are_those_of_plain_loops():
         known += sum(looks[i] in theirs for i in a if looks[i])
         pairs += len(set(a)) * len(set(b))
         for word in caption.split():
-            # These captions have one blank between words, and both tokenizers cut at blanks: words can be cut alone.
-            word_pairs += len(set(source(word, add_special_tokens=False)["input_ids"])) * len(set(target(word, add_special_tokens=False)["input_ids"]))
+            # One blank between words, and both tokenizers cut there: words can be cut alone. A bare mark of a beginning is no part of a word.
+            pieces = [{i for i in side(word, add_special_tokens=False)["input_ids"] if surfaces(side)[i]} for side in (source, target)]
+            word_pairs += len(pieces[0]) * len(pieces[1])
     size = len(source) * len(target)
     assert found["static"]["lost"] == pytest.approx(1 - kept / tokens)
     assert found["static"]["caption_tokens"] == pytest.approx(known / tokens)
