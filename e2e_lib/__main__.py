@@ -57,6 +57,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     say(summary_lines(results.summarise(config.profile)))
 
 
+def _ablate(arguments: argparse.Namespace) -> None:
+    from e2e_lib.ablation import ablate, truths
+    from e2e_lib.reproduce import summary_lines
+    config = _config(arguments)
+    say(f"wrote {truths(config, arguments.seeds[0], say)}")
+    say(summary_lines(ablate(config, arguments.seeds, say)))
+
+
 def _figures(arguments: argparse.Namespace) -> None:
     from e2e_lib.figures import draw_all
     for path in draw_all(_config(arguments).profile, arguments.seeds):
@@ -185,6 +193,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, 
     "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out")),
     "train": (_train, "joint training alone", ("config", "seeds")),
     "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds")),
+    "ablate": (_ablate, "every vocabulary map and estimator: its gradient beside the true one, and training with it", ("config", "seeds")),
     "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
     "readme": (_readme, "write the README's numbers from results/", ()),
     "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),

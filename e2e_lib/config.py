@@ -102,7 +102,7 @@ class Pretrain:
 
     photos: int = setting(20_000, "photos drawn for pretraining", low=64)
     chats: int = setting(40_000, "chats written for pretraining, none of them in the corpus", low=64)
-    reader_steps: int = setting(1500, "steps of the scene reader", low=1)
+    reader_steps: int = setting(3000, "steps of the scene reader", low=1)
     autoencoder_steps: int = setting(3000, "steps of the autoencoder", low=1)
     decoder_steps: int = setting(3500, "further steps of the autoencoder's decoder alone", low=1)
     language_steps: int = setting(2200, "steps of the language model", low=1)
@@ -110,7 +110,7 @@ class Pretrain:
     sight_steps: int = setting(4000, "steps of the perceptron alone, on naming what a photo shows", low=1)
     perceptron_steps: int = setting(1000, "further steps of the perceptron before the frozen language model", low=1)
     text_steps: int = setting(800, "steps of the generator's text encoder, on naming what a caption says", low=1)
-    generator_steps: int = setting(12_000, "steps of the UNet and its text encoder", low=1)
+    generator_steps: int = setting(7000, "steps of the UNet and its text encoder", low=1)
     seed: int = setting(0, "seed of pretraining", low=0)
 
 

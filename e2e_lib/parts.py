@@ -83,7 +83,7 @@ def write_manifest(config: Config, folder: Path, seconds: dict[str, float]) -> N
 
 def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> dict[str, Any]:
     """What the saved parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
-    for part in ("language", "perceptron", "text_encoder", "generator"):
+    for part in ("language", "perceptron", "generator"):
         config = configuration.replace(config, f"model.{part}", str((folder / part).resolve()))
     reader = load_own(SceneReader, str(folder / "scene_reader")).eval()
     model = build(config).eval()

@@ -4,11 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import files
-from e2e_lib.results import RESULTS, load_json, read_summary
-
-ROWS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "rougeL": "ROUGE-L", "is": "IS (scene reader)", "fid": "FID (scene reader)",
-        "kid": "KID (scene reader)", "intent_f1": "photo-sharing intent F1", "caption_bleu": "caption BLEU",
-        "scene_accuracy": "scene accuracy (thing, colour, place)"}
+from e2e_lib.results import METRICS, RESULTS, load_json, read_summary
 
 
 def results_table(profile: str, root: Path | str = RESULTS) -> str:
@@ -16,11 +12,12 @@ def results_table(profile: str, root: Path | str = RESULTS) -> str:
     summary = read_summary(profile, root)
     systems = summary["systems"]
     lines = ["| metric | " + " | ".join(system.replace("_", "-") for system in systems) + " |", "|---|" + "---|" * len(systems)]
-    for key, name in ROWS.items():
+    for key, (name, *_) in METRICS.items():
         lines.append(f"| {name} | " + " | ".join(_cell(scores.get(key)) for scores in systems.values()) + " |")
     seeds = {entry["n"] for scores in systems.values() for entry in scores.values()}
     test = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
-    return "\n".join([*lines, "", f"Mean ± standard deviation over {'/'.join(map(str, sorted(seeds)))} seeds; profile {profile}; N: {test}."])
+    return "\n".join([*lines, "", f"Mean ± standard deviation over {'/'.join(map(str, sorted(seeds)))} seeds; profile {profile}; N: {test}. "
+                      "A star: with the features of MiniChat's scene reader, not Inception's."])
 
 
 def _cell(entry: dict[str, Any] | None) -> str:

@@ -17,6 +17,20 @@ from e2e_lib import files
 
 RESULTS = Path("results")
 
+# The scores that are shown, in order: name, which way is better, what it is. A star: by the features of MiniChat's scene reader.
+METRICS: dict[str, tuple[str, str, str]] = {
+    "bleu1": ("BLEU-1", "higher", "share of the reply's words that the gold reply has too, times a penalty for short replies (0-100)"),
+    "bleu2": ("BLEU-2", "higher", "the same for pairs of neighbouring words, of order 2 alone, as the authors' code counts it (0-100)"),
+    "bleu2_cumulative": ("BLEU-2, cumulative", "higher", "Papineni's own: the geometric mean of orders 1 and 2 (0-100)"),
+    "rougeL": ("ROUGE-L", "higher", "F1 of the longest common subsequence of words, a mean over replies, no stemming (0-100)"),
+    "caption_bleu": ("caption BLEU-2, cumulative", "higher", "written against gold captions; no caption counts as an empty one (0-100)"),
+    "intent_f1": ("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
+    "scene_accuracy": ("scene accuracy", "higher", "share of thing, colour and place that are drawn right; no photo is all wrong (0-1)"),
+    "is": ("IS*", "higher", "clear and varied things, by the scene reader's opinion (1-14)"),
+    "fid": ("FID*", "lower", "distance between drawn and gold photos' features; biased upwards, the more the fewer photos"),
+    "kid": ("KID*", "lower", "a distance like FID without the bias from N; may fall slightly below 0"),
+}
+
 
 class ResultsError(ValueError):
     """A results file is missing, damaged or does not belong with the others; the message names it and says what to do."""
@@ -65,14 +79,14 @@ def _run_problem(run: Any, profile: str, name: str) -> str | None:
 
 
 def write_run(profile: str, system: str, seed: int, metrics: Mapping[str, Any], provenance: Mapping[str, Any],
-              root: Path | str = RESULTS) -> Path:
-    """Writes one run and returns its file.
+              root: Path | str = RESULTS, folder: str = "runs") -> Path:
+    """Writes one run into ``folder`` ("runs", or "ablations" for variants of a system) and returns its file.
 
     ``metrics`` maps names to numbers; its entry ``"n"``, if there, is an object of counts of the test set. Other values
     (a signature, a list) are kept but not summarised. ``provenance`` is what ``provenance.stamp`` returns.
     Raises ResultsError for a value that is not a result (NaN, a name with odd characters) and files.SaveError.
     """
-    path = Path(root) / profile / "runs" / f"{system}-seed{seed}.json"
+    path = Path(root) / profile / folder / f"{system}-seed{seed}.json"
     run = {"profile": profile, "system": system, "seed": seed, "metrics": dict(metrics), "provenance": dict(provenance)}
     if problem := _run_problem(run, profile, path.name):
         raise ResultsError(f"{path} was not written: {problem}")
@@ -82,10 +96,10 @@ def write_run(profile: str, system: str, seed: int, metrics: Mapping[str, Any], 
         raise ResultsError(f"{path} was not written: a value in it cannot be kept as JSON ({error})") from error
 
 
-def read_runs(profile: str, root: Path | str = RESULTS) -> list[dict[str, Any]]:
+def read_runs(profile: str, root: Path | str = RESULTS, folder: str = "runs") -> list[dict[str, Any]]:
     """All runs of a profile, by system and seed; none is an empty list. Raises ResultsError naming a file that is not a sound run."""
     runs = []
-    for path in (Path(root) / profile / "runs").glob("*.json"):
+    for path in (Path(root) / profile / folder).glob("*.json"):
         run = load_json(path)
         if problem := _run_problem(run, profile, path.name):
             raise ResultsError(f"{path}: {problem}; delete the file and make the run again with `e2e reproduce --profile {profile}`")
@@ -125,8 +139,8 @@ def _mean_and_std(values: list[float]) -> dict[str, float | int | None]:
     return {"mean": statistics.fmean(values), "std": std, "n": len(values)}
 
 
-def summarise(profile: str, root: Path | str = RESULTS) -> dict[str, Any]:
-    """Averages a profile's runs over seeds, writes ``summary.json`` and returns its content::
+def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs") -> dict[str, Any]:
+    """Averages a profile's runs over seeds, writes ``summary.json`` (``ablations.json`` for the folder "ablations") and returns its content::
 
         {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": …, "std": …, "n": 3}, …}, …},
          "runs": ["end_to_end-seed0.json", …], "test": {"dialogues": 500, …}}
@@ -135,9 +149,9 @@ def summarise(profile: str, root: Path | str = RESULTS) -> dict[str, Any]:
     for a single run, of which no spread is known. ``test`` is the runs' common ``metrics["n"]``. Raises ResultsError
     where there is no run, where runs of a system differ in more than the seed, or where test sets differ in size.
     """
-    runs = read_runs(profile, root)
+    runs = read_runs(profile, root, folder)
     if not runs:
-        raise ResultsError(f"{Path(root) / profile / 'runs'}: no runs to summarise; make them with `e2e reproduce --profile {profile}`")
+        raise ResultsError(f"{Path(root) / profile / folder}: no runs to summarise; make them with `e2e reproduce --profile {profile}`")
     by_system: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         group = by_system.setdefault(run["system"], [])
@@ -151,7 +165,7 @@ def summarise(profile: str, root: Path | str = RESULTS) -> dict[str, Any]:
         names = [key for key in group[0]["metrics"] if all(_is_number(run["metrics"].get(key)) for run in group)]
         systems[system] = {key: _mean_and_std([run["metrics"][key] for run in group]) for key in names}
     summary = {"profile": profile, "systems": systems, "runs": [_name(run) for run in runs], "test": runs[0]["metrics"].get("n") or {}}
-    files.write_json(Path(root) / profile / "summary.json", summary)
+    files.write_json(Path(root) / profile / ("summary.json" if folder == "runs" else f"{folder}.json"), summary)
     return summary
 
 

@@ -26,23 +26,10 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 from e2e_lib.data.dialogue import Dialogue, Turn
+from e2e_lib.results import METRICS
 
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, GREY = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#777777"
 # Metric: its name, what is better, and what it means in a line.
-METRICS: dict[str, tuple[str, str, str]] = {
-    "bleu1": ("BLEU-1", "higher", "share of the reply's words that the gold reply has too, times a penalty for short replies (0-100)"),
-    "bleu2": ("BLEU-2", "higher", "the same for pairs of neighbouring words, of order 2 alone, as the authors' code counts it (0-100)"),
-    "bleu2_cumulative": ("BLEU-2, cumulative", "higher", "Papineni's own: the geometric mean of orders 1 and 2 (0-100)"),
-    "rougeL": ("ROUGE-L", "higher", "F1 of the longest common subsequence of words, a mean over replies, no stemming (0-100)"),
-    "caption_bleu": ("caption BLEU-2, cumulative", "higher", "written against gold captions; no caption counts as an empty one (0-100)"),
-    "intent_f1": ("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
-    "scene_accuracy": ("scene accuracy", "higher", "share of thing, colour and place that are drawn right; no photo is all wrong (0-1)"),
-    "is": ("IS*", "higher", "clear and varied things, by the scene reader's opinion (1-14)"),
-    "fid": ("FID*", "lower", "distance between drawn and gold photos' features; biased upwards, the more the fewer photos"),
-    "kid": ("KID*", "lower", "a distance like FID without the bias from N; may fall slightly below 0"),
-}
-
-
 class Html(str):
     """HTML that a notebook shows as such."""
 

@@ -24,9 +24,9 @@ def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
     page.write_text("a\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nb\n<!-- results:begin -->\nold\n<!-- results:end -->\nc\n")
     readme.update(page, root=tmp_path)
     text = page.read_text()
-    assert "| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy (thing, colour, place) | 0.800 |" in text
+    assert "| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy | 0.800 |" in text
     assert "1,234 examples" in text and "3 seeds" in text and "10.0 minutes" in text and "2.5 GB" in text and "old" not in text
-    assert "| FID (scene reader) | – |" in text  # a missing score is shown as missing
+    assert "| FID* | – |" in text  # a missing score is shown as missing
     before = text
     readme.update(page, root=tmp_path)
     assert page.read_text() == before

@@ -18,15 +18,14 @@ FEATURES = 64
 class SceneReader(nn.Module, PyTorchModelHubMixin):
     """Photos (B, 3, 64, 64), uint8, to logits for each attribute of ``scenes.ATTRIBUTES``."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        widths = [3, width, 2 * width, 3 * width, 4 * width]
+        widths = [3, width, width * 3 // 2, 2 * width, 3 * width]
         layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.GroupNorm(8, widths[-1]), nn.SiLU()]
-        self.convolutions = nn.Sequential(*layers)  # (B, 4·width, 4, 4)
-        self.to_features = nn.Linear(widths[-1] * 16, FEATURES)
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers)  # (B, 3·width, 4, 4)
+        self.to_features = nn.Linear(widths[-1], FEATURES)
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in ATTRIBUTES.items()})
 
     def features(self, photos: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class SceneReader(nn.Module, PyTorchModelHubMixin):
         if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1:] != (3, 64, 64):
             raise ValueError(f"the scene reader takes uint8 photos of shape (B, 3, 64, 64), got {photos.dtype} {tuple(photos.shape)}")
         hidden = self.convolutions(photos.float() / 127.5 - 1)
-        return torch.nn.functional.silu(self.to_features(hidden.flatten(1)))
+        return torch.nn.functional.silu(self.to_features(hidden.mean((2, 3))))
 
     def forward(self, photos: Tensor) -> dict[str, Tensor]:
         """(B, 3, 64, 64) uint8 to {attribute: logits (B, values)}."""

@@ -21,9 +21,9 @@ from e2e_lib.training import RUNS, load_trained, run_folder
 SYSTEM = "end_to_end"
 
 
-def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_root: Path = results.RESULTS, runs_root: Path = RUNS,
-             data_root: Path = DATA) -> Path:
-    """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/runs/end_to_end-seed<k>.json``.
+def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, system: str = SYSTEM, into: str = "runs",
+             results_root: Path = results.RESULTS, runs_root: Path = RUNS, data_root: Path = DATA) -> Path:
+    """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/<into>/<system>-seed<k>.json``.
 
     The answers themselves stay in the run's folder, as ``answers/``. A result that stands already, made with the same settings from
     the same weights, is kept. Raises CheckpointError, DataError and files.SaveError.
@@ -34,7 +34,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_
     weights = {"trained": check(folder / "best")["model.safetensors"], "shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
     # Scores made by an older way of scoring are no longer valid.
     code = code_hash(Path(__file__).parent)
-    path = results_root / config.profile / "runs" / f"{SYSTEM}-seed{seed}.json"
+    path = results_root / config.profile / into / f"{system}-seed{seed}.json"
     if path.is_file() and (folder / "answers").is_dir():
         found = results.load_json(path).get("provenance", {})
         if found.get("weights") == weights and found.get("code") == code and found.get("config") == json.loads(json.dumps(asdict(config))):
@@ -58,7 +58,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, results_
                        data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
     history = {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}
     provenance |= {"code": code, "evaluation": measure.as_dict(), "training": history}
-    results.write_run(config.profile, SYSTEM, seed, metrics, provenance, results_root)
+    results.write_run(config.profile, system, seed, metrics, provenance, results_root, into)
     return path
 
 

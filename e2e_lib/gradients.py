@@ -1,0 +1,162 @@
+"""What the image loss tells the language model through each map and estimator, against the truth (sections 2.4.1-2.4.2).
+
+The truth can be had where it can be added up: of a real caption, the few positions the model is least sure of may each take one of its
+likeliest words, and nothing else may change. Then the expected image loss is a sum over that family of captions, and so is its exact
+gradient with respect to those words' logits. Each caption's loss, and its gradient with respect to the text encoder's embeddings, is
+computed once, with the same noise and timesteps for all; after that, any number of draws of any estimator costs next to nothing.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from e2e_lib.bridge import CaptionBridge
+from e2e_lib.bridge.estimators import RELAXATIONS, reinforce
+from e2e_lib.bridge.gumbel import gumbel_noise
+from e2e_lib.data.examples import Batch
+from e2e_lib.models.end_to_end import EndToEndModel, caption_positions, to_floats
+
+CLOSED = -1e4  # the logit of a word that may not be chosen
+
+
+@dataclass
+class Family:
+    """A caption and its variants, N of them. ``logits`` (C, V1) let only the variants' words be chosen; ``positions`` (n,) and ``words``
+    (n, m) say which vary; ``choices`` (N, n) index ``words``; ``ids`` (N, C) and ``texts`` are the captions; ``losses`` (N,) their image
+    losses and ``pulls`` (N, L, D2) the gradients of those with respect to the text encoder's embeddings."""
+
+    logits: Tensor
+    positions: Tensor
+    words: Tensor
+    choices: Tensor
+    ids: Tensor
+    texts: list[str]
+    losses: Tensor
+    pulls: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """The logits (n, m) of the words that may vary."""
+        return self.logits[self.positions[:, None], self.words]
+
+    def chosen(self, onehot: Tensor) -> Tensor:
+        """The number of the caption that one-hot choices (…, n, m) make."""
+        place = self.words.shape[1] ** torch.arange(self.words.shape[0] - 1, -1, -1)
+        return (onehot.argmax(-1) * place).sum(-1)
+
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """The expected image loss () and its gradient (n, m), every caption added up."""
+        free = self.free.clone().requires_grad_()
+        log_p = F.log_softmax(free, -1)
+        each = log_p[torch.arange(len(free)), self.choices].sum(-1).exp()
+        expected = (each * self.losses).sum()
+        return expected.detach(), torch.autograd.grad(expected, free)[0]
+
+
+def family_of(model: EndToEndModel, batch: Batch, *, positions: int, words: int, draws: int, rng: torch.Generator) -> Family:
+    """The family of the one caption in ``batch`` (a batch of one response that shares a photo): its ``positions`` least certain positions, the
+    ``words`` likeliest words at each, and ``draws`` pairs of noise and timestep for the image loss."""
+    with torch.no_grad():
+        out = model.language(inputs_embeds=model.read(batch), attention_mask=batch.attention_mask).logits
+        logits, gold, real = caption_positions(out, batch)
+    logits, gold, count = logits[0], gold[0], int(real[0].sum())
+    logits = logits.index_fill(1, torch.tensor(model.tokenizer.all_special_ids), CLOSED)  # a word, not a mark
+    p = logits[:count].softmax(-1)
+    at = (-(p * p.clamp_min(1e-12).log()).sum(-1)).topk(min(positions, count)).indices.sort().values
+    candidates = logits[at].topk(words, -1).indices
+    choices = torch.tensor(list(itertools.product(range(words), repeat=len(at))))
+    ids = gold.repeat(len(choices), 1)
+    ids[:, at] = candidates.gather(1, choices.T).T
+    closed = torch.full_like(logits, CLOSED).scatter(1, gold[:, None], 0.0)  # elsewhere the gold word stands
+    closed[at] = torch.full_like(closed[at], CLOSED).scatter(1, candidates, logits[at].gather(1, candidates))
+    texts = [model.tokenizer.decode(row[:count], skip_special_tokens=True).strip() for row in ids]
+    losses, pulls = _image_losses(model, batch, texts, draws, rng)
+    return Family(closed[:count], at, candidates, choices, ids[:, :count], texts, losses, pulls)
+
+
+def _image_losses(model: EndToEndModel, batch: Batch, texts: list[str], draws: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    generator = model.generator
+    latents = generator.to_latents(to_floats(batch.target_photos)).expand(draws, -1, -1, -1)
+    noise = torch.randn(latents.shape, generator=rng)
+    # One timestep in each of ``draws`` equal intervals: as many high as low ones, whatever the number.
+    steps = generator.scheduler.config.num_train_timesteps
+    timesteps = ((torch.arange(draws) + torch.rand(draws, generator=rng)) * steps / draws).long()
+    noisy = generator.scheduler.add_noise(latents, noise, timesteps)
+    target = noise if generator.scheduler.config.prediction_type == "epsilon" else generator.scheduler.get_velocity(latents, noise, timesteps)
+    losses, pulls = [], []
+    for text in texts:
+        ids = generator.tokenize([text]).input_ids
+        embeddings = generator.embed(ids).detach().requires_grad_()
+        hidden = generator.encode(ids, embeddings).expand(draws, -1, -1)
+        loss = F.mse_loss(generator.unet(noisy, timesteps, encoder_hidden_states=hidden).sample, target)
+        pulls.append(torch.autograd.grad(loss, embeddings)[0][0])
+        losses.append(loss.detach())
+    return torch.stack(losses), torch.stack(pulls)
+
+
+def estimates(family: Family, bridge: CaptionBridge, embedding: torch.nn.Embedding, *, temperature: float, draws: int,
+              rng: torch.Generator, batch: int = 128) -> Tensor:
+    """``draws`` estimates (draws, n, m) of the gradient of the expected image loss through ``bridge``: draw a caption, pull at it."""
+    onehot = RELAXATIONS["straight_through"] if bridge.estimator == "straight_through" else None
+    found = []
+    for first in range(0, draws, batch):
+        size = min(batch, draws - first)
+        logits = family.logits.expand(size, -1, -1).clone().requires_grad_()
+        noise = gumbel_noise((size, *family.free.shape), rng)
+        picked = family.free.expand(size, -1, -1) if onehot else family.free + noise
+        number = family.chosen(F.one_hot(picked.argmax(-1), family.words.shape[1]))
+        full = torch.zeros_like(logits)
+        full[:, family.positions[:, None], family.words] = noise
+        out = bridge([family.texts[i] for i in number.tolist()], logits, embedding, temperature, full, rng, source_ids=family.ids[number])
+        gradient, = torch.autograd.grad((out.embeddings * family.pulls[number]).sum(), logits)
+        found.append(gradient[:, family.positions[:, None], family.words])
+    return torch.cat(found)
+
+
+def reinforce_estimates(family: Family, *, draws: int, samples: int, rng: torch.Generator) -> Tensor:
+    """The same from REINFORCE with leave-one-out, which asks for ``samples`` captions' losses and for no gradient of the image."""
+    found = []
+    for _ in range(draws):
+        free = family.free.clone().requires_grad_()
+        value = reinforce(lambda d: family.losses[family.chosen(d)], free, generator=rng, samples=samples)
+        found.append(torch.autograd.grad(value, free)[0])
+    return torch.stack(found)
+
+
+def compare(estimated: Tensor, truth: Tensor) -> dict[str, float]:
+    """Estimates (draws, n, m) against the true gradient (n, m): the cosine of their mean with it and of one alone (a mean over draws), the
+    length of the mean over the truth's, the relative bias after the best scale, the relative variance, and the standard error of the mean."""
+    flat, t = estimated.double().flatten(1), truth.double().flatten()
+    mean, size = flat.mean(0), t.norm()
+    variance = flat.var(0).sum()
+    scale = (mean @ t) / (mean @ mean).clamp_min(1e-30)
+    return {
+        "cosine": float(F.cosine_similarity(mean, t, dim=0)), "cosine_of_one": float(F.cosine_similarity(flat, t[None], dim=1).mean()),
+        "length": float(mean.norm() / size), "relative_bias": float((mean - t).norm() / size), "scaled_bias": float((scale * mean - t).norm() / size),
+        "relative_variance": float(variance / size**2), "standard_error": float((variance / len(flat)).sqrt() / size)}
+
+
+def measure(family: Family, model: EndToEndModel, cases: Sequence[tuple[str, str, float]], *, draws: int, rng: torch.Generator,
+            words: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One row for each (map, estimator, temperature): ``compare``'s figures and the seconds a draw took. The map "all" with the estimator
+    "reinforce" is REINFORCE, which needs no map."""
+    _, truth = family.truth()
+    table = model.generator.text_encoder.get_input_embeddings()
+    limit = model.generator.text_encoder.config.max_position_embeddings
+    rows = []
+    for mapping, estimator, temperature in cases:
+        began = time.perf_counter()
+        if estimator == "reinforce":
+            found = reinforce_estimates(family, draws=draws // 4, samples=16, rng=rng)
+        else:
+            bridge = CaptionBridge(model.tokenizer, model.generator.tokenizer, mapping, estimator=estimator, words=words, length=limit)
+            found = estimates(family, bridge, table, temperature=temperature, draws=draws, rng=rng)
+        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": len(found),
+                     "seconds_a_draw": (time.perf_counter() - began) / len(found), **compare(found, truth)})
+    return rows
