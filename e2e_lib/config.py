@@ -67,7 +67,7 @@ class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
     epochs: int = setting(4, "most epochs", low=1)
-    epoch_examples: int = setting(1200, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
+    epoch_examples: int = setting(800, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
     batch_size: int = setting(16, "examples a device takes at once", low=1)
     accumulation: int = setting(1, "batches a step adds up before the weights change", low=1)
     learning_rate: float = setting(2e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand times larger)", low=1e-8, high=1)
@@ -91,9 +91,9 @@ class Inference:
     temperature: float = setting(0.7, "temperature of sampling", low=1e-3, high=10)
     top_p: float = setting(0.9, "nucleus of sampling", low=1e-3, high=1)
     beams: int = setting(1, "beams; more than 1 searches instead of sampling (the released code uses 2)", low=1)
-    diffusion_steps: int = setting(12, "denoising steps of a drawn photo (the released code takes 20)", low=1)
+    diffusion_steps: int = setting(8, "denoising steps of a drawn photo (the released code takes 20)", low=1)
     guidance: float = setting(2.0, "classifier-free guidance; 1 means none", low=1)
-    batch_size: int = setting(64, "contexts answered at once", low=1)
+    batch_size: int = setting(128, "contexts answered at once", low=1)
 
 
 @dataclass(frozen=True)

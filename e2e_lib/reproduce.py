@@ -81,12 +81,10 @@ def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool 
 
 def summary_lines(summary: dict) -> str:
     """The main scores as text: mean ± standard deviation over seeds."""
-    names = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "rougeL": "ROUGE-L", "is": "IS", "fid": "FID", "kid": "KID", "intent_f1": "intent F1",
-             "caption_bleu": "caption BLEU", "scene_accuracy": "scene accuracy"}
     lines = [f"profile {summary['profile']}, test set {summary['test']}"]
     for system, scores in summary["systems"].items():
-        for key, name in names.items():
+        for key, (name, *_) in results.METRICS.items():
             if key in scores:
                 spread = "" if scores[key]["std"] is None else f" ± {scores[key]['std']:.3f}"
-                lines.append(f"  {system:12s} {name:15s} {scores[key]['mean']:8.3f}{spread}  ({scores[key]['n']} seeds)")
+                lines.append(f"  {system:12s} {name:24s} {scores[key]['mean']:8.3f}{spread}  ({scores[key]['n']} seeds)")
     return "\n".join(lines)
