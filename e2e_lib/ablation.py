@@ -68,6 +68,7 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positio
     model = load_trained(config, seed)
     collate = Collator(model.layout, store, config.data.photo_size)
     cases = [(mapping, *estimator) for mapping in MAPS for estimator in ESTIMATORS] + [("all", "reinforce", 1.0)]
+    listed = caption_words()
     found: dict[tuple[str, str, float], list[dict[str, Any]]] = {case: [] for case in cases}
     said = []
     for number, example in enumerate(sharing, 1):
@@ -75,7 +76,7 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positio
         expected, truth = family.truth()
         said.append({"caption": example.response.photo.caption if example.response.photo else "", "expected_image_loss": float(expected),
                      "spread": float(family.losses.std()), "gradient_norm": float(truth.norm())})
-        for row in gradients.measure(family, model, cases, draws=draws, rng=generator(seed, "draws", number), words=caption_words()):
+        for row in gradients.measure(family, model, cases, draws=draws, rng=generator(seed, "draws", number), words=listed):
             found[row["mapping"], row["estimator"], row["temperature"]].append(row)
         echo(f"caption {number} of {len(sharing)}: {len(family.texts)} variants, image loss {float(expected):.4f}")
     rows = []

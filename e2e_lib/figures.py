@@ -26,17 +26,11 @@ from e2e_lib.data.minichat_smalltalk import CAPTION_TIMES
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS, Scene
 from e2e_lib.results import ResultsError, load_json
-from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Plot, chat_figure, note_of, photo_grid, plain, say_in
+from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Plot, chat_figure, dress, note_of, photo_grid, plain, say_in
 from e2e_lib.training import RUNS
 
 FIGURES = Path("figures")
 CORE = ("thing", "colour", "place")
-def _dress(ax: Axes, title: str, x: str, y: str) -> None:
-    ax.set_title(plain(title), fontsize=11, loc="left")
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 # ------------------------------------------------------------------------------------------------ reading a run's folder
@@ -97,7 +91,7 @@ def _two_panels(logs: Mapping[int, list[dict[str, Any]]], kind: str, note: str, 
     figure = Plot(9, 3.4, note)
     for ax, (key, title, unit), colour in zip(figure.subplots(1, 2), (left, right), (BLUE, VERMILLION), strict=True):
         found = _curve(ax, logs, kind, key, colour, "mean over seeds" if len(logs) > 1 else "one seed")
-        _dress(ax, title, "epoch", unit)
+        dress(ax, title, "epoch", unit)
         if found:
             ax.legend(frameon=False, fontsize=8)
         else:
@@ -129,7 +123,7 @@ def temperature_curve(logs: Mapping[int, list[dict[str, Any]]], profile: str) ->
     figure = Plot(6, 2.8, note_of(profile, list(logs), _steps(logs)))
     ax = figure.subplots()
     _curve(ax, logs, "step", "temperature", PURPLE, "τ")
-    _dress(ax, "Temperature τ of the Gumbel-softmax (Eq. 5)", "epoch", "τ")
+    dress(ax, "Temperature τ of the Gumbel-softmax (Eq. 5)", "epoch", "τ")
     ax.set_ylim(0)
     return figure
 
@@ -143,7 +137,7 @@ def gradient_norms(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Pl
              ("gradient_unet", ORANGE, "image generator (UNet)", "--"),
              ("gradient_language_from_image", VERMILLION, "language model, from the image loss alone", ":"))
     found = [_curve(ax, logs, "step", *line) for line in lines]
-    _dress(ax, "Gradient norms", "epoch", "Euclidean norm (log)")
+    dress(ax, "Gradient norms", "epoch", "Euclidean norm (log)")
     if any(found):
         ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.16))
     else:
@@ -221,7 +215,7 @@ def scene_bars(answers: Mapping[int, Sequence[Mapping[str, Any]]], profile: str)
     ax.hlines([1 / len(values) for values in ATTRIBUTES.values()], at - 0.42, at + 0.42, color=VERMILLION, label="guessing evenly")
     ax.set_xticks(at, list(ATTRIBUTES))
     ax.set_ylim(0, 1.02)
-    _dress(ax, "Is it what it should be? Drawn photos, read by the scene reader", "", "share of gold photos")
+    dress(ax, "Is it what it should be? Drawn photos, read by the scene reader", "", "share of gold photos")
     ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.1))
     return figure
 
@@ -257,7 +251,7 @@ def cause_bars(answers: Mapping[int, Sequence[Mapping[str, Any]]], profile: str)
         left += share
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
-    _dress(ax, "Who made the error: the words or the drawing?", "share of gold photos", "")
+    dress(ax, "Who made the error: the words or the drawing?", "share of gold photos", "")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.22))
     return figure
 

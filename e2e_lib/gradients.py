@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2e_lib.bridge import CaptionBridge
-from e2e_lib.bridge.estimators import RELAXATIONS, reinforce
+from e2e_lib.bridge.estimators import compare, reinforce
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.examples import Batch
 from e2e_lib.models.end_to_end import EndToEndModel, caption_positions, to_floats
@@ -76,25 +76,23 @@ def family_of(model: EndToEndModel, batch: Batch, *, positions: int, words: int,
     closed = torch.full_like(logits, CLOSED).scatter(1, gold[:, None], 0.0)  # elsewhere the gold word stands
     closed[at] = torch.full_like(closed[at], CLOSED).scatter(1, candidates, logits[at].gather(1, candidates))
     texts = [model.tokenizer.decode(row[:count], skip_special_tokens=True).strip() for row in ids]
-    losses, pulls = _image_losses(model, batch, texts, draws, rng)
+    losses, pulls = image_losses(model, batch, texts, draws, rng)
     return Family(closed[:count], at, candidates, choices, ids[:, :count], texts, losses, pulls)
 
 
-def _image_losses(model: EndToEndModel, batch: Batch, texts: list[str], draws: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def image_losses(model: EndToEndModel, batch: Batch, texts: list[str], draws: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The image loss of the batch's one photo under each text, (N,), and its gradient with respect to the text encoder's embeddings (N, L, D2):
+    means over ``draws`` pairs of noise and timestep, the same for every text."""
     generator = model.generator
     latents = generator.to_latents(to_floats(batch.target_photos)).expand(draws, -1, -1, -1)
-    noise = torch.randn(latents.shape, generator=rng)
     # One timestep in each of ``draws`` equal intervals: as many high as low ones, whatever the number.
-    steps = generator.scheduler.config.num_train_timesteps
-    timesteps = ((torch.arange(draws) + torch.rand(draws, generator=rng)) * steps / draws).long()
-    noisy = generator.scheduler.add_noise(latents, noise, timesteps)
-    target = noise if generator.scheduler.config.prediction_type == "epsilon" else generator.scheduler.get_velocity(latents, noise, timesteps)
+    timesteps = ((torch.arange(draws) + torch.rand(draws, generator=rng)) * generator.scheduler.config.num_train_timesteps / draws).long()
+    noise_state = rng.get_state()
     losses, pulls = [], []
     for text in texts:
-        ids = generator.tokenize([text]).input_ids
+        ids = generator.tokenize([text])
         embeddings = generator.embed(ids).detach().requires_grad_()
-        hidden = generator.encode(ids, embeddings).expand(draws, -1, -1)
-        loss = F.mse_loss(generator.unet(noisy, timesteps, encoder_hidden_states=hidden).sample, target)
+        loss = generator.denoising_loss(latents, generator.encode(ids, embeddings).expand(draws, -1, -1), rng.set_state(noise_state), timesteps)
         pulls.append(torch.autograd.grad(loss, embeddings)[0][0])
         losses.append(loss.detach())
     return torch.stack(losses), torch.stack(pulls)
@@ -103,13 +101,12 @@ def _image_losses(model: EndToEndModel, batch: Batch, texts: list[str], draws: i
 def estimates(family: Family, bridge: CaptionBridge, embedding: torch.nn.Embedding, *, temperature: float, draws: int,
               rng: torch.Generator, batch: int = 128) -> Tensor:
     """``draws`` estimates (draws, n, m) of the gradient of the expected image loss through ``bridge``: draw a caption, pull at it."""
-    onehot = RELAXATIONS["straight_through"] if bridge.estimator == "straight_through" else None
     found = []
     for first in range(0, draws, batch):
         size = min(batch, draws - first)
         logits = family.logits.expand(size, -1, -1).clone().requires_grad_()
         noise = gumbel_noise((size, *family.free.shape), rng)
-        picked = family.free.expand(size, -1, -1) if onehot else family.free + noise
+        picked = family.free.expand(size, -1, -1) if bridge.estimator == "straight_through" else family.free + noise
         number = family.chosen(F.one_hot(picked.argmax(-1), family.words.shape[1]))
         full = torch.zeros_like(logits)
         full[:, family.positions[:, None], family.words] = noise
@@ -127,19 +124,6 @@ def reinforce_estimates(family: Family, *, draws: int, samples: int, rng: torch.
         value = reinforce(lambda d: family.losses[family.chosen(d)], free, generator=rng, samples=samples)
         found.append(torch.autograd.grad(value, free)[0])
     return torch.stack(found)
-
-
-def compare(estimated: Tensor, truth: Tensor) -> dict[str, float]:
-    """Estimates (draws, n, m) against the true gradient (n, m): the cosine of their mean with it and of one alone (a mean over draws), the
-    length of the mean over the truth's, the relative bias after the best scale, the relative variance, and the standard error of the mean."""
-    flat, t = estimated.double().flatten(1), truth.double().flatten()
-    mean, size = flat.mean(0), t.norm()
-    variance = flat.var(0).sum()
-    scale = (mean @ t) / (mean @ mean).clamp_min(1e-30)
-    return {
-        "cosine": float(F.cosine_similarity(mean, t, dim=0)), "cosine_of_one": float(F.cosine_similarity(flat, t[None], dim=1).mean()),
-        "length": float(mean.norm() / size), "relative_bias": float((mean - t).norm() / size), "scaled_bias": float((scale * mean - t).norm() / size),
-        "relative_variance": float(variance / size**2), "standard_error": float((variance / len(flat)).sqrt() / size)}
 
 
 def measure(family: Family, model: EndToEndModel, cases: Sequence[tuple[str, str, float]], *, draws: int, rng: torch.Generator,

@@ -20,7 +20,7 @@ from e2e_lib.bridge.estimators import ESTIMATORS, Estimator, Objective, bias_and
 from e2e_lib.bridge.gumbel import relaxed, straight_through_gumbel_softmax
 from e2e_lib.data.examples import Example, Layout
 from e2e_lib.randomness import generator
-from e2e_lib.show import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Plot, plain
+from e2e_lib.show import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Plot, dress, plain
 
 # Estimator: its colour, marker and name in figures.
 STYLES = {
@@ -189,13 +189,6 @@ def chosen_slopes(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
-def _dress(ax: Axes, title: str, x: str, y: str) -> None:
-    ax.set_title(plain(title), fontsize=10, loc="left")
-    ax.set(xlabel=x, ylabel=y)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
 def to_plane(points: Tensor) -> np.ndarray:
     """Mixtures of three words (…, 3) as points (…, 2) of an equilateral triangle of side 1: the words left, right and above."""
     return (points @ torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]]).to(points)).numpy()
@@ -232,7 +225,7 @@ def choice_figure(problem: PaintProblem, logits: Tensor, note: str) -> Plot:
     right.plot(moved.numpy(), (F.softmax(rows, -1) @ problem.losses()).numpy(), color=BLUE, linestyle="--",
                label="expected loss of a word drawn from softmax(z)")
     right.axvline(float(logits[0, 0]), color="black", linewidth=0.8, linestyle=":")
-    _dress(right, "A step, and what we can differentiate instead", f"logit of “{problem.words[0]}” (dotted: where it is)", "loss of the picture")
+    dress(right, "A step, and what we can differentiate instead", f"logit of “{problem.words[0]}” (dotted: where it is)", "loss of the picture")
     right.legend(frameon=False, fontsize=8)
     return figure
 
@@ -245,7 +238,7 @@ def frequency_figure(names: Sequence[str], shares: Mapping[str, Tensor], note: s
         bars = ax.bar(np.arange(len(names)) + (i - (len(shares) - 1) / 2) * 0.27, values.numpy(), 0.25, color=colour, label=heading)
         ax.bar_label(bars, fmt="%.3f", fontsize=7.5)
     ax.set_xticks(range(len(names)), list(names))
-    _dress(ax, "How often argmax(z + noise) takes each word", "", "share of draws")
+    dress(ax, "How often argmax(z + noise) takes each word", "", "share of draws")
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -287,7 +280,7 @@ def tangent_figure(problem: PaintProblem, temperatures: Sequence[float], note: s
         ends = torch.stack([values - slopes * width, values + slopes * width]).detach()
         ax.plot(torch.stack([at - width, at + width]).numpy(), ends.numpy(), color=VERMILLION, linewidth=2,
                 label=["slope reported by autograd"] + [None] * (len(at) - 1))
-        _dress(ax, f"τ = {temperature:g}\nsteepest {float(slopes.abs().max()):.2g}; at a lead of 2, {float(slopes[24]):.2g}",
+        dress(ax, f"τ = {temperature:g}\nsteepest {float(slopes.abs().max()):.2g}; at a lead of 2, {float(slopes[24]):.2g}",
                f"lead of “{problem.words[0]}” over “{problem.words[1]}”", "loss of the picture")
     ax.legend(frameon=False, fontsize=8)
     return figure
@@ -331,7 +324,7 @@ def panels_figure(panels: Sequence[Panel], note: str, height: float = 3.4, marke
                         linestyle="--" if temperature not in ("", "1") else "-")
         if panel.level:
             ax.axhline(panel.level[1], color="black", linewidth=1, linestyle=":", label=panel.level[0])
-        _dress(ax, panel.title, panel.x, panel.y)
+        dress(ax, panel.title, panel.x, panel.y)
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True) if label not in handles}
     ax.legend(list(handles.values()), list(handles), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -361,7 +354,7 @@ def caption_figure(pieces: Sequence[str], probabilities: Tensor, ids: Tensor, no
     bars = ax.bar(range(len(pieces)), (entropy.exp() - 1).numpy(), 0.7, bottom=1, color=BLUE)
     ax.bar_label(bars, [f"{p:.0%}" for p in probabilities.gather(1, ids[:, None])[:, 0].tolist()], fontsize=8)
     ax.set_xticks(range(len(pieces)), list(pieces), rotation=30)
-    _dress(ax, "How many words does it hesitate between? (On the bars: probability of the gold word)", "", "perplexity, exp(entropy)")
+    dress(ax, "How many words does it hesitate between? (On the bars: probability of the gold word)", "", "perplexity, exp(entropy)")
     return figure
 
 

@@ -386,8 +386,8 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
     photos, scenes = photo_pool(config.pretrain.photos, seed, "generator photos")
     latents = torch.cat([made.to_latents(to_floats(part)) for part in photos.split(256)])
     rng = python_random(seed, "captions")
-    captions = torch.stack([made.tokenize([describe(scene, rng, detail) for scene in scenes]).input_ids for detail in (0.35, 0.35, 1.0)])
-    empty = made.tokenize([""]).input_ids
+    captions = torch.stack([made.tokenize([describe(scene, rng, detail) for scene in scenes]) for detail in (0.35, 0.35, 1.0)])
+    empty = made.tokenize([""])
     truth = torch.tensor([scene.labels for scene in scenes])
 
     def reading_of(step_rng: torch.Generator) -> Tensor:

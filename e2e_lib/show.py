@@ -29,7 +29,8 @@ from e2e_lib.data.dialogue import Dialogue, Turn
 from e2e_lib.results import METRICS
 
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, GREY = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#777777"
-# Metric: its name, what is better, and what it means in a line.
+
+
 class Html(str):
     """HTML that a notebook shows as such."""
 
@@ -76,6 +77,14 @@ def plain(text: str, width: int = 0) -> str:
 
 def note_of(profile: str, seeds: Sequence[int], n: str) -> str:
     return f"profile {profile} · N = {n} · seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def dress(ax: Axes, title: str, x: str, y: str) -> None:
+    """Title, axis labels with units, a faint grid and no frame."""
+    ax.set_title(plain(title), fontsize=10, loc="left")
+    ax.set(xlabel=x, ylabel=y)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def say_in(ax: Axes, text: str) -> None:

@@ -54,12 +54,12 @@ def test_a_pull_is_the_slope_of_its_captions_loss(family):
     model, batch, made = family
     generator_ = model.generator
     direction = torch.randn(made.pulls.shape[1:], generator=generator("direction"))
-    again, _ = gradients._image_losses(model, batch, made.texts[:1], 4, generator("family"))
+    again, _ = gradients.image_losses(model, batch, made.texts[:1], 4, generator("family"))
     torch.testing.assert_close(again[0], made.losses[0])  # the same noise for every caption
     original, values = generator_.embed, []
     for step in (4e-4, -4e-4):
         generator_.embed = lambda ids, step=step: original(ids) + step * direction
-        values.append(float(gradients._image_losses(model, batch, made.texts[:1], 4, generator("family"))[0][0]))
+        values.append(float(gradients.image_losses(model, batch, made.texts[:1], 4, generator("family"))[0][0]))
     generator_.embed = original
     assert float((made.pulls[0] * direction).sum()) == pytest.approx((values[0] - values[1]) / 8e-4, rel=0.05, abs=1e-5)
 

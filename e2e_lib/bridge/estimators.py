@@ -99,34 +99,11 @@ RELAXATIONS: dict[str, Relaxation] = {
 }
 
 
-def straight_through_argmax(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """The objective of the likeliest words, with softmax's gradient."""
-    return objective(argmax_vectors(logits, temperature, generator))
-
-
-def straight_through_gumbel(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """The paper's estimator, Eq. 4-7."""
-    return objective(gumbel_vectors(logits, temperature, generator))
-
-
-def soft_gumbel(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """The objective of a mixture of words."""
-    return objective(soft_vectors(logits, temperature, generator))
-
-
-def decoupled(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Decoupled straight-through, τ_f = 1 forward and ``temperature`` backward."""
-    return objective(decoupled_vectors(logits, temperature, generator))
-
-
-def gumbel_rao(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Gumbel-Rao with 16 conditional noises."""
-    return objective(gumbel_rao_vectors(logits, temperature, generator))
-
-
-def reinmax(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """ReinMax, at a temperature of at least 1."""
-    return objective(reinmax_vectors(logits, temperature, generator))
+def through(relaxation: Relaxation) -> "Estimator":
+    """The estimator that asks for the objective of a relaxation's vectors and takes their gradient."""
+    def estimator(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        return objective(relaxation(logits, temperature, generator))
+    return estimator
 
 
 def reinforce(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *,
@@ -152,10 +129,7 @@ def reinforce(objective: Objective, logits: Tensor, temperature: float = 1.0, ge
 
 
 Estimator = Callable[..., Tensor]
-ESTIMATORS: dict[str, Estimator] = {
-    "straight_through": straight_through_argmax, "gumbel": straight_through_gumbel, "soft": soft_gumbel, "decoupled": decoupled,
-    "gumbel_rao": gumbel_rao, "reinmax": reinmax, "reinforce": reinforce,
-}
+ESTIMATORS: dict[str, Estimator] = {**{name: through(relaxation) for name, relaxation in RELAXATIONS.items()}, "reinforce": reinforce}
 
 
 def exact_gradient(objective: Objective, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,22 +154,30 @@ def exact_gradient(objective: Objective, logits: Tensor) -> tuple[Tensor, Tensor
     return expectation.detach(), gradient
 
 
+def compare(estimated: Tensor, truth: Tensor) -> dict[str, float]:
+    """Estimates (draws, …) of a gradient against the true one (…).
+
+    ``cosine`` of their mean with it and of one alone (a mean over draws), ``length`` of the mean over the truth's, ``relative_bias``
+    |mean - truth| / |truth| and what is left of it after the best scale, ``relative_variance`` Σ var / |truth|², and the standard error of
+    the mean, also over |truth|.
+    """
+    flat, t = estimated.double().flatten(1), truth.double().flatten()
+    mean, size = flat.mean(0), t.norm()
+    variance = flat.var(0).sum()
+    scale = (mean @ t) / (mean @ mean).clamp_min(1e-30)
+    return {
+        "cosine": float(F.cosine_similarity(mean, t, dim=0)), "cosine_of_one": float(F.cosine_similarity(flat, t[None], dim=1).mean()),
+        "length": float(mean.norm() / size), "relative_bias": float((mean - t).norm() / size), "scaled_bias": float((scale * mean - t).norm() / size),
+        "relative_variance": float(variance / size**2), "standard_error": float((variance / len(flat)).sqrt() / size)}
+
+
 def bias_and_variance(estimator: Estimator, objective: Objective, logits: Tensor, *, temperature: float = 1.0, draws: int = 1000,
                       generator: torch.Generator | None = None) -> dict[str, float]:
-    """How far an estimator is from the exact gradient, over ``draws`` draws.
-
-    Returns the cosine of its mean with the exact gradient, the relative bias |mean - exact| / |exact|, the standard error of that, and the
-    relative variance Σ var / |exact|².
-    """
+    """How far an estimator is from the exact gradient, over ``draws`` draws: ``compare``'s figures and ``draws``."""
     _, exact = exact_gradient(objective, logits)
     estimates = []
     for _ in range(draws):
         free = logits.detach().clone().requires_grad_()
         gradient, = torch.autograd.grad(estimator(objective, free, temperature=temperature, generator=generator).sum(), free)
         estimates.append(gradient)
-    stacked = torch.stack(estimates).double().flatten(1)
-    truth, mean, variance = exact.double().flatten(), stacked.mean(0), stacked.var(0).sum()
-    size = truth.norm()
-    return {"cosine": float(F.cosine_similarity(mean, truth, dim=0)), "relative_bias": float((mean - truth).norm() / size),
-            "standard_error": float((variance / draws).sqrt() / size), "relative_variance": float(variance / size**2), "draws": draws}
-
+    return {**compare(torch.stack(estimates), exact), "draws": draws}

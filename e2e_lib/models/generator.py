@@ -4,7 +4,6 @@ The CLIP text encoder and the autoencoder stay frozen; the UNet learns. Captions
 hand over embeddings that carry a gradient to the language model.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -14,17 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModel
 
+from e2e_lib.bridge.alignment import cut
 from e2e_lib.models.sources import LOADING, locate, unreachable
-
-
-@dataclass
-class CaptionTokens:
-    """Captions as the text encoder reads them: ``input_ids`` and ``valid`` (B, L); ``valid`` leaves out start, end and padding.
-    ``truncated`` counts captions longer than the encoder's limit."""
-
-    input_ids: Tensor
-    valid: Tensor
-    truncated: int
 
 
 class ImageGenerator(nn.Module):
@@ -41,15 +31,9 @@ class ImageGenerator(nn.Module):
         for frozen in (self.text_encoder, self.vae):
             frozen.requires_grad_(False)
 
-    def tokenize(self, captions: list[str]) -> CaptionTokens:
-        """Captions to CLIP tokens (B, L), padded to the encoder's limit L, longer ones cut and counted."""
-        limit = self.text_encoder.config.max_position_embeddings
-        full = self.tokenizer(captions, add_special_tokens=True, truncation=False)["input_ids"]
-        rows = self.tokenizer(captions, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
-        ids = rows["input_ids"]
-        position = torch.arange(ids.shape[1])
-        length = rows["attention_mask"].sum(1, keepdim=True)
-        return CaptionTokens(ids, (position > 0) & (position < length - 1), sum(len(row) > limit for row in full))
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """Captions to CLIP tokens (B, L), padded to the encoder's limit L, longer ones cut."""
+        return cut(self.tokenizer, captions, special=True, length=self.text_encoder.config.max_position_embeddings)[0].input_ids
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """CLIP's token embeddings E[ids], (B, L) to (B, L, D2), before positions are added."""
@@ -97,8 +81,8 @@ class ImageGenerator(nn.Module):
         Each photo's starting noise is drawn one after another from ``rng``, so photo i does not depend on the batch size.
         """
         device = self.unet.device
-        text = self.encode(self.tokenize(captions).input_ids.to(device))
-        empty = self.encode(self.tokenize([""]).input_ids.to(device)).expand_as(text)
+        text = self.encode(self.tokenize(captions).to(device))
+        empty = self.encode(self.tokenize([""]).to(device)).expand_as(text)
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         latents = torch.stack([torch.randn((channels, side, side), generator=rng) for _ in captions]).to(text)
         sampler = DDIMScheduler.from_config(self.scheduler.config)

@@ -34,7 +34,7 @@ def main() -> None:
 
     def diffusion() -> torch.Tensor:
         generator = model.generator
-        text = generator.encode(generator.tokenize(batch.captions).input_ids)
+        text = generator.encode(generator.tokenize(batch.captions))
         return generator.denoising_loss(generator.to_latents(to_floats(batch.target_photos)), text, torch.Generator().manual_seed(0))
 
     def joint() -> torch.Tensor:

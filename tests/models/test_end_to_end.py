@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from e2e_lib.bridge.alignment import cut
 from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.bridge.vocabulary import MAPPINGS
@@ -128,7 +129,7 @@ def test_the_text_loss_ignores_what_the_model_says_about_the_context(model, batc
 def test_eq_12_is_the_squared_error_of_the_predicted_noise(model, batch):
     generator_part = model.generator
     latents = generator_part.to_latents(to_floats(batch.target_photos))
-    text = generator_part.encode(generator_part.tokenize(batch.captions).input_ids)
+    text = generator_part.encode(generator_part.tokenize(batch.captions))
     loss = generator_part.denoising_loss(latents, text, generator("eq 12"))
     rng = generator("eq 12")
     noise = torch.randn(latents.shape, generator=rng)
@@ -147,7 +148,7 @@ def test_eq_12_is_the_squared_error_of_the_predicted_noise(model, batch):
 def test_a_generator_that_predicts_velocity_is_trained_on_velocity(model, batch):
     generator_part = model.generator
     latents = generator_part.to_latents(to_floats(batch.target_photos))
-    text = generator_part.encode(generator_part.tokenize(batch.captions).input_ids)
+    text = generator_part.encode(generator_part.tokenize(batch.captions))
     generator_part.scheduler.register_to_config(prediction_type="v_prediction")
     loss = generator_part.denoising_loss(latents, text, generator("v"))
     rng = generator("v")
@@ -225,10 +226,12 @@ def test_photos_are_drawn_from_the_captions_that_are_reported(new_model, batch):
 
 def test_a_caption_that_is_too_long_is_cut_and_counted(model, batch):
     limit = model.generator.text_encoder.config.max_position_embeddings
-    tokens = model.generator.tokenize(["a red car", "a red car and " * 20, ""])
-    assert tokens.truncated == 1 and tokens.input_ids.shape == tokens.valid.shape == (3, limit)
+    texts = ["a red car", "a red car and " * 20, ""]
+    tokens = model.generator.tokenize(texts)
+    pieces, truncated = cut(model.generator.tokenizer, texts, special=True, length=limit)
+    assert truncated == 1 and tokens.shape == pieces.valid.shape == (3, limit)
     words = model.generator.tokenizer
-    for caption, ids, valid in zip(["a red car", "a red car and " * 20, ""], tokens.input_ids, tokens.valid, strict=True):
+    for caption, ids, valid in zip(texts, tokens, pieces.valid, strict=True):
         alone = words(caption, add_special_tokens=False)["input_ids"][:limit - 2]
         assert ids[valid].tolist() == alone
         assert ids[0] == words.bos_token_id and ids[len(alone) + 1] == words.eos_token_id
@@ -243,11 +246,11 @@ def test_a_caption_of_exactly_the_limit_is_whole(model):
     token = model.generator.tokenizer("a", add_special_tokens=False)["input_ids"]
     assert len(token) == 1
     exact, longer = " ".join("a" * (limit - 2)), " ".join("a" * (limit - 1))
-    assert model.generator.tokenize([exact]).truncated == 0 and model.generator.tokenize([longer]).truncated == 1
+    assert [cut(model.generator.tokenizer, [text], special=True, length=limit)[1] for text in (exact, longer)] == [0, 1]
 
 
 def test_the_text_encoder_reads_handed_over_embeddings_as_its_own(model):
-    ids = model.generator.tokenize(["a red car at the beach", "two cats"]).input_ids
+    ids = model.generator.tokenize(["a red car at the beach", "two cats"])
     own = model.generator.embed(ids)
     assert torch.equal(model.generator.encode(ids, own), model.generator.encode(ids))
     changed = own.clone()
