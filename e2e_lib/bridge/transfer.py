@@ -13,28 +13,46 @@ from torch.autograd.function import once_differentiable
 
 from e2e_lib.bridge.vocabulary import StaticMap, Terms
 
+CACHED = 2**19  # numbers, 2 MB of them: what a core's cache holds
+
+
+def _parts(x: Tensor) -> list[slice]:
+    """Consecutive captions of (B, C, V), as many at once as fit a processor's cache; an accelerator takes all at once."""
+    step = max(1, CACHED // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
+    return [slice(first, first + step) for first in range(0, len(x), step)]
+
+
+def _tempered(logits: Tensor, noise: Tensor | None, temperature: float, out: Tensor | None = None) -> Tensor:
+    """(z + g) / τ, a new tensor or ``out``."""
+    x = torch.add(logits, 0 if noise is None else noise, out=out)
+    return x if temperature == 1 else x.div_(temperature)
+
 
 class _ProbabilityOf(torch.autograd.Function):
-    """softmax(x)[b, t, ids[b, u]] for x (B, C, V), without writing the softmax: three passes over x where a softmax and its gradient take more."""
+    """softmax(x)[b, t, ids[b, u]] for x (B, C, V), without writing the softmax: forward reads x once, backward reads it once more and writes
+    the gradient, where a softmax and its gradient go over memory many times."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor) -> Tensor:
-        x = logits if noise is None else logits + noise
-        if temperature != 1:
-            x = x / temperature if noise is None else x.div_(temperature)
-        total = x.logsumexp(-1, keepdim=True)
-        index = ids[:, None, :].expand(-1, x.shape[1], -1)
-        chosen = (x.gather(-1, index) - total).exp_()
+        index = ids[:, None, :].expand(-1, logits.shape[1], -1)
+        total, chosen = logits.new_empty(*logits.shape[:2], 1), logits.new_empty(index.shape)
+        for part in _parts(logits):
+            x = _tempered(logits[part], None if noise is None else noise[part], temperature)
+            total[part] = x.logsumexp(-1, keepdim=True)
+            chosen[part] = (x.gather(-1, index[part]) - total[part]).exp_()
         ctx.temperature = temperature
-        ctx.save_for_backward(x, total, index, chosen)
+        ctx.save_for_backward(logits, noise, total, index, chosen)
         return chosen
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        x, total, index, chosen = ctx.saved_tensors
+        logits, noise, total, index, chosen = ctx.saved_tensors
         weighted = gradients[0] * chosen / ctx.temperature  # (B, C, U)
-        gradient = (x - total).exp_().mul_(-weighted.sum(-1, keepdim=True))
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for part in _parts(logits):
+            x = _tempered(logits[part], None if noise is None else noise[part], ctx.temperature, out=gradient[part])
+            x.sub_(total[part]).exp_().mul_(-weighted[part].sum(-1, keepdim=True))
         return gradient.scatter_add_(-1, index, weighted), None, None, None
 
 
@@ -58,8 +76,10 @@ def push(chosen: Tensor, terms: Terms, embeddings: Tensor) -> Tensor:
     """
     s = torch.einsum("bkt,btu,bku->bk", terms.pool.to(chosen), chosen, terms.source.to(chosen))
     change = (s - s.detach()).to(embeddings)
-    mixed = terms.place.to(embeddings) @ (change[:, :, None] * terms.target.to(embeddings))  # (B, L, L)
-    return mixed @ embeddings.detach()
+    aimed, place = change[:, :, None] * terms.target.to(embeddings), terms.place.to(embeddings)  # (B, K, L), (B, L, K)
+    # Whichever product is smaller comes first: few terms are multiplied out to embeddings, many to a matrix between positions.
+    few = aimed.shape[1] < aimed.shape[2] // 2
+    return place @ (aimed @ embeddings.detach()) if few else (place @ aimed) @ embeddings.detach()
 
 
 def static_push(y: Tensor, pool: Tensor, static: StaticMap, table: Tensor) -> Tensor:
