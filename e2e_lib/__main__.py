@@ -49,7 +49,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from e2e_lib import results
-    from e2e_lib.evaluation.run import evaluate
+    from e2e_lib.evaluate import evaluate
     from e2e_lib.reproduce import summary_lines
     config = _config(arguments)
     for seed in arguments.seeds:
@@ -58,11 +58,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    from e2e_lib.ablation import ablate, truths
+    from e2e_lib import ablation
     from e2e_lib.reproduce import summary_lines
-    config = _config(arguments)
-    say(f"wrote {truths(config, arguments.seeds[0], say)}")
-    say(summary_lines(ablate(config, arguments.seeds, say)))
+    config, seeds = _config(arguments), arguments.seeds
+    ablation.names_of(arguments.variants)  # a misspelt name is to be known before hours of training
+    say(summary_lines(ablation.ablate(config, seeds, say, arguments.variants)))
+    for path in (ablation.truths(config, seeds[0], say), ablation.step_seconds(config, say), ablation.coins(say)):
+        say(f"wrote {path}")
 
 
 def _figures(arguments: argparse.Namespace) -> None:
@@ -117,15 +119,25 @@ def _show_config(arguments: argparse.Namespace) -> None:
         say(f"{row['key']} = {row['value']}\n    {row['meaning']} ({row['allowed']})")
 
 
+# Which vocabularies `e2e vocabularies` looks at, the first that can be had: hub id or package, and its name in results/vocabularies/.
+SOURCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "llama-2", "pip:mistral-common": "mistral"}
+TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
+
+
 def _vocabularies(arguments: argparse.Namespace) -> None:
     from e2e_lib import results
-    from e2e_lib.bridge.survey import load_tokenizer, read_captions, survey
+    from e2e_lib.bridge.survey import first_of, read_captions, survey
     try:
         captions = read_captions(Path(arguments.captions))
-        found = survey(load_tokenizer(arguments.source), load_tokenizer(arguments.target), captions)
+        source, one = first_of([arguments.source] if arguments.source else list(SOURCES))
+        target, other = first_of([arguments.target] if arguments.target else list(TARGETS))
+        if not arguments.name and not (source in SOURCES and target in TARGETS):
+            raise ValueError("with --source or --target of your own, --name says what to call the result, such as --name qwen_clip")
+        say(f"{source} beside {target}, on {len(captions)} captions")
+        found = survey(one, other, captions)
     except (ValueError, TypeError) as error:
         raise configuration.ConfigError(str(error)) from None
-    path = results.write_vocabularies(arguments.name, found)
+    path = results.write_vocabularies(arguments.name or f"{SOURCES[source]}_{TARGETS[target]}", found)
     say(json.dumps(found, indent=1))
     say(f"wrote {path}")
 
@@ -193,7 +205,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, 
     "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out")),
     "train": (_train, "joint training alone", ("config", "seeds")),
     "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds")),
-    "ablate": (_ablate, "every vocabulary map and estimator: its gradient beside the true one, and training with it", ("config", "seeds")),
+    "ablate": (_ablate, "every vocabulary map, estimator and ingredient: training with it, and its gradient beside the true one (hours)",
+               ("config", "seeds", "variants")),
     "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
     "readme": (_readme, "write the README's numbers from results/", ()),
     "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),
@@ -220,6 +233,9 @@ def parser() -> argparse.ArgumentParser:
         if "seeds" in options:
             command.add_argument("--seeds", type=int, nargs="+", default=[0] if name == "chat" else None, metavar="N",
                                  help="seeds, one run each (default: 0 1 2, and 0 for smoke)")
+        if "variants" in options:
+            command.add_argument("--variants", nargs="+", default=["maps", "estimators", "ingredients"], metavar="NAME",
+                                 help="which: maps, estimators, ingredients (all by default), or single ones by name")
         if "fresh" in options:
             command.add_argument("--fresh", action="store_true", help="do everything again instead of keeping what is done")
         if "publish" in options:
@@ -229,11 +245,11 @@ def parser() -> argparse.ArgumentParser:
         if "jobs" in options:
             command.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="tests at once (default 2)")
         if "vocabularies" in options:
-            command.add_argument("--source", default="TinyLlama/TinyLlama-1.1B-Chat-v1.0", metavar="ID", help="the language model's tokenizer, a hub "
-                                 "id or a folder (default: TinyLlama's, which is Llama-2's)")
-            command.add_argument("--target", default="openai/clip-vit-large-patch14", metavar="ID", help="the text encoder's (default: CLIP's)")
+            command.add_argument("--source", metavar="ID", help="the language model's tokenizer: a hub id, a folder or pip:mistral-common (default: "
+                                 "TinyLlama's, which is Llama-2's, or else that package's)")
+            command.add_argument("--target", metavar="ID", help="the text encoder's: a hub id, a folder or pip:openai-clip (default: CLIP's)")
             command.add_argument("--captions", required=True, metavar="FILE", help="captions, one a line, or JSON lines")
-            command.add_argument("--name", default="llama-2_clip", help="results/vocabularies/NAME.json (default: %(default)s)")
+            command.add_argument("--name", help="results/vocabularies/NAME.json (default: by the tokenizers, such as llama-2_clip)")
         if "rest" in options:
             command.add_argument("rest", nargs=argparse.REMAINDER, metavar="…")
     return main_parser

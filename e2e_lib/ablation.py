@@ -1,56 +1,98 @@
-"""What each vocabulary map and estimator is worth (sections 2.4.1-2.4.2; the paper has no ablation): its gradient beside the true one, and
-the same joint training with it. Every part is kept once it is done, so that an interrupted ablation goes on."""
+"""What each vocabulary map, estimator and ingredient is worth (sections 2.4.1-2.5; the paper has no ablation): a gradient beside the true one,
+the same joint training with it, and its cost. Every part is kept once it is done, so that an interrupted ablation goes on."""
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from e2e_lib import config as configuration
-from e2e_lib import files, gradients, results
-from e2e_lib.config import Config
+from e2e_lib import files, gradients, lessons, results
+from e2e_lib.config import Config, ConfigError
 from e2e_lib.data.corpus import prepare
-from e2e_lib.data.examples import Collator, examples_of, load_split
+from e2e_lib.data.examples import Collator, Example, examples_of, load_split
 from e2e_lib.data.minichat import caption_words
-from e2e_lib.evaluation.run import evaluate
+from e2e_lib.evaluate import evaluate
+from e2e_lib.models.end_to_end import build
 from e2e_lib.provenance import code_hash, stamp
 from e2e_lib.randomness import generator
-from e2e_lib.training import RUNS, load_trained, train
+from e2e_lib.training import RUNS, dev_examples, load_trained, train
 
 Echo = Callable[[str], None]
 
-# The paper's own is "sentence". ReinMax needs a temperature of at least 1, so it has a row without annealing to compare it to.
+# What a variant changes of the profile, which is the paper's way: "sentence" changes nothing.
+MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "none": ("bridge.mapping=none",), "static_piece": ("bridge.mapping=static_piece",), "static_word": ("bridge.mapping=static_word",),
-    "sentence": (), "word": ("bridge.mapping=word",), "span": ("bridge.mapping=span",),
-    "span_constant": ("bridge.mapping=span", "bridge.temperature_end=1"),
-    "span_reinmax": ("bridge.mapping=span", "bridge.estimator=reinmax", "bridge.temperature_end=1"),
+    **{name: (f"bridge.mapping={name}",) for name in MAPS},
+    # Estimators with the map that tells words apart. ReinMax needs a temperature of at least 1, so it and its rivals have no annealing.
+    "span_straight_through": ("bridge.mapping=span", "bridge.estimator=straight_through", "bridge.temperature_end=1"),
+    "span_gumbel": ("bridge.mapping=span", "bridge.temperature_end=1"),
     "span_decoupled": ("bridge.mapping=span", "bridge.estimator=decoupled", "bridge.temperature_end=1"),
+    "span_reinmax": ("bridge.mapping=span", "bridge.estimator=reinmax", "bridge.temperature_end=1"),
+    # The other ingredients, one at a time.
+    "own_captions": ("bridge.caption_source=predicted",),
+    "no_noise": ("bridge.noise=false",),
+    "temperature_1": ("bridge.temperature_start=1", "bridge.temperature_end=1"),
+    "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
+    "weight_0.1": ("train.image_loss_weight=0.1",),
+    "weight_10": ("train.image_loss_weight=10",),
 }
-MAPS = ("static_piece", "static_word", "sentence", "word", "span")
+GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.startswith("span_")),
+          "ingredients": tuple(VARIANTS)[list(VARIANTS).index("own_captions"):]}
 ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0), ("gumbel_rao", 0.5), ("reinmax", 1.0))
+COINS = (("decoupled", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("soft", 0.1), ("reinmax", 1.0))
+OTHERS = 700  # of the test contexts without a photo; all with one are answered
 
 
-def ablate(config: Config, seeds: Sequence[int], echo: Echo, *, variants: Sequence[str] = tuple(VARIANTS)) -> dict[str, Any]:
-    """Trains and scores every variant with every seed; writes ``results/<profile>/ablations/`` and their summary ``ablations.json``.
+def names_of(asked: Sequence[str]) -> list[str]:
+    """Variants by their own names or their groups', each once, in order. Raises ConfigError for a name that is neither."""
+    names = [name for word in asked for name in (GROUPS.get(word) or (word,))]
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise ConfigError(f"variant {unknown[0]!r} is unknown; allowed: {', '.join([*GROUPS, *VARIANTS])}")
+    return list(dict.fromkeys(names))
 
-    Raises ConfigError for a variant that does not exist, and whatever training and evaluation raise.
+
+def changed(config: Config, name: str) -> Config:
+    """The configuration of a variant."""
+    for override in VARIANTS[name]:
+        key, _, value = override.partition("=")
+        config = configuration.replace(config, key, value)
+    return config
+
+
+def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[str] = tuple(GROUPS)) -> dict[str, Any]:
+    """Trains and scores variants with every seed; writes ``results/<profile>/ablations/`` and their summary ``ablations.json``.
+
+    A variant that changes nothing is the profile's own run, which is not trained twice. Raises ConfigError for a variant that does not
+    exist, and whatever training and evaluation raise.
     """
-    if unknown := set(variants) - set(VARIANTS):
-        raise configuration.ConfigError(f"variant {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(VARIANTS)}")
-    for number, name in enumerate(variants, 1):
-        changed = config
-        for override in VARIANTS[name]:
-            key, _, value = override.partition("=")
-            changed = configuration.replace(changed, key, value)
+    names = names_of(variants)
+    for number, name in enumerate(names, 1):
+        variant = changed(config, name)
+        root = RUNS if variant == config else RUNS / "ablations" / name
         for seed in seeds:
-            echo(f"== variant {number} of {len(variants)}: {name} ({', '.join(VARIANTS[name]) or 'as the paper'}), seed {seed}")
-            root = RUNS / "ablations" / name
-            train(changed, seed, echo, root=root)
-            evaluate(changed, seed, echo, system=name, into="ablations", runs_root=root)
+            echo(f"== variant {number} of {len(names)}: {name} ({', '.join(VARIANTS[name])}), seed {seed}")
+            train(variant, seed, echo, root=root)
+            evaluate(variant, seed, echo, system=name.replace(".", "_"), into="ablations", others=OTHERS, runs_root=root)
     return results.summarise(config.profile, folder="ablations")
+
+
+def _kept(path: Path, asked: dict[str, Any], echo: Echo) -> bool:
+    """Whether what was asked stands already."""
+    kept = path.is_file() and results.load_json(path).get("asked") == json.loads(json.dumps(asked))
+    if kept:
+        echo(f"{path} is there already")
+    return kept
+
+
+def _examples(config: Config, echo: Echo) -> tuple[list[Example], Any]:
+    dialogues, store, _ = load_split(prepare(config, echo), "dev")
+    return [example for dialogue in dialogues for example in examples_of(dialogue)], store
 
 
 def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positions: int = 2, words: int = 5, noises: int = 16,
@@ -59,16 +101,14 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positio
     ``results/<profile>/gradients.json``, one row each: mean, standard deviation and number over captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"
     asked = {"captions": captions, "positions": positions, "words": words, "noises": noises, "draws": draws, "seed": seed,
-             "code": code_hash(Path(__file__).parent / "bridge"), "settings": json.loads(json.dumps(asdict(config)))}
-    if path.is_file() and results.load_json(path).get("asked") == asked:
-        echo(f"{path} is there already")
+             "code": code_hash(Path(__file__).parent / "bridge"), "settings": asdict(config)}
+    if _kept(path, asked, echo):
         return path
-    dialogues, store, _ = load_split(prepare(config, echo), "dev")
-    sharing = [e for dialogue in dialogues for e in examples_of(dialogue) if e.response.photo and not e.response.text][:captions]
+    examples, store = _examples(config, echo)
+    sharing = [e for e in examples if e.response.photo and not e.response.text][:captions]
     model = load_trained(config, seed)
-    collate = Collator(model.layout, store, config.data.photo_size)
-    cases = [(mapping, *estimator) for mapping in MAPS for estimator in ESTIMATORS] + [("all", "reinforce", 1.0)]
-    listed = caption_words()
+    collate, listed = Collator(model.layout, store, config.data.photo_size), caption_words()
+    cases = [(mapping, *estimator) for mapping in MAPS if mapping != "none" for estimator in ESTIMATORS] + [("all", "reinforce", 1.0)]
     found: dict[tuple[str, str, float], list[dict[str, Any]]] = {case: [] for case in cases}
     said = []
     for number, example in enumerate(sharing, 1):
@@ -87,4 +127,45 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positio
                         for key in keys}})
     files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "asked": asked, "rows": rows, "captions": said,
                             "provenance": stamp(config, seeds={"training": seed})})
+    return path
+
+
+def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 16) -> Path:
+    """Times a training step with every map, in turn, on one batch half of which shares photos; writes ``results/<profile>/steps.json``:
+    median seconds, and the ratio to a step without a gradient, mean and standard deviation over ``rounds``."""
+    path = results.RESULTS / config.profile / "steps.json"
+    asked = {"rounds": rounds, "batch": batch, "code": code_hash(Path(__file__).parent / "bridge"), "settings": asdict(config)}
+    if _kept(path, asked, echo):
+        return path
+    examples, store = _examples(config, echo)
+    models = {name: build(changed(config, name)).train() for name in MAPS}
+    collated = Collator(models["none"].layout, store, config.data.photo_size)(dev_examples(examples, batch))
+    seconds: dict[str, list[float]] = {name: [] for name in MAPS}
+    for number in range(rounds + 1):
+        for name, model in models.items():
+            began = time.perf_counter()
+            model.zero_grad()
+            model(collated, temperature=0.5, rng=generator("step", number)).loss.backward()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    ratios = {name: [one / none for one, none in zip(seconds[name], seconds["none"], strict=True)] for name in MAPS}
+    rows = [{"mapping": name, "seconds": statistics.median(seconds[name]), "over_none": statistics.median(ratios[name]),
+             "std": statistics.stdev(ratios[name])} for name in MAPS]
+    files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "asked": asked, "threads": torch.get_num_threads(), "rows": rows,
+                            "provenance": stamp(config, seeds={})})
+    return path
+
+
+def coins(echo: Echo, *, steps: int = 8000, learning_rate: float = 1e-3, seed: int = 0) -> Path:
+    """Where polynomial programming (notebook 02) ends with each estimator after long training; writes ``results/estimators/polynomial.json``."""
+    path = results.RESULTS / "estimators" / "polynomial.json"
+    asked = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "code": code_hash(Path(__file__).parent / "bridge")}
+    if _kept(path, asked, echo):
+        return path
+    rows = []
+    for name, temperature in COINS:
+        rows.append({"estimator": name, "temperature": temperature,
+                     "end": lessons.polynomial(name, temperature, steps=steps, learning_rate=learning_rate, seed=seed)[-1]})
+        echo(f"coins, {name} at {temperature:g}: {rows[-1]['end']:.4f}")
+    files.write_json(path, {"command": "e2e ablate", "asked": asked, "rows": rows})
     return path

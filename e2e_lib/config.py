@@ -53,7 +53,7 @@ class Bridge:
     estimator: str = setting("gumbel", "gradient of a chosen word: 'gumbel' is Eq. 4-7",
                              choices=("straight_through", "gumbel", "soft", "decoupled", "gumbel_rao", "reinmax"))
     words: str = setting("minichat", "word list of 'static_word': MiniChat's own, or a text file of one word a line")
-    caption_source: str = setting("predicted", "caption drawn while training: the model's own under teacher forcing, or the gold one",
+    caption_source: str = setting("gold", "caption drawn while training: the gold one, or the model's own under teacher forcing",
                                   choices=("predicted", "gold"))
     pooling: str = setting("mean", "pooling over caption positions in Eq. 11: the paper averages, its released code sums", choices=("mean", "sum"))
     noise: bool = setting(True, "add the Gumbel noise of Eq. 4 (the released code has none)")

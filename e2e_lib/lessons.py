@@ -6,6 +6,7 @@ Axes: K draws, C caption positions, V words. Whatever estimates a gradient comes
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ipywidgets  # type: ignore[import-untyped]
@@ -16,6 +17,7 @@ from matplotlib.colors import LogNorm, to_rgb
 from torch import Tensor
 from torch.nn import functional as F
 
+from e2e_lib import results
 from e2e_lib.bridge.estimators import ESTIMATORS, Estimator, Objective, bias_and_variance
 from e2e_lib.bridge.gumbel import relaxed, straight_through_gumbel_softmax
 from e2e_lib.data.examples import Example, Layout
@@ -29,8 +31,6 @@ STYLES = {
     "soft": (GREEN, "^", "soft"), "reinmax": (BLUE, "D", "ReinMax"), "reinforce": (PURPLE, "*", "REINFORCE, leave-one-out"),
 }
 TARGET = 0.45  # of polynomial programming
-# Where ``polynomial(name, τ, steps=8000, learning_rate=1e-3)`` ends, by (name, τ), with seed 0 (about 20 seconds each).
-POLYNOMIAL_LONG = {("decoupled", 1.0): 0.3523, ("gumbel", 1.0): 0.3513, ("gumbel", 0.1): 0.3361, ("soft", 0.1): 0.3140, ("reinmax", 1.0): 0.3053}
 
 
 def confirm(claim: str, holds: bool, found: str) -> None:
@@ -139,6 +139,11 @@ def polynomial(name: str, temperature: float, *, steps: int, learning_rate: floa
             loss.mean().backward()
             optimizer.step()
     return values
+
+
+def long_polynomial(root: Path | str = results.RESULTS) -> dict[tuple[str, float], float]:
+    """Where ``polynomial`` ends after long training, by (name, τ), as `e2e ablate` measured it. Raises ResultsError if that is missing."""
+    return {(row["estimator"], row["temperature"]): row["end"] for row in results.load_json(Path(root) / "estimators" / "polynomial.json")["rows"]}
 
 
 # ------------------------------------------------------------------------------------------------------------- captions

@@ -34,14 +34,14 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """``value`` as JSON holds it, its absolute paths shortened to what is below the working folder, or to the name."""
     if isinstance(value, Mapping):
-        return {str(key): _portable(item) for key, item in value.items()}
+        return {str(key): portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_portable(item) for item in value]
+        return [portable(item) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((_portable(item) for item in value), key=repr)
+        return sorted((portable(item) for item in value), key=repr)
     if isinstance(value, os.PathLike) or isinstance(value, str) and os.path.isabs(value):
         path = Path(value)
         if path.is_absolute():
@@ -115,8 +115,8 @@ def stamp(config: Any, *, seeds: Mapping[str, int] | Sequence[int] | int, data: 
         raise TypeError(f"config must be a dataclass object, found {type(config).__name__}")
     cuda = torch.cuda.is_available()
     return {
-        "config": _portable(dataclasses.asdict(config)),
-        "seeds": _portable(seeds),
+        "config": portable(dataclasses.asdict(config)),
+        "seeds": portable(seeds),
         "versions": {"python": platform.python_version(), "e2e_lib": _version("e2e_lib"), **{name: _version(name) for name in LIBRARIES}},
         "git": git_state(),
         "data": _hashes(data),

@@ -10,7 +10,7 @@ from e2e_lib import config as configuration
 from e2e_lib import figures, notebooks, results
 from e2e_lib.config import Config
 from e2e_lib.data.corpus import prepare
-from e2e_lib.evaluation.run import evaluate
+from e2e_lib.evaluate import evaluate
 from e2e_lib.files import sha256, write_json
 from e2e_lib.models.sources import WEIGHTS
 from e2e_lib.provenance import Measure, code_hash, stamp

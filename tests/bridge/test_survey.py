@@ -1,13 +1,16 @@
 """The survey of two vocabularies against counting by hand, and against known figures of the real ones where they are at hand."""
 
+import gzip
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from small_tokenizers import TEXTS, tokenizer
 
 from e2e_lib.__main__ import main
-from e2e_lib.bridge.survey import fingerprint, load_tokenizer, read_captions, survey
+from e2e_lib.bridge.survey import PACKAGED, fingerprint, first_of, load_tokenizer, read_captions, survey
 from e2e_lib.bridge.vocabulary import surfaces
 from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.results import ResultsError, write_vocabularies
@@ -69,6 +72,44 @@ def test_a_line_that_holds_no_caption_is_named(tmp_path, line):
     (tmp_path / "c").write_text(f"fine\n{line}\n")
     with pytest.raises(ValueError, match=r"c, line 2: expected a caption"):
         read_captions(tmp_path / "c")
+
+
+def test_clips_own_file_makes_clips_tokenizer(tmp_path, monkeypatch):
+    """A package that ships CLIP's file of merges; ids as CLIP counts them: bytes, bytes that end a word, merges, marks."""
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "__init__.py").write_text("raise ImportError('it must be found, not imported')")
+    with gzip.open(tmp_path / "clip" / "bpe_simple_vocab_16e6.txt.gz", "wt", encoding="utf-8") as file:
+        file.write("# a heading\nd o\ndo g</w>\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
+    made = load_tokenizer("pip:openai-clip")
+    assert len(made) == 512 + 2 + 2 and made.model_max_length == 77
+    assert made("Dog do!")["input_ids"] == [514, 513, *made.convert_tokens_to_ids(["d", "o</w>", "!</w>"]), 515]
+    assert (made.convert_tokens_to_ids("!"), made.convert_tokens_to_ids("!</w>")) == (0, 256)
+
+
+def test_the_packaged_vocabularies_are_the_real_ones():
+    spm = pytest.importorskip("sentencepiece")
+    if not all(importlib.util.find_spec(package) for package, _ in PACKAGED.values()):
+        pytest.skip("the optional extra 'vocabularies' is not installed")
+    source, target = load_tokenizer("pip:mistral-common"), load_tokenizer("pip:openai-clip")
+    assert (len(source), len(target)) == (32000, 49408)
+    package, name = PACKAGED["pip:mistral-common"]
+    reference = spm.SentencePieceProcessor(model_file=str(Path(importlib.util.find_spec(package).submodule_search_locations[0]) / name))
+    for text in ("Hello world", "a naïve café 🙂 1234", "new\nline"):
+        assert source(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
+    if SHARED.is_dir():
+        assert target.get_vocab() == load_tokenizer(str(SHARED / "tokenizers" / "clip")).get_vocab()
+
+
+def test_a_package_that_is_missing_is_named_and_the_next_source_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setitem(PACKAGED, "pip:nothing", ("no_such_package_here", "x"))
+    with pytest.raises(CheckpointError, match=r"pip:nothing is not installed; .*\[vocabularies\]"):
+        load_tokenizer("pip:nothing")
+    tokenizer("clip").save_pretrained(tmp_path / "t")
+    assert first_of(["pip:nothing", str(tmp_path / "t")])[0] == str(tmp_path / "t")
+    with pytest.raises(CheckpointError, match="pip:nothing"):
+        first_of([str(tmp_path / "none"), "pip:nothing"])
 
 
 def test_bad_input_is_named(tmp_path, capsys):

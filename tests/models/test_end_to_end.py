@@ -20,6 +20,9 @@ from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.randomness import generator
 
 
+OWN = ("bridge.caption_source", "predicted")  # the model's own captions under teacher forcing
+
+
 def forward(model, batch, temperature=1.0, key="step"):
     return model(batch, temperature=temperature, rng=generator(key))
 
@@ -40,7 +43,7 @@ def language_logits(model, batch):
 # ------------------------------------------------------------------------------------------- what the image loss reaches
 
 @pytest.mark.parametrize("changes", [
-    (), (("bridge.caption_source", "gold"),), (("bridge.noise", False),), (("bridge.pooling", "sum"),),
+    (), (OWN,), (("bridge.noise", False),), (("bridge.pooling", "sum"),),
     *((("bridge.mapping", mapping),) for mapping in MAPPINGS[1:]), *((("bridge.estimator", name),) for name in RELAXATIONS)])
 def test_the_image_loss_alone_reaches_the_language_model_and_the_perceptron(new_model, batch, changes):
     model = new_model(*changes)
@@ -65,7 +68,7 @@ def test_without_a_mapping_the_image_loss_reaches_nothing_but_the_unet(new_model
 
 
 def test_the_mapping_changes_no_number_of_the_forward_pass(new_model, batch):
-    outputs = [forward(new_model(("bridge.mapping", mapping)), batch) for mapping in MAPPINGS]
+    outputs = [forward(new_model(OWN, ("bridge.mapping", mapping)), batch) for mapping in MAPPINGS]
     for output in outputs[1:]:
         assert torch.equal(outputs[0].image_loss, output.image_loss) and torch.equal(outputs[0].text_loss, output.text_loss)
         assert outputs[0].drawn == output.drawn
@@ -74,7 +77,7 @@ def test_the_mapping_changes_no_number_of_the_forward_pass(new_model, batch):
 def test_pooling_by_sum_gives_a_larger_gradient_than_the_mean(new_model, batch):
     sizes = {}
     for pooling in ("mean", "sum"):
-        model = new_model(("bridge.pooling", pooling), ("bridge.caption_source", "gold"))
+        model = new_model(("bridge.pooling", pooling))
         sizes[pooling] = largest(gradients_of(forward(model, batch).image_loss, model.language))
     assert sizes["sum"] > 2 * sizes["mean"]  # captions are several tokens long
 
@@ -190,11 +193,11 @@ def test_caption_positions_against_a_loop(model, batch):
 
 
 def test_gold_captions_are_the_dialogues_own(new_model, batch):
-    assert forward(new_model(("bridge.caption_source", "gold")), batch).drawn == batch.captions
+    assert forward(new_model(), batch).drawn == batch.captions
 
 
 def test_without_noise_the_drawn_captions_are_the_likeliest_words(new_model, batch):
-    model = new_model(("bridge.noise", False))
+    model = new_model(OWN, ("bridge.noise", False))
     logits = language_logits(model, batch)
     expected = []
     for row in batch.target_rows.tolist():
@@ -203,7 +206,8 @@ def test_without_noise_the_drawn_captions_are_the_likeliest_words(new_model, bat
     assert forward(model, batch).drawn == expected != batch.captions
 
 
-def test_with_noise_the_drawn_captions_are_those_of_the_noisy_logits(model, batch):
+def test_with_noise_the_drawn_captions_are_those_of_the_noisy_logits(new_model, batch):
+    model = new_model(OWN)
     logits, _, real = caption_positions(language_logits(model, batch), batch)
     ids = (logits + gumbel_noise(logits.shape, generator("step"))).argmax(-1)
     expected = [model.tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(ids, real, strict=True)]
@@ -214,13 +218,13 @@ def test_with_noise_the_drawn_captions_are_those_of_the_noisy_logits(model, batc
 
 def test_photos_are_drawn_from_the_captions_that_are_reported(new_model, batch):
     # The same captions given as gold ones must give the same image loss, to the last bit.
-    model = new_model()
+    model = new_model(OWN)
     written = forward(model, batch)
     logits, _, real = caption_positions(language_logits(model, batch), batch)
     ids = (logits + gumbel_noise(logits.shape, generator("step"))).argmax(-1)
     gold = batch.input_ids.clone()
     gold[batch.target_rows] = gold[batch.target_rows].masked_scatter(batch.is_caption[batch.target_rows], ids[real])
-    as_gold = forward(new_model(("bridge.caption_source", "gold")), dataclasses.replace(batch, captions=written.drawn, input_ids=gold))
+    as_gold = forward(new_model(), dataclasses.replace(batch, captions=written.drawn, input_ids=gold))
     assert torch.equal(written.image_loss, as_gold.image_loss)
 
 

@@ -14,7 +14,7 @@ from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
 from e2e_lib.inference import Response, respond
 from e2e_lib.models.sources import WEIGHTS
-from e2e_lib.provenance import Measure, code_hash, fingerprint, stamp
+from e2e_lib.provenance import Measure, code_hash, fingerprint, portable, stamp
 from e2e_lib.randomness import generator
 from e2e_lib.training import RUNS, load_trained, run_folder
 
@@ -22,9 +22,10 @@ SYSTEM = "end_to_end"
 
 
 def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, system: str = SYSTEM, into: str = "runs",
-             results_root: Path = results.RESULTS, runs_root: Path = RUNS, data_root: Path = DATA) -> Path:
+             others: int | None = None, results_root: Path = results.RESULTS, runs_root: Path = RUNS, data_root: Path = DATA) -> Path:
     """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/<into>/<system>-seed<k>.json``.
 
+    ``others`` limits how many responses without a photo are answered, evenly spaced; all that share one always are.
     The answers themselves stay in the run's folder, as ``answers/``. A result that stands already, made with the same settings from
     the same weights, is kept. Raises CheckpointError, DataError and files.SaveError.
     """
@@ -33,17 +34,21 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, system: 
     trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
     weights = {"trained": check(folder / "best")["model.safetensors"], "shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
     # Scores made by an older way of scoring are no longer valid.
-    code = code_hash(Path(__file__).parent)
+    code = code_hash(Path(__file__).parent / "evaluation")
     path = results_root / config.profile / into / f"{system}-seed{seed}.json"
-    if path.is_file() and (folder / "answers").is_dir():
+    answers = "answers" if others is None else f"answers-{others}"
+    if path.is_file() and (folder / answers).is_dir():
         found = results.load_json(path).get("provenance", {})
-        if found.get("weights") == weights and found.get("code") == code and found.get("config") == json.loads(json.dumps(asdict(config))):
+        if found.get("weights") == weights and found.get("code") == code and found.get("config") == portable(asdict(config)):
             echo(f"seed {seed}: {path} is there already")
             return path
     with Measure() as measure:
         dialogues, store, report = load_split(corpus, "test")
         echo(f"seed {seed}: test dialogues: {report}")
         examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
+        if others is not None:
+            plain = [example for example in examples if not example.response.photo]
+            examples = [e for e in examples if e.response.photo] + [plain[i * len(plain) // others] for i in range(min(others, len(plain)))]
         model, reader = load_trained(config, seed, root=runs_root), load_reader(SHIPPED)
 
         def progress(what: str, done: int, of: int) -> None:
@@ -53,7 +58,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, system: 
         responses = respond(model, examples, store, config.inference, generator(seed, "test"), config.data.photo_size, progress)
         rows = scenes_drawn(examples, responses, corpus, reader)
         metrics = all_scores(examples, responses, store, rows, reader, config.data.photo_size)
-    save_answers(folder / "answers", examples, responses, {row["photo_id"]: row for row in rows})
+    save_answers(folder / answers, examples, responses, {row["photo_id"]: row for row in rows})
     provenance = stamp(config, seeds={"training": seed, "data": config.data.seed}, weights=weights,
                        data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
     history = {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}
