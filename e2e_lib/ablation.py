@@ -46,7 +46,7 @@ GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.st
           "ingredients": tuple(VARIANTS)[list(VARIANTS).index("own_captions"):]}
 ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0), ("gumbel_rao", 0.5), ("reinmax", 1.0))
 COINS = (("decoupled", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("soft", 0.1), ("reinmax", 1.0))
-OTHERS = 700  # of the test contexts without a photo; all with one are answered
+OTHERS = 300  # of the test contexts without a photo; all with one are answered
 
 
 def names_of(asked: Sequence[str]) -> list[str]:
