@@ -21,6 +21,8 @@ def say(line: str) -> None:
 
 def _config(arguments: argparse.Namespace) -> configuration.Config:
     config = configuration.load(arguments.profile, arguments.set)
+    if getattr(arguments, "system", None):
+        config = configuration.replace(config, "model.system", arguments.system)
     if config.profile in configuration.MISSING and arguments.command != "config":
         raise configuration.ConfigError(configuration.MISSING[config.profile])
     return config
@@ -90,7 +92,7 @@ def _chat(arguments: argparse.Namespace) -> None:
     from PIL import Image, UnidentifiedImageError
 
     from e2e_lib.inference import ChatPartner
-    from e2e_lib.models.end_to_end import build
+    from e2e_lib.models.systems import build
     config = _config(arguments)
     partner = ChatPartner(build(config), config.inference, arguments.seeds[0], config.data.photo_size)
     say("Say something; `/photo FILE` shares a photo, `/more` lets the partner go on, an empty line ends the chat.")
@@ -203,14 +205,14 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, 
     "reproduce": (_reproduce, "data, joint training, scores, figures and notebooks; goes on from where it was", ("config", "seeds", "fresh")),
     "data": (_data, "make the corpus of a profile", ("config",)),
     "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out")),
-    "train": (_train, "joint training alone", ("config", "seeds")),
-    "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds")),
+    "train": (_train, "training alone, of one system", ("config", "seeds", "system")),
+    "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds", "system")),
     "ablate": (_ablate, "every vocabulary map, estimator and ingredient: training with it, and its gradient beside the true one (hours)",
                ("config", "seeds", "variants")),
     "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
     "readme": (_readme, "write the README's numbers from results/", ()),
     "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),
-    "chat": (_chat, "chat with the shipped model in the terminal", ("config", "seeds")),
+    "chat": (_chat, "chat with the shipped model in the terminal", ("config", "seeds", "system")),
     "config": (_show_config, "every setting of a profile, its value, meaning and range", ("config",)),
     "vocabularies": (_vocabularies, "how two tokenizers disagree about captions, counted", ("vocabularies",)),
     "doctor": (_doctor, "versions, and whether the shipped weights are sound", ()),
@@ -233,6 +235,8 @@ def parser() -> argparse.ArgumentParser:
         if "seeds" in options:
             command.add_argument("--seeds", type=int, nargs="+", default=[0] if name == "chat" else None, metavar="N",
                                  help="seeds, one run each (default: 0 1 2, and 0 for smoke)")
+        if "system" in options:
+            command.add_argument("--system", metavar="NAME", help="end_to_end (default), pipeline or divter")
         if "variants" in options:
             command.add_argument("--variants", nargs="+", default=["maps", "estimators", "ingredients"], metavar="NAME",
                                  help="which: maps, estimators, ingredients (all by default), or single ones by name")

@@ -18,7 +18,7 @@ from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Collator, Example, examples_of, load_split
 from e2e_lib.data.minichat import caption_words
 from e2e_lib.evaluate import evaluate
-from e2e_lib.models.end_to_end import build
+from e2e_lib.models.systems import build
 from e2e_lib.provenance import code_hash, stamp
 from e2e_lib.randomness import generator
 from e2e_lib.training import RUNS, dev_examples, load_trained, train
@@ -78,7 +78,7 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
         for seed in seeds:
             echo(f"== variant {number} of {len(names)}: {name} ({', '.join(VARIANTS[name])}), seed {seed}")
             train(variant, seed, echo, root=root)
-            evaluate(variant, seed, echo, system=name.replace(".", "_"), into="ablations", others=OTHERS, runs_root=root)
+            evaluate(variant, seed, echo, label=name.replace(".", "_"), into="ablations", others=OTHERS, runs_root=root)
     return results.summarise(config.profile, folder="ablations")
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SHIPPED = "shipped:mini"  # the parts pretrained on MiniChat that come with the package
+BASELINES = "shipped:mini-baselines"  # those that only the baselines have
+SYSTEMS = ("end_to_end", "pipeline", "divter")
 
 
 class ConfigError(ValueError):
@@ -39,9 +41,13 @@ class Data:
 class Model:
     """Section 2.2-2.4: where the pretrained parts come from (a folder, a hub id, or the parts that ship with the package)."""
 
+    system: str = setting("end_to_end", "which of the three systems of section 3.1.4", choices=SYSTEMS)
     language: str = setting(SHIPPED, "text dialogue generator (a LlamaForCausalLM)")
     perceptron: str = setting(SHIPPED, "image perceptron (BLIP-2's ViT and Q-Former)")
     generator: str = setting(SHIPPED, "image generator (a latent diffusion pipeline)")
+    captioner: str = setting(BASELINES, "image captioner of both baselines (a Blip2ForConditionalGeneration)")
+    dialogue: str = setting(BASELINES, "Divter's dialogue model (a GPT2LMHeadModel, as DialoGPT is)")
+    translator: str = setting(BASELINES, "Divter's translator of captions to photos (a VQModel and a GPT2LMHeadModel over its tokens)")
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,12 @@ def replace(config: Config, key: str, value: Any) -> Config:
         raise ConfigError(f"setting {key!r} (value {value!r}) is unknown{_nearest(key, fields)}; `e2e config` lists all")
     checked = _checked(key, fields[key], value)
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: checked})})
+
+
+def completed(found: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it was once written down; settings that did not exist then have the value that stood for them: their default."""
+    plain = {section.name: {f.name: f.default for f in dataclasses.fields(section.type)} for section in dataclasses.fields(Config)[1:]}  # type: ignore[arg-type]
+    return {"profile": found.get("profile"), **{name: {**fields, **found.get(name, {})} for name, fields in plain.items()}}
 
 
 def overrides_of(config: Config) -> list[str]:

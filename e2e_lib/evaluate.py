@@ -8,7 +8,7 @@ from typing import Any
 
 from e2e_lib import files, results
 from e2e_lib.checkpoints import check
-from e2e_lib.config import SHIPPED, Config
+from e2e_lib.config import SHIPPED, Config, completed
 from e2e_lib.data.corpus import DATA, prepare
 from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
@@ -18,28 +18,31 @@ from e2e_lib.provenance import Measure, code_hash, fingerprint, portable, stamp
 from e2e_lib.randomness import generator
 from e2e_lib.training import RUNS, load_trained, run_folder
 
-SYSTEM = "end_to_end"
 
-
-def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, system: str = SYSTEM, into: str = "runs",
+def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: str = "", into: str = "runs",
              others: int | None = None, results_root: Path = results.RESULTS, runs_root: Path = RUNS, data_root: Path = DATA) -> Path:
-    """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/<into>/<system>-seed<k>.json``.
+    """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/<into>/<label>-seed<k>.json``.
 
-    ``others`` limits how many responses without a photo are answered, evenly spaced; all that share one always are.
-    The answers themselves stay in the run's folder, as ``answers/``. A result that stands already, made with the same settings from
-    the same weights, is kept. Raises CheckpointError, DataError and files.SaveError.
+    ``label`` names what was tested, by default the configuration's system. ``others`` limits how many responses without a photo are
+    answered, evenly spaced; all that share one always are. The answers themselves stay in the run's folder, as ``answers/`` (with a
+    limit, ``answers-<others>/``). A result that stands already, made with the same settings from the same weights, is kept.
+    Raises CheckpointError, DataError and files.SaveError.
     """
     folder = run_folder(config, seed, runs_root)
     corpus = prepare(config, echo, data_root)
     trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
-    weights = {"trained": check(folder / "best")["model.safetensors"], "shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
+    label = label or config.model.system
+    parts = {"shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
+    if config.model.system != "end_to_end":
+        parts["baselines"] = fingerprint(WEIGHTS / "mini-baselines" / "manifest.json")
+    weights = {"trained": check(folder / "best")["model.safetensors"], **parts}
     # Scores made by an older way of scoring are no longer valid.
     code = code_hash(Path(__file__).parent / "evaluation")
-    path = results_root / config.profile / into / f"{system}-seed{seed}.json"
+    path = results_root / config.profile / into / f"{label}-seed{seed}.json"
     answers = "answers" if others is None else f"answers-{others}"
     if path.is_file() and (folder / answers).is_dir():
         found = results.load_json(path).get("provenance", {})
-        if found.get("weights") == weights and found.get("code") == code and found.get("config") == portable(asdict(config)):
+        if found.get("weights") == weights and found.get("code") == code and completed(found.get("config", {})) == portable(asdict(config)):
             echo(f"seed {seed}: {path} is there already")
             return path
     with Measure() as measure:
@@ -63,7 +66,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, system: 
                        data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
     history = {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}
     provenance |= {"code": code, "evaluation": measure.as_dict(), "training": history}
-    results.write_run(config.profile, system, seed, metrics, provenance, results_root, into)
+    results.write_run(config.profile, label, seed, metrics, provenance, results_root, into)
     return path
 
 

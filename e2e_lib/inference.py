@@ -13,8 +13,8 @@ from e2e_lib.config import Inference
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Collator, Example
 from e2e_lib.data.photos import PhotoSource, to_square
-from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.language import IMAGE_END, IMAGE_START
+from e2e_lib.models.systems import System
 
 
 @dataclass
@@ -39,7 +39,7 @@ def seeded_from(rng: torch.Generator) -> Iterator[None]:
 
 
 @torch.no_grad()
-def write(model: EndToEndModel, examples: Sequence[Example], store: PhotoSource, settings: Inference, rng: torch.Generator,
+def write(model: System, examples: Sequence[Example], store: PhotoSource, settings: Inference, rng: torch.Generator,
           photo_size: int) -> list[Response]:
     """The words of the answers to the examples' contexts, captions included, nothing drawn yet. One batch, KV-cached."""
     batch = Collator(model.layout, store, photo_size, answering=True)(examples).to(model.language.device)
@@ -52,7 +52,7 @@ def write(model: EndToEndModel, examples: Sequence[Example], store: PhotoSource,
     return [parse(model, ids) for ids in written]
 
 
-def parse(model: EndToEndModel, ids: Tensor) -> Response:
+def parse(model: System, ids: Tensor) -> Response:
     """Generated tokens to text and caption. A caption left open ends where the tokens end; an empty one is no photo."""
     markers = (model.layout.start, model.layout.end)
     hidden = {*model.tokenizer.all_special_ids, *model.layout.stops}
@@ -64,7 +64,7 @@ def parse(model: EndToEndModel, ids: Tensor) -> Response:
 
 
 @torch.no_grad()
-def respond(model: EndToEndModel, examples: Sequence[Example], store: PhotoSource, settings: Inference, rng: torch.Generator,
+def respond(model: System, examples: Sequence[Example], store: PhotoSource, settings: Inference, rng: torch.Generator,
             photo_size: int = 64, progress: Callable[[str, int, int], None] | None = None) -> list[Response]:
     """Answers each example's context with text, a photo, or both.
 
@@ -110,7 +110,7 @@ class PhotoAlbum:
 class ChatPartner:
     """A running chat with a model: ``say`` something (text, a photo, or both) and get its answer."""
 
-    def __init__(self, model: EndToEndModel, settings: Inference, seed: int = 0, photo_size: int = 64) -> None:
+    def __init__(self, model: System, settings: Inference, seed: int = 0, photo_size: int = 64) -> None:
         self.model, self.settings, self.photo_size = model, settings, photo_size
         self.rng = torch.Generator().manual_seed(seed)
         self.album, self.turns = PhotoAlbum(), []

@@ -19,8 +19,9 @@ from e2e_lib.data.minichat import HELD_OUT, describe, sample_scene
 from e2e_lib.data.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.inference import write
-from e2e_lib.models.end_to_end import EndToEndModel, build
+from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.sources import load_own
+from e2e_lib.models.systems import build
 from e2e_lib.provenance import stamp
 from e2e_lib.randomness import generator, python_random
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import files
+from e2e_lib.config import completed
 
 RESULTS = Path("results")
 
@@ -124,7 +125,7 @@ def _name(run: Mapping[str, Any]) -> str:
 
 def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Raises ResultsError unless two runs of a system have the same configuration, but for the seed."""
-    one, two = _without_seeds(first["provenance"]["config"]), _without_seeds(other["provenance"]["config"])
+    one, two = (_without_seeds(completed(run["provenance"]["config"])) for run in (first, other))
     missing = object()
     differing = sorted(key for key in one.keys() | two.keys() if one.get(key, missing) != two.get(key, missing))
     if differing:

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Subset
 from transformers import get_constant_schedule_with_warmup
 
 from e2e_lib import checkpoints, files
-from e2e_lib.config import SHIPPED, Bridge, Config
+from e2e_lib.config import SHIPPED, Bridge, Config, completed
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Collator, Example, examples_of, load_split
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.scores import load_reader, photo_scores, text_scores
 from e2e_lib.inference import Response, respond
-from e2e_lib.models.end_to_end import EndToEndModel, build
+from e2e_lib.models.systems import System, build
 from e2e_lib.randomness import generator, seed_of
 
 RUNS = Path("runs")
@@ -35,7 +35,7 @@ Echo = Callable[[str], None]
 
 
 def run_folder(config: Config, seed: int, root: Path = RUNS) -> Path:
-    return root / config.profile / "end_to_end" / f"seed-{seed}"
+    return root / config.profile / config.model.system / f"seed-{seed}"
 
 
 def temperature_at(bridge: Bridge, epochs_done: float) -> float:
@@ -59,7 +59,7 @@ def norm(gradients: Sequence[Tensor | None]) -> float:
 
 
 def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS, data_root: Path | None = None) -> Path:
-    """Trains the end-to-end model, or resumes it, or finds it done; returns the run's folder.
+    """Trains the configuration's system, or resumes it, or finds it done; returns the run's folder.
 
     Raises CheckpointError if what stands there is of another configuration, and files.SaveError when a checkpoint cannot be written
     (the last one then still stands).
@@ -75,15 +75,16 @@ def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS, d
 def check_configuration(found: dict[str, Any], config: Config, folder: Path) -> None:
     """Raises CheckpointError if a checkpoint was made with other settings, naming them. How answers are written may differ."""
     expected = json.loads(json.dumps(asdict(config)))
-    different = [f"{section}.{key}: {found.get(section, {}).get(key)!r} there, {value!r} here"
+    found = completed(found)
+    different = [f"{section}.{key}: {found[section].get(key)!r} there, {value!r} here"
                  for section in ("data", "model", "bridge", "train") for key, value in expected[section].items()
-                 if found.get(section, {}).get(key) != value]
+                 if found[section].get(key) != value]
     if different:
         raise checkpoints.CheckpointError(f"the checkpoint at {folder} is of another configuration ({'; '.join(different[:3])}"
                                           f"{' …' if len(different) > 3 else ''}); use the same settings, or remove the folder to train anew")
 
 
-def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> EndToEndModel:
+def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> Any:
     """The best weights of a finished run, ready to answer. Raises CheckpointError if it is missing, damaged or of other settings."""
     folder = run_folder(config, seed, root)
     weights, state = checkpoints.load(folder / "best")
@@ -93,7 +94,7 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> EndToEndMod
     return model.eval()
 
 
-def put_weights(model: EndToEndModel, weights: dict[str, Tensor], folder: Path) -> None:
+def put_weights(model: System, weights: dict[str, Tensor], folder: Path) -> None:
     missing = set(model.trained_weights()) ^ set(weights)
     if missing:
         raise checkpoints.CheckpointError(f"the checkpoint at {folder} does not fit the model: {len(missing)} tensors are only in one of them, "
@@ -129,6 +130,9 @@ class _Run:
             torch.manual_seed(seed_of(seed, "new weights"))  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # What is trained apart is clipped apart, too: then one loop trains as several would.
+        self.clipped = [self.parameters] if self.model.joint else [
+            [p for p in part.parameters() if p.requires_grad] for part in self.model.trained_parts().values()]
         optimizer = torch.optim.AdamW(self.parameters, settings.learning_rate, weight_decay=settings.weight_decay)
         # Not prepared by accelerate, which would count a step once for each process.
         self.schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
@@ -181,7 +185,8 @@ class _Run:
                 self.accelerator.backward(output.loss)
                 line = self._line(output, temperature, from_image) if log_now else None
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
+                    for parameters in self.clipped:
+                        self.accelerator.clip_grad_norm_(parameters, self.config.train.clip_norm)
                 self.optimizer.step()
                 if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                     self.schedule.step()

@@ -16,8 +16,8 @@ from e2e_lib.data.examples import Collator, examples_of, load_split
 from e2e_lib.data.minichat import make_chat
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.models import sources
-from e2e_lib.models.end_to_end import build
 from e2e_lib.models.perceptron import ImagePerceptron
+from e2e_lib.models.systems import build
 from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
 
 torch.set_num_threads(1)

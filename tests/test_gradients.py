@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from e2e_lib import gradients
 from e2e_lib.bridge import CaptionBridge
 from e2e_lib.data.examples import Collator, examples_of, load_split
-from e2e_lib.models.end_to_end import build
+from e2e_lib.models.systems import build
 from e2e_lib.randomness import generator
 
 

@@ -73,7 +73,8 @@ class Batch:
     """Tensors of B examples. Text is padded on the right for training, on the left (and without responses) for answering.
 
     ``input_ids``, ``attention_mask``, ``labels``, ``is_caption`` are (B, T); ``photos`` (P, 3, S, S) uint8 are the context's photos in
-    reading order; ``target_photos`` (R, 3, S, S) uint8 are the responses' photos, ``target_rows`` (R,) their rows in the batch.
+    reading order, where a system sees them; ``target_photos`` (R, 3, S, S) uint8 are the responses' photos, ``target_rows`` (R,) their
+    rows in the batch.
     """
 
     input_ids: Tensor
@@ -119,6 +120,10 @@ class Layout:
     def seen(self, photo: SharedPhoto) -> list[int]:
         return self.text(self.caption_of(photo)) if self.caption_of else [self.slot] * self.queries
 
+    def look(self, examples: Sequence[Example], store: PhotoSource, size: int) -> Sequence[Example]:
+        """What a system does with photos before it reads: nothing, where it sees them itself."""
+        return examples
+
     def context(self, turns: Sequence[Turn], answering: int) -> tuple[list[int], list[Turn]]:
         """The context's tokens, at most ``max_context``, and the turns kept: whole turns, the latest ones (at least one)."""
         cue = self.text("Assistant:")
@@ -149,9 +154,10 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         rows, labels, captions_at, photo_ids = [], [], [], []
+        examples = self.layout.look(examples, self.store, self.photo_size)
         for example in examples:
             ids, kept = self.layout.context(example.context, example.response.speaker)
-            photo_ids += [turn.photo.photo_id for turn in kept if turn.photo]
+            photo_ids += [turn.photo.photo_id for turn in kept if turn.photo and not self.layout.caption_of]
             answer, is_caption = ([], []) if self.answering else self.layout.response(example.response)
             rows.append(ids + answer)
             labels.append([IGNORED] * len(ids) + answer)

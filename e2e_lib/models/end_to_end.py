@@ -15,12 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from e2e_lib.bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.config import Bridge, Config, ConfigError
+from e2e_lib.config import Bridge, ConfigError
 from e2e_lib.data.examples import IGNORED, Batch, Layout
 from e2e_lib.data.minichat import caption_words
-from e2e_lib.models.generator import ImageGenerator, load_generator
-from e2e_lib.models.language import load_language
-from e2e_lib.models.perceptron import ImagePerceptron, load_perceptron
+from e2e_lib.models.generator import ImageGenerator
+from e2e_lib.models.perceptron import ImagePerceptron
 
 
 @dataclass
@@ -47,6 +46,7 @@ class EndToEndModel(nn.Module):
 
     language: Any
     generator: ImageGenerator
+    joint = True  # one loss trains all of it
 
     def __init__(self, language: Any, tokenizer: Any, perceptron: ImagePerceptron, generator: ImageGenerator, bridge: Bridge,
                  image_loss_weight: float, max_context: int) -> None:
@@ -98,8 +98,13 @@ class EndToEndModel(nn.Module):
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The weights that joint training changes; the frozen rest comes from the sources named in the configuration."""
-        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+        return weights_that_learn(self)
+
+
+def weights_that_learn(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights that have a gradient, by name."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def to_floats(photos: Tensor) -> Tensor:
@@ -130,13 +135,3 @@ def word_list(bridge: Bridge) -> list[str]:
         return Path(bridge.words).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"bridge.words = {bridge.words!r} is neither 'minichat' nor a text file of one word a line: {error}") from None
-
-
-def build(config: Config) -> EndToEndModel:
-    """The model of a configuration, from its pretrained parts. Raises CheckpointError when one is missing or damaged."""
-    language, tokenizer = load_language(config.model.language)
-    perceptron, generator = load_perceptron(config.model.perceptron), load_generator(config.model.generator)
-    if perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
-        raise ValueError(f"the perceptron projects to {perceptron.language_projection.out_features} numbers, but the language model is "
-                         f"{language.get_input_embeddings().embedding_dim} wide: model.perceptron and model.language do not belong together")
-    return EndToEndModel(language, tokenizer, perceptron, generator, config.bridge, config.train.image_loss_weight, config.data.max_context)

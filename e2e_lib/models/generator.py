@@ -23,6 +23,7 @@ class ImageGenerator(nn.Module):
     text_encoder: Any  # nn.Module's attributes are typed as tensors or modules, which hides what the libraries' classes can do
     unet: Any
     vae: Any
+    learner = "unet"
 
     def __init__(self, tokenizer: Any, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, vae: nn.Module, scheduler: DDPMScheduler) -> None:
         super().__init__()
@@ -33,7 +34,12 @@ class ImageGenerator(nn.Module):
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """Captions to CLIP tokens (B, L), padded to the encoder's limit L, longer ones cut."""
-        return cut(self.tokenizer, captions, special=True, length=self.text_encoder.config.max_position_embeddings)[0].input_ids
+        return cut(self.tokenizer, captions, special=True, length=self.limit)[0].input_ids
+
+    @property
+    def limit(self) -> int:
+        """The longest caption in tokens, start and end marks included."""
+        return self.text_encoder.config.max_position_embeddings
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """CLIP's token embeddings E[ids], (B, L) to (B, L, D2), before positions are added."""
@@ -73,6 +79,10 @@ class ImageGenerator(nn.Module):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = noise if self.scheduler.config.prediction_type == "epsilon" else self.scheduler.get_velocity(latents, noise, timesteps)
         return F.mse_loss(self.unet(noisy, timesteps, encoder_hidden_states=text).sample.float(), target.float())
+
+    def caption_loss(self, captions: list[str], photos: Tensor, rng: torch.Generator) -> Tensor:
+        """Eq. 12 for photos (B, 3, S, S), floats from -1 to 1, and their captions as text: how the generator is trained by itself."""
+        return self.denoising_loss(self.to_latents(photos), self.encode(self.tokenize(captions).to(photos.device)), rng)
 
     @torch.no_grad()
     def draw(self, captions: list[str], rng: torch.Generator, *, steps: int = 20, guidance: float = 2.5) -> Tensor:

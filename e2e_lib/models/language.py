@@ -1,4 +1,4 @@
-"""The text dialogue generator (section 2.2): a LlamaForCausalLM and its tokenizer, with the photo markers added."""
+"""The text dialogue generator (section 2.2): a LlamaForCausalLM (in Divter, a GPT-2) and its tokenizer, with the photo markers added."""
 
 from typing import Any
 
@@ -17,14 +17,15 @@ def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
     return tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": [IMAGE_START, IMAGE_END, PHOTO_SLOT]})
 
 
-def load_language(source: str) -> tuple[LlamaForCausalLM, Any]:
-    """The language model in float32 and its tokenizer, embeddings grown for the markers. Raises CheckpointError."""
-    place = locate(source, "language")
+def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM) -> tuple[Any, Any]:
+    """A language model of class ``kind`` in float32 and its tokenizer, embeddings grown for the markers. ``part`` is its name among shipped
+    parts. Raises CheckpointError."""
+    place = locate(source, part)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
-        model = LlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
+        model = kind.from_pretrained(place, dtype=torch.float32)
     except LOADING as error:
-        raise unreachable("language", source, error) from None
+        raise unreachable(part, source, error) from None
     if add_markers(tokenizer) or len(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)

@@ -13,7 +13,8 @@ import torch
 from e2e_lib import config as configuration
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Collator, examples_of, load_split
-from e2e_lib.models.end_to_end import build, response_loss, to_floats
+from e2e_lib.models.end_to_end import response_loss, to_floats
+from e2e_lib.models.systems import build
 
 ROUNDS, BATCH = 15, 16
 

@@ -15,10 +15,10 @@ from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.config import replace
 from e2e_lib.data.examples import IGNORED, Collator
 from e2e_lib.models import sources
-from e2e_lib.models.end_to_end import build, caption_positions, put_photos, response_loss, to_floats
+from e2e_lib.models.end_to_end import caption_positions, put_photos, response_loss, to_floats
 from e2e_lib.models.perceptron import load_perceptron
+from e2e_lib.models.systems import build
 from e2e_lib.randomness import generator
-
 
 OWN = ("bridge.caption_source", "predicted")  # the model's own captions under teacher forcing
 

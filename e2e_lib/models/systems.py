@@ -1,0 +1,32 @@
+"""The three systems that the paper compares (section 3.1.4), made of the parts that a configuration names."""
+
+from typing import Any
+
+from transformers import GPT2LMHeadModel
+
+from e2e_lib.config import Config
+from e2e_lib.models.captioner import load_captioner
+from e2e_lib.models.end_to_end import EndToEndModel
+from e2e_lib.models.generator import load_generator
+from e2e_lib.models.language import load_language
+from e2e_lib.models.perceptron import load_perceptron
+from e2e_lib.models.pipeline import Pipeline
+from e2e_lib.models.translator import load_translator
+
+System = EndToEndModel | Pipeline
+
+
+def build(config: Config) -> Any:  # a System; whoever asks knows which
+    """The system of a configuration, from its pretrained parts. Raises CheckpointError when one is missing or damaged."""
+    parts, context = config.model, config.data.max_context
+    if parts.system == "divter":
+        language, tokenizer = load_language(parts.dialogue, "dialogue", GPT2LMHeadModel)
+        return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_translator(parts.translator), context)
+    language, tokenizer = load_language(parts.language)
+    if parts.system == "pipeline":
+        return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_generator(parts.generator), context)
+    perceptron = load_perceptron(parts.perceptron)
+    if perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
+        raise ValueError(f"the perceptron projects to {perceptron.language_projection.out_features} numbers, but the language model is "
+                         f"{language.get_input_embeddings().embedding_dim} wide: model.perceptron and model.language do not belong together")
+    return EndToEndModel(language, tokenizer, perceptron, load_generator(parts.generator), config.bridge, config.train.image_loss_weight, context)
