@@ -39,8 +39,13 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from e2e_lib.parts import pretrain
-    pretrain(_config(arguments), say, Path(arguments.out) if arguments.out else None)
+    from e2e_lib.models.sources import WEIGHTS
+    from e2e_lib.pretraining.parts import pretrain, pretrain_baselines
+    out = Path(arguments.out) if arguments.out else None
+    if arguments.baselines:
+        pretrain_baselines(_config(arguments), say, WEIGHTS / "mini", out)
+    else:
+        pretrain(_config(arguments), say, out)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -204,7 +209,7 @@ def _call(command: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, ...]]] = {
     "reproduce": (_reproduce, "data, joint training, scores, figures and notebooks; goes on from where it was", ("config", "seeds", "fresh")),
     "data": (_data, "make the corpus of a profile", ("config",)),
-    "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out")),
+    "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out", "baselines")),
     "train": (_train, "training alone, of one system", ("config", "seeds", "system")),
     "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds", "system")),
     "ablate": (_ablate, "every vocabulary map, estimator and ingredient: training with it, and its gradient beside the true one (hours)",
@@ -246,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--publish", action="store_true", help="put the executed notebooks into notebooks/")
         if "out" in options:
             command.add_argument("--out", metavar="FOLDER", help="where the parts go (default: runs/pretraining/PROFILE/parts)")
+        if "baselines" in options:
+            command.add_argument("--baselines", action="store_true", help="make the parts that only the baselines have, from the shipped ones")
         if "jobs" in options:
             command.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="tests at once (default 2)")
         if "vocabularies" in options:

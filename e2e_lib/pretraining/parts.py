@@ -2,16 +2,16 @@
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from e2e_lib import config as configuration
-from e2e_lib import files, pretraining
+from e2e_lib import files
 from e2e_lib.config import Config
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
@@ -19,15 +19,18 @@ from e2e_lib.data.minichat import HELD_OUT, describe, sample_scene
 from e2e_lib.data.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.inference import write
-from e2e_lib.models.end_to_end import EndToEndModel
+from e2e_lib.models.captioner import load_captioner
+from e2e_lib.models.end_to_end import EndToEndModel, to_floats
 from e2e_lib.models.sources import load_own
 from e2e_lib.models.systems import build
+from e2e_lib.models.translator import load_translator
+from e2e_lib.pretraining import drawing, language, sight
+from e2e_lib.pretraining.fit import Echo, photo_pool
 from e2e_lib.provenance import stamp
 from e2e_lib.randomness import generator, python_random
 
 WORK = Path("runs") / "pretraining"
-MAX_BYTES = 10_000_000
-Echo = Callable[[str], None]
+MAX_BYTES, MAX_BASELINE_BYTES = 10_000_000, 5_000_000
 
 
 def pretrain(config: Config, echo: Echo, out: Path | None = None) -> Path:
@@ -36,27 +39,49 @@ def pretrain(config: Config, echo: Echo, out: Path | None = None) -> Path:
     work = WORK / config.profile
     out = out or work / "parts"
     train_parts(config, work, out, echo)
-    seconds = {name: json.loads((work / name / "state.json").read_text())["seconds"] for name in STEPS}
-    write_manifest(config, out, seconds)
+    seconds = write_manifest(config, out, STEPS, MAX_BYTES)
     echo("measuring what the parts reach on unseen photos …")
-    reached = measure(config, out, sum(seconds.values()))
+    reached = measure(config, out, seconds)
     files.write_json(Path("results") / config.profile / "pretraining.json", reached)
     echo(json.dumps(reached, indent=1))
     return out
 
 
+def pretrain_baselines(config: Config, echo: Echo, shipped: Path, out: Path | None = None) -> Path:
+    """The same for the parts that only the baselines have, from the ``shipped`` parts; what they reach goes to
+    ``results/<profile>/pretraining_baselines.json``."""
+    work = WORK / config.profile
+    out = out or work / "baselines"
+    made = {"captioner": sight.train_captioner(config, work, shipped, echo), "dialogue": language.train_dialogue(config, work, shipped, echo)}
+    words = AutoTokenizer.from_pretrained(shipped / "language")
+    for name, part in made.items():
+        save_part(part, out / name)
+        words.save_pretrained(out / name)
+    files.write_json(out / "captioner" / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    translator = drawing.train_translator(config, work, shipped, drawing.train_vqvae(config, work, echo), echo)
+    save_part(translator.vqvae, out / "translator" / "vqvae")
+    save_part(translator.transformer, out / "translator" / "transformer")
+    translator.tokenizer.save_pretrained(out / "translator" / "tokenizer")
+    seconds = write_manifest(config, out, BASELINE_STEPS, MAX_BASELINE_BYTES)
+    reached = measure_baselines(config, shipped, out, seconds)
+    files.write_json(Path("results") / config.profile / "pretraining_baselines.json", reached)
+    echo(json.dumps(reached, indent=1))
+    return out
+
+
+BASELINE_STEPS = ("captioner", "dialogue", "dialogue_answers", "vqvae", "translator")
 STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "text_encoder", "generator")
 
 
 def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
     """Trains the five parts and saves each below ``out`` in the hub's own layout, in half precision."""
-    save_part(pretraining.train_reader(config, work, echo), out / "scene_reader")
-    save_part(pretraining.train_autoencoder(config, work, echo), out / "generator" / "vae")
+    save_part(sight.train_reader(config, work, echo), out / "scene_reader")
+    save_part(drawing.train_autoencoder(config, work, echo), out / "generator" / "vae")
     if not (out / "language" / "tokenizer.json").exists():
-        pretraining.train_tokenizers(config, out)
-    save_part(pretraining.train_language(config, work, out, echo), out / "language")
-    save_part(pretraining.train_perceptron(config, work, out, echo), out / "perceptron")
-    made = pretraining.train_generator(config, work, out, echo)
+        language.train_tokenizers(config, out)
+    save_part(language.train_language(config, work, out, echo), out / "language")
+    save_part(sight.train_perceptron(config, work, out, echo), out / "perceptron")
+    made = drawing.train_generator(config, work, out, echo)
     for name, part in (("unet", made.unet), ("text_encoder", made.text_encoder)):
         save_part(part, out / "generator" / name)
     made.scheduler.save_pretrained(out / "generator" / "scheduler")
@@ -69,17 +94,20 @@ def save_part(part: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card that the hub library adds
 
 
-def write_manifest(config: Config, folder: Path, seconds: dict[str, float]) -> None:
-    """Writes ``manifest.json``: the SHA-256 of every file, the settings and versions that made them. Raises ValueError over 10 MB."""
+def write_manifest(config: Config, folder: Path, stages: tuple[str, ...], most: int) -> float:
+    """Writes ``manifest.json``: the SHA-256 of every file, the settings and versions that made them; returns the seconds that the ``stages``
+    took in all. Raises ValueError over ``most`` bytes."""
+    seconds = {name: json.loads((WORK / config.profile / name / "state.json").read_text())["seconds"] for name in stages}
     (folder / "manifest.json").unlink(missing_ok=True)
     hashes = files.sha256_folder(folder)
     size = sum((folder / name).stat().st_size for name in hashes)
-    if size > MAX_BYTES:
-        raise ValueError(f"the parts take {size:,} bytes, more than the {MAX_BYTES:,} that may ship; make them smaller")
+    if size > most:
+        raise ValueError(f"the parts take {size:,} bytes, more than the {most:,} that may ship; make them smaller")
     made = stamp(config, seeds={"pretraining": config.pretrain.seed})
     files.write_json(folder / "manifest.json", {
         "command": f"e2e pretrain --profile {config.profile}", "bytes": size, "seconds": {k: round(v) for k, v in seconds.items()},
         "settings": asdict(config.pretrain), "versions": made["versions"], "platform": made["platform"], "files": hashes})
+    return sum(seconds.values())
 
 
 def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> dict[str, Any]:
@@ -89,20 +117,41 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
     reader = load_own(SceneReader, str(folder / "scene_reader")).eval()
     model = build(config).eval()
     seed = config.pretrain.seed
-    every, shown = pretraining.photo_pool(photos, seed, "unseen photos", every_triple=True)
-    fresh, scenes = pretraining.photo_pool(photos, seed, "unseen seen-triple photos")
+    every, shown = photo_pool(photos, seed, "unseen photos", every_triple=True)
+    fresh, scenes = photo_pool(photos, seed, "unseen seen-triple photos")
     drawn = {}
     for kind in ("seen", "unseen"):
         wanted = [scene_of(kind, i, seed) for i in range(photos)]
-        drawn[kind] = core(pretraining.reading_accuracy(reader.read(draw_captions(model, config, wanted)), wanted))
+        drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(model.generator, config, wanted)), wanted))
     return {
-        "scene_reader": pretraining.reading_accuracy(reader.read(every), shown),
-        "autoencoder_psnr_db": pretraining.psnr_db(model.generator.vae, fresh),
+        "scene_reader": sight.reading_accuracy(reader.read(every), shown),
+        "autoencoder_psnr_db": drawing.psnr_db(model.generator.vae, fresh),
         "drawn_from_gold": drawn,
-        "perceptron": core(pretraining.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
+        "perceptron": core(sight.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
         "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
         "n": {"scene_reader": photos, "autoencoder_psnr_db": photos, "drawn_from_gold": photos, "perceptron": photos},
         "command": f"e2e pretrain --profile {config.profile}", "inference": asdict(config.inference),
+    }
+
+
+def measure_baselines(config: Config, shipped: Path, folder: Path, seconds: float, photos: int = 400) -> dict[str, Any]:
+    """What the baselines' parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
+    reader = load_own(SceneReader, str(shipped / "scene_reader")).eval()
+    seed = config.pretrain.seed
+    fresh, scenes = photo_pool(photos, seed, "unseen seen-triple photos")
+    told = load_captioner(str((folder / "captioner").resolve())).tell(fresh)
+    translator = load_translator(str((folder / "translator").resolve())).eval()
+    error = (torch.cat([translator.to_photos(translator.to_codes(to_floats(part))) for part in fresh.split(64)]).float() - fresh).square()
+    drawn = {}
+    for kind in ("seen", "unseen"):
+        wanted = [scene_of(kind, i, seed) for i in range(photos)]
+        drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(translator, config, wanted)), wanted))
+    return {
+        "captioner": core(sight.reading_accuracy([words_of(caption) for caption in told], scenes)),
+        "vqvae_psnr_db": float((10 * torch.log10(255**2 / error.mean(dim=(1, 2, 3)).clamp_min(1e-8))).mean()),
+        "drawn_from_gold": drawn, "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
+        "n": {"captioner": photos, "vqvae_psnr_db": photos, "drawn_from_gold": photos},
+        "command": f"e2e pretrain --profile {config.profile} --baselines", "inference": asdict(config.inference),
     }
 
 
@@ -120,13 +169,13 @@ def scene_of(kind: str, index: int, seed: int) -> Scene:
     return replace(scene, thing=thing, colour=colour, place=place)
 
 
-def draw_captions(model: EndToEndModel, config: Config, scenes: list[Scene]) -> Tensor:
-    """A drawn photo (3, S, S) for a gold caption of each scene, as dialogues hold them."""
+def draw_captions(drawer: Any, config: Config, scenes: list[Scene]) -> Tensor:
+    """A photo (3, S, S) by ``drawer`` (an image generator or translator) for a gold caption of each scene, as dialogues hold them."""
     rng, captions = generator(config.pretrain.seed, "drawn from gold"), []
     for i, scene in enumerate(scenes):
         captions.append(describe(scene, python_random(config.pretrain.seed, "gold caption", i), 0.35))
     parts = [captions[i:i + 64] for i in range(0, len(captions), 64)]
-    return torch.cat([model.generator.draw(part, rng, steps=config.inference.diffusion_steps, guidance=config.inference.guidance) for part in parts])
+    return torch.cat([drawer.draw(part, rng, steps=config.inference.diffusion_steps, guidance=config.inference.guidance) for part in parts])
 
 
 def tell(model: EndToEndModel, config: Config, photos: Tensor) -> list[str]:
