@@ -170,13 +170,14 @@ def _test(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from e2e_lib.files import write_json
     scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
-    chosen = [script for script in scripts if not arguments.rest or any(name in script.stem for name in arguments.rest)]
+    names, flags = ([word for word in arguments.rest if word.startswith("-") == flag] for flag in (False, True))
+    chosen = [script for script in scripts if not names or any(name in script.stem for name in names)]
     if not chosen:
-        raise configuration.ConfigError(f"no benchmark is called {' or '.join(arguments.rest)}; there are: "
+        raise configuration.ConfigError(f"no benchmark is called {' or '.join(names)}; there are: "
                                         + ", ".join(script.stem.removeprefix("bench_") for script in scripts))
     measured = []
     for script in chosen:
-        done = subprocess.run([sys.executable, str(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, str(script), *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         say(done.stdout.strip())
         if done.returncode:
             sys.exit(done.returncode)

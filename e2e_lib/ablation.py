@@ -82,6 +82,12 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
     return results.summarise(config.profile, folder="ablations")
 
 
+def _made_by(config: Config) -> dict[str, Any]:
+    """What a measurement depends on, beside its own arguments."""
+    return {"code": code_hash(Path(__file__).parent / "bridge"),
+            "settings": {section: asdict(config)[section] for section in ("data", "bridge", "train")}}
+
+
 def _kept(path: Path, asked: dict[str, Any], echo: Echo) -> bool:
     """Whether what was asked stands already."""
     kept = path.is_file() and results.load_json(path).get("asked") == json.loads(json.dumps(asked))
@@ -101,7 +107,7 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positio
     ``results/<profile>/gradients.json``, one row each: mean, standard deviation and number over captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"
     asked = {"captions": captions, "positions": positions, "words": words, "noises": noises, "draws": draws, "seed": seed,
-             "code": code_hash(Path(__file__).parent / "bridge"), "settings": asdict(config)}
+             **_made_by(config)}
     if _kept(path, asked, echo):
         return path
     examples, store = _examples(config, echo)
@@ -134,7 +140,7 @@ def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 1
     """Times a training step with every map, in turn, on one batch half of which shares photos; writes ``results/<profile>/steps.json``:
     median seconds, and the ratio to a step without a gradient, mean and standard deviation over ``rounds``."""
     path = results.RESULTS / config.profile / "steps.json"
-    asked = {"rounds": rounds, "batch": batch, "code": code_hash(Path(__file__).parent / "bridge"), "settings": asdict(config)}
+    asked = {"rounds": rounds, "batch": batch, **_made_by(config)}
     if _kept(path, asked, echo):
         return path
     examples, store = _examples(config, echo)

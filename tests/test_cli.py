@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ def test_help_names_every_command_with_its_meaning(capsys: pytest.CaptureFixture
     (["reproduce", "--profile", "paper"], "cannot run yet"),
     (["train", "--profile", "small"], "still lacks"),
     (["evaluate", "--profile", "smoke", "--seeds", "987654"], "there is no checkpoint"),
+    (["ablate", "--variants", "spam"], "variant 'spam' is unknown; allowed: maps"),
+    (["train", "--system", "pipe"], "one of end_to_end, pipeline, divter"),
+    (["bench", "nothing", "--json"], "no benchmark is called nothing; there are: bridge"),
 ])
 def test_a_users_mistake_is_one_clear_message_and_exit_code_1(argv: list[str], said: str, capsys: pytest.CaptureFixture[str],
                                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +52,16 @@ def test_an_interrupt_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[st
     monkeypatch.setitem(COMMANDS, "doctor", (interrupted, "x", ()))
     assert main(["doctor"]) == 130
     assert "goes on from there" in capsys.readouterr().err
+
+
+def test_flags_of_a_benchmark_reach_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tests" / "benchmarks"
+    folder.mkdir(parents=True)
+    for name in ("one", "two"):
+        (folder / f"bench_{name}.py").write_text(f"import json, sys\nprint(json.dumps({{'benchmark': '{name}', 'flags': sys.argv[1:]}}))\n")
+    monkeypatch.setattr("e2e_lib.__main__.ROOT", tmp_path)
+    assert main(["bench", "two", "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"benchmark": "two", "flags": ["--json"]}]
 
 
 def test_the_module_runs_as_a_program() -> None:
