@@ -1,0 +1,160 @@
+"""Is one system better than another? Paired bootstrap over test dialogues, with intervals and corrected p-values (for section 3.2).
+
+Every system answers the same test contexts. A draw of the bootstrap takes as many dialogues as there are, with replacement; the same ones
+for both systems, so that what is hard for both cancels out. Whole dialogues are drawn because responses of one dialogue are not
+independent. A metric of a draw is the mean over seeds of the metric of each run, computed anew from weighted counts. Axes: E examples,
+K draws, F features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rouge_score.rouge_scorer import RougeScorer
+
+from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One run's answers to E test examples, reduced to what metrics are made of.
+
+    ``ngrams`` (E, 6): matches and totals of order 1, of order 2, length of hypothesis, length of reference; zeros where the gold response has
+    no text. ``rouge`` (E,) from 0 to 1, nan where it has none. ``scenes`` (E,) the share of thing, colour and place drawn right, nan where no
+    scene is due. ``drawn`` and ``gold`` are (number of photos, F) features and ``drawn_at``, ``gold_at`` the examples they belong to;
+    ``things`` (number drawn, T) the reader's probabilities for the thing in each drawn photo.
+    """
+
+    ngrams: Array
+    rouge: Array
+    scenes: Array
+    drawn: Array
+    drawn_at: NDArray[np.int64]
+    gold: Array
+    gold_at: NDArray[np.int64]
+    things: Array
+
+
+def ngram_counts(hypothesis: str, reference: str) -> list[int]:
+    """Clipped matches and totals of 1-grams, of 2-grams, and both lengths, split at white space as sacrebleu's ``tokenize="none"`` does."""
+    sides = [text.split() for text in (hypothesis, reference)]
+    counts = []
+    for order in (1, 2):
+        grams: list[dict[tuple[str, ...], int]] = [{}, {}]
+        for words, found in zip(sides, grams, strict=True):
+            for i in range(len(words) - order + 1):
+                gram = tuple(words[i:i + order])
+                found[gram] = found.get(gram, 0) + 1
+        counts += [sum(min(n, grams[1].get(gram, 0)) for gram, n in grams[0].items()), sum(grams[0].values())]
+    return [*counts, len(sides[0]), len(sides[1])]
+
+
+def reduce(rows: Sequence[Mapping[str, Any]], drawn: Array, things: Array, gold: Array) -> Answers:
+    """The rows of a run's ``answers.jsonl`` with the features of its drawn photos (in the rows' order), of the gold photos, and the drawn
+    photos' probabilities for each thing. Raises ValueError where photos and rows do not agree in number."""
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    drawn_at = np.array([i for i, row in enumerate(rows) if row["image"]], dtype=np.int64)
+    gold_at = np.array([i for i, row in enumerate(rows) if row["gold_photo_id"]], dtype=np.int64)
+    for name, at, features in (("drawn", drawn_at, drawn), ("gold", gold_at, gold)):
+        if len(at) != len(features):
+            raise ValueError(f"{len(at)} answers with a {name} photo, but features of {len(features)}")
+    said = [(row["text"], row["gold_text"]) for row in rows]
+    return Answers(
+        ngrams=np.array([ngram_counts(*pair) if pair[1] else [0] * 6 for pair in said], dtype=np.float64).reshape(-1, 6),
+        rouge=np.array([scorer.score(gold, text)["rougeL"].fmeasure if gold else np.nan for text, gold in said]),
+        scenes=np.array([_right(row["scene"]) for row in rows]),
+        drawn=drawn, drawn_at=drawn_at, gold=gold, gold_at=gold_at, things=things)
+
+
+def _right(scene: Mapping[str, Any] | None) -> float:
+    if scene is None:
+        return np.nan
+    return float(np.mean([scene["drawn"] is not None and scene["drawn"][name] == scene["gold"][name] for name in CORE_ATTRIBUTES]))
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+
+def _bleu(order: int) -> Callable[[Answers, Array], Array]:
+    """BLEU-n of order n alone, as ``evaluation.text.bleu``: (K, E) weights to (K,)."""
+    def metric(answers: Answers, weights: Array) -> Array:
+        *grams, ours, theirs = (weights @ answers.ngrams).T
+        matches, totals = grams[2 * (order - 1):2 * order]
+        penalty = np.exp(np.minimum(0, 1 - theirs / np.maximum(ours, 1e-9)))
+        return 100 * penalty * matches / np.maximum(totals, 1e-9)
+    return metric
+
+
+def _mean(field: str, scale: float) -> Callable[[Answers, Array], Array]:
+    def metric(answers: Answers, weights: Array) -> Array:
+        values = getattr(answers, field)
+        due = ~np.isnan(values)
+        return scale * weights[:, due] @ values[due] / weights[:, due].sum(1)
+    return metric
+
+
+def frechet(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    """The Fréchet distance of two Gaussians; Σ √λ of the eigenvalues of the product stands for the trace of its root."""
+    roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(0)).sum()
+    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
+
+
+def _moments(features: Array, weights: Array) -> tuple[Array, Array]:
+    mean = weights @ features / weights.sum()
+    centred = features - mean
+    return mean, (centred * weights[:, None]).T @ centred / (weights.sum() - 1)
+
+
+def _fid(answers: Answers, weights: Array) -> Array:
+    return np.array([frechet(*_moments(answers.drawn, w[answers.drawn_at]), *_moments(answers.gold, w[answers.gold_at])) for w in weights])
+
+
+def _inception_score(answers: Answers, weights: Array) -> Array:
+    """exp of the mean divergence of what a photo shows from what photos show: over all photos at once, without splits."""
+    p = answers.things
+    own = (p * np.log(p.clip(1e-12))).sum(1)
+    w = weights[:, answers.drawn_at]
+    w = w / w.sum(1, keepdims=True)
+    marginal = w @ p
+    return np.exp(w @ own - (marginal * np.log(marginal.clip(1e-12))).sum(1))
+
+
+# Metric: how it is computed from weighted answers, and whether more of it is better.
+METRICS: dict[str, tuple[Callable[[Answers, Array], Array], bool]] = {
+    "bleu1": (_bleu(1), True), "bleu2": (_bleu(2), True), "rougeL": (_mean("rouge", 100), True), "is": (_inception_score, True),
+    "fid": (_fid, False), "scene_accuracy": (_mean("scenes", 1), True),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ bootstrap
+
+def resamplings(dialogues: Sequence[str], draws: int, rng: np.random.Generator) -> Array:
+    """How often each example counts in each draw (K, E), whole dialogues drawn with replacement."""
+    names, of = np.unique(np.asarray(dialogues), return_inverse=True)
+    return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, of].astype(np.float64)
+
+
+def compare(one: Sequence[Answers], other: Sequence[Answers], weights: Array) -> dict[str, dict[str, float]]:
+    """``one`` minus ``other`` in every metric: the difference on the test set as it is, its 95 % interval over the draws, and the
+    two-sided p-value (at least 1 over the draws and one). Each side is a list of runs, one a seed."""
+    found = {}
+    for name, (metric, _) in METRICS.items():
+        as_it_is = np.ones((1, weights.shape[1]))
+        drawn, whole = (np.mean([metric(run, w) for run in one], 0) - np.mean([metric(run, w) for run in other], 0) for w in (weights, as_it_is))
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+        found[name] = {"difference": float(whole[0]), "low": float(low), "high": float(high), "p": float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))}
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: the chance of at least one false claim among all of them stays below the level."""
+    order = np.argsort(p_values)
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected

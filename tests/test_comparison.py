@@ -1,0 +1,95 @@
+"""The bootstrap's metrics against the ones that are reported, and its intervals and p-values against what theory says."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+
+from e2e_lib import comparison
+from e2e_lib.evaluation.sharing import scene_accuracy
+from e2e_lib.evaluation.text import bleu, rouge_l
+
+WORDS = ["a", "red", "dog", "at", "the", "beach", "two", "no"]
+
+
+def some_answers(seed, examples=40, shift=0.0):
+    """Made-up rows of answers.jsonl and features."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(examples):
+        gold = " ".join(rng.choice(WORDS, rng.integers(1, 9))) if i % 5 else ""
+        text = " ".join(word if rng.random() < 0.7 + shift else rng.choice(WORDS) for word in gold.split())
+        due = i % 3 == 0
+        scene = {"gold": {"thing": "dog", "colour": "red", "place": "beach"},
+                 "drawn": None if i % 12 == 0 else {"thing": "dog", "colour": rng.choice(["red", "blue"]), "place": rng.choice(["beach", "city"])}}
+        rows.append({"text": text, "gold_text": gold, "image": f"{i}.png" if due and i % 12 else None, "gold_photo_id": f"p{i}" if due else None,
+                     "scene": scene if due else None, "dialogue_id": f"d{i // 4}"})
+    drawn, golds = sum(bool(r["image"]) for r in rows), sum(bool(r["gold_photo_id"]) for r in rows)
+    things = rng.dirichlet(np.ones(5), drawn)
+    return rows, comparison.reduce(rows, rng.normal(shift, 1, (drawn, 3)), things, rng.normal(0, 1, (golds, 3)))
+
+
+def test_every_metric_is_the_reported_one_when_each_example_counts_once():
+    rows, answers = some_answers(0)
+    once = np.ones((1, len(rows)))
+    found = {name: float(metric(answers, once)[0]) for name, (metric, _) in comparison.METRICS.items()}
+    said, gold = zip(*((r["text"], r["gold_text"]) for r in rows if r["gold_text"]), strict=True)
+    theirs = bleu(said, gold)
+    assert found["bleu1"] == pytest.approx(theirs["bleu1"]) and found["bleu2"] == pytest.approx(theirs["bleu2"])
+    assert found["rougeL"] == pytest.approx(rouge_l(said, gold))
+    scenes = [r["scene"] for r in rows if r["scene"]]
+    names = ("thing", "colour", "place")
+    assert found["scene_accuracy"] == pytest.approx(scene_accuracy([s["drawn"] for s in scenes], [s["gold"] for s in scenes], names)["scene_accuracy"])
+    a, b = answers.drawn, answers.gold
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * sqrtm(np.cov(a.T) @ np.cov(b.T)).real)
+    assert found["fid"] == pytest.approx(expected)
+    p = torch.from_numpy(answers.things)
+    assert found["is"] == pytest.approx(float((p * (p.log() - p.mean(0).log())).sum(1).mean().exp()))
+
+
+@given(st.integers(0, 1000))
+def test_weights_are_repetitions(seed):
+    rows, answers = some_answers(1, examples=16)
+    weights = comparison.resamplings([r["dialogue_id"] for r in rows], 1, np.random.default_rng(seed))
+    repeated = [i for i, n in enumerate(weights[0]) for _ in range(int(n))]
+    assert len(repeated) == len(rows) and all(weights[0][i] == weights[0][i // 4 * 4] for i in range(16))  # whole dialogues
+    again = [rows[i] for i in repeated]
+    at = {name: {int(e): k for k, e in enumerate(getattr(answers, f"{name}_at"))} for name in ("drawn", "gold")}
+    pick = {name: [at[name][i] for i in repeated if i in at[name]] for name in at}
+    if len(pick["drawn"]) < 4 or not any(r["gold_text"] for r in again):
+        return
+    written_out = comparison.reduce(again, answers.drawn[pick["drawn"]], answers.things[pick["drawn"]], answers.gold[pick["gold"]])
+    for metric, _ in comparison.METRICS.values():
+        assert metric(answers, weights)[0] == pytest.approx(metric(written_out, np.ones((1, len(rows))))[0], rel=1e-6, abs=1e-6)
+
+
+def test_a_better_system_is_told_from_an_equal_one():
+    rows, worse = some_answers(2, examples=400)
+    _, better = some_answers(2, examples=400, shift=0.25)
+    weights = comparison.resamplings([r["dialogue_id"] for r in rows], 500, np.random.default_rng(0))
+    found = comparison.compare([better, better], [worse], weights)
+    assert found["bleu2"]["low"] > 0 and found["bleu2"]["p"] == pytest.approx(2 / 501) and found["bleu2"]["low"] < found["bleu2"]["difference"]
+    same = comparison.compare([worse], [worse], weights)
+    assert all(row["difference"] == row["low"] == row["high"] == 0 and row["p"] == 1 for row in same.values())
+
+
+def test_the_interval_of_a_mean_is_the_normal_one():
+    rng = np.random.default_rng(3)
+    values = rng.normal(0.5, 0.2, 2000)
+    base = comparison.Answers(*(np.zeros((2000, 6)), values, values, *(np.zeros((0, 3)), np.zeros(0, np.int64)) * 2, np.zeros((0, 5))))
+    weights = comparison.resamplings([str(i) for i in range(2000)], 1000, rng)
+    spread = comparison.METRICS["scene_accuracy"][0](base, weights).std()
+    assert spread == pytest.approx(0.2 / 2000**0.5, rel=0.15)
+
+
+def test_holm_is_as_worked_by_hand():
+    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert comparison.holm([0.9, 0.5]) == [1.0, 1.0] and comparison.holm([]) == []
+
+
+def test_photos_and_rows_must_agree():
+    rows, answers = some_answers(0)
+    with pytest.raises(ValueError, match="answers with a drawn photo, but features of 1"):
+        comparison.reduce(rows, answers.drawn[:1], answers.things, answers.gold)
