@@ -85,7 +85,7 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
 def _made_by(config: Config) -> dict[str, Any]:
     """What a measurement depends on, beside its own arguments."""
     return {"code": code_hash(Path(__file__).parent / "bridge"),
-            "settings": {section: asdict(config)[section] for section in ("data", "bridge", "train")}}
+            "settings": {section: asdict(config)[section] for section in ("profile", "data", "bridge", "train")}}
 
 
 def _kept(path: Path, asked: dict[str, Any], echo: Echo) -> bool:

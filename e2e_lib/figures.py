@@ -22,9 +22,8 @@ from e2e_lib.data.corpus import DATA, corpus_folder
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import examples_of, load_split
 from e2e_lib.data.minichat import HELD_OUT
-from e2e_lib.data.minichat_smalltalk import CAPTION_TIMES
 from e2e_lib.data.photos import PhotoStore
-from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS, Scene
+from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS
 from e2e_lib.results import ResultsError, load_json
 from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Plot, chat_figure, dress, note_of, photo_grid, plain, say_in
 from e2e_lib.training import RUNS
@@ -254,14 +253,6 @@ def cause_bars(answers: Mapping[int, Sequence[Mapping[str, Any]]], profile: str)
     dress(ax, "Who made the error: the words or the drawing?", "share of gold photos", "")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.22))
     return figure
-
-
-def unsaid(scene: Scene, caption: str) -> list[str]:
-    """The attributes of a scene that its caption does not tell: size is asked of single things, number of several."""
-    times = CAPTION_TIMES[scene.time]
-    told = {"thing": rf"{scene.thing}s?", "colour": scene.colour, "place": scene.place, "time": "|".join(times)}
-    told |= {"size": scene.size} if scene.number == 1 else {"number": ("two", "three")[scene.number - 2]}
-    return [name for name, words in told.items() if not re.search(rf"\b({words})\b", caption)]
 
 
 def triple_map(triples: Sequence[tuple[str, str, str]], title: str, note: str) -> Plot:

@@ -27,6 +27,25 @@ def _cell(entry: dict[str, Any] | None) -> str:
     return f"{entry['mean']:.{digits}f}" + ("" if entry["std"] is None else f" ± {entry['std']:.{digits}f}")
 
 
+def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
+    """What each vocabulary map is worth: the cosine of its gradient (the paper's estimator, τ = 1) with the true one, scores after joint
+    training, and the time of a training step over one without a gradient. Raises ResultsError for missing results."""
+    found, truths, steps = (load_json(Path(root) / profile / f"{name}.json") for name in ("ablations", "gradients", "steps"))
+    cosines = {row["mapping"]: row for row in truths["rows"] if (row["estimator"], row["temperature"]) == ("gumbel", 1.0)}
+    times = {row["mapping"]: {"mean": row["over_none"], "std": row["std"]} for row in steps["rows"]}
+    lines = ["| map | cosine with the true gradient | scene accuracy | FID* | caption BLEU-2, cumulative | step time, × none |", "|---|" + "---|" * 5]
+    for name, step in times.items():
+        scores = found["systems"].get(name, {})
+        cells = [cosines.get(name, {}).get("cosine"), *(scores.get(key) for key in ("scene_accuracy", "fid", "caption_bleu")), step]
+        lines.append(f"| {name}{' (Eq. 10, the default)' if name == 'sentence' else ''} | " + " | ".join(_cell(cell) for cell in cells) + " |")
+    seeds = {scores[key]["n"] for name, scores in found["systems"].items() if name in times for key in ("scene_accuracy", "fid")}
+    test = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found["test"].items())
+    note = (f"Profile {profile}. Cosine: mean ± standard deviation over {len(truths['captions'])} dev captions of seed {truths['asked']['seed']}. "
+            f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {test}. "
+            f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.")
+    return "\n".join([*lines, "", note])
+
+
 def transcript(profile: str, root: Path | str = RESULTS) -> str:
     """What the last uninterrupted `make reproduce` printed, its stages and scores, with its time and memory."""
     run = load_json(Path(root) / profile / "reproduce.json")
@@ -40,7 +59,8 @@ def update(path: Path | str = "README.md", profile: str = "mini", root: Path | s
     ValueError for a missing marker."""
     path = Path(path)
     text = path.read_text(encoding="utf-8")
-    for name, block in (("results", results_table(profile, root)), ("reproduce", transcript(profile, root))):
+    for name, block in (("results", results_table(profile, root)), ("ablation", ablation_table(profile, root)),
+                        ("reproduce", transcript(profile, root))):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin not in text or end not in text:
             raise ValueError(f"{path}: the markers {begin} and {end} are missing, so its numbers cannot be kept up to date")

@@ -16,7 +16,7 @@ from e2e_lib.models.sources import WEIGHTS
 from e2e_lib.provenance import Measure, code_hash, stamp
 from e2e_lib.training import RUNS, train
 
-NOTEBOOKS = ("00_quickstart", "01_data", "02_straight_through_gumbel", "04_joint_training", "06_results")
+NOTEBOOKS = ("00_quickstart", "01_data", "02_straight_through_gumbel", "03_vocabulary_matrix", "04_joint_training", "06_results")
 NOTEBOOK_SECONDS = 600
 Echo = Callable[[str], None]
 

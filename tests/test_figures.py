@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e2e_lib import figures
+from e2e_lib import claims, figures
 from e2e_lib.data.corpus import corpus_folder, read_scenes
 from e2e_lib.data.examples import examples_of, load_split
 from e2e_lib.data.minichat import HELD_OUT, describe, make_chat
@@ -87,8 +87,8 @@ def test_accuracy_by_attribute_parts_held_out_triples():
 def test_a_full_caption_leaves_nothing_unsaid(index):
     scene = next(iter(make_chat("train", index, 3).scenes.values()))
     rng = python_random(index)
-    assert figures.unsaid(scene, describe(scene, rng, 1.0)) == []
-    assert figures.unsaid(scene, describe(scene, rng, 0.0)) == ["time", "size" if scene.number == 1 else "number"]
+    assert claims.unsaid(scene, describe(scene, rng, 1.0)) == []
+    assert claims.unsaid(scene, describe(scene, rng, 0.0)) == ["time", "size" if scene.number == 1 else "number"]
 
 
 def test_the_triple_map_counts_and_crosses():
@@ -170,5 +170,5 @@ def test_a_missing_or_damaged_run_is_named(run):
 
 
 def test_a_scene_of_one_is_asked_for_its_size_only():
-    assert "number" not in figures.unsaid(Scene("car", "red", "city"), "a red car in the city")
-    assert re.search("size", " ".join(figures.unsaid(Scene("car", "red", "city"), "a red car in the city")))
+    assert "number" not in claims.unsaid(Scene("car", "red", "city"), "a red car in the city")
+    assert re.search("size", " ".join(claims.unsaid(Scene("car", "red", "city"), "a red car in the city")))

@@ -36,8 +36,12 @@ class Captioner(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    def train(self, mode: bool = True) -> "Captioner":
+        """Stays as it is: with dropout, a photo's caption would depend on when it was first met."""
+        return super().train(False)
+
     def pixels(self, photos: Tensor) -> Tensor:
-        """Photos (N, 3, S, S), uint8, at the size and scale that the vision model was trained on."""
+        """Photos (N, 3, S, S), uint8, at the size and scale that the vision model was trained on: floats (N, 3, side, side)."""
         side, device = self.model.config.vision_config.image_size, self.model.device
         floats = photos.to(device).float() / 255
         if floats.shape[-1] != side:
@@ -82,5 +86,5 @@ def load_captioner(source: str) -> Captioner:
         model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=torch.float32)
         settings, _ = BaseImageProcessor.get_image_processor_dict(place)
         return Captioner(model, AutoTokenizer.from_pretrained(place), settings["image_mean"], settings["image_std"])
-    except LOADING as error:
+    except (*LOADING, KeyError) as error:  # KeyError: a preprocessor_config.json without mean or standard deviation
         raise unreachable("captioner", source, error) from None

@@ -50,7 +50,10 @@ class ImageTranslator(nn.Module):
 
     @torch.no_grad()
     def to_codes(self, photos: Tensor) -> Tensor:
-        """Photos (B, 3, S, S), floats from -1 to 1, to codes (B, N) from 0 to K - 1."""
+        """Photos (B, 3, S, S), floats from -1 to 1, to codes (B, N) from 0 to K - 1. Raises ValueError for another S than the autoencoder's."""
+        if photos.shape[-1] != self.vqvae.config.sample_size:
+            raise ValueError(f"the translator's autoencoder takes photos of {self.vqvae.config.sample_size} pixels, not {photos.shape[-1]}: "
+                             "set data.photo_size, or model.translator to another")
         return self.vqvae.quantize(self.vqvae.encode(photos).latents)[2][2].view(len(photos), -1)
 
     @torch.no_grad()
