@@ -6,15 +6,27 @@ independent. A metric of a draw is the mean over seeds of the metric of each run
 K draws, F features.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 
+from e2e_lib import files, results
+from e2e_lib.config import Config
+from e2e_lib.data.corpus import prepare
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
+from e2e_lib.figures import read_answers
+from e2e_lib.provenance import stamp
+from e2e_lib.training import RUNS
 
 Array = NDArray[np.float64]
 
@@ -158,3 +170,49 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
         corrected[i] = highest
     return corrected
+
+
+# ------------------------------------------------------------------------------------------------------------- all of it
+
+def answers_of(config: Config, system: str, seed: int, corpus: Path, reader: SceneReader, root: Path = RUNS) -> tuple[list[str], Answers]:
+    """The dialogues that a run's test answers belong to, and the answers reduced. Raises ResultsError if they are missing,
+    or hold fewer than two drawn photos."""
+    rows = read_answers(config.profile, [seed], root, system)[seed]
+    store, size = PhotoStore(corpus / "photos"), config.data.photo_size
+    drawn = [torch.from_numpy(np.array(Image.open(row["image"]).convert("RGB"))).permute(2, 0, 1) for row in rows if row["image"]]
+    gold = [store.tensor(row["gold_photo_id"], size) for row in rows if row["gold_photo_id"]]
+    if len(drawn) < 2:
+        raise results.ResultsError(f"{system}, seed {seed}, drew {len(drawn)} photos: too few to compare with others'")
+    with torch.no_grad():
+        features = [torch.cat([reader.features(part) for part in torch.stack(photos).split(256)]).double().numpy() for photos in (drawn, gold)]
+        things = torch.cat([reader(part)["thing"].softmax(-1) for part in torch.stack(drawn).split(256)]).double().numpy()
+    return [row["dialogue_id"] for row in rows], reduce(rows, features[0], things, features[1])
+
+
+def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
+                    draws: int = 2000, seed: int = 0, root: Path = RUNS) -> Path:
+    """Every pair of systems in every metric; writes ``results/<profile>/comparison.json``. All p-values are corrected together.
+
+    Raises ResultsError for missing answers, and where systems have answered different test examples.
+    """
+    corpus = prepare(config, echo)
+    runs: dict[str, list[Answers]] = {}
+    asked: list[str] = []
+    for system in systems:
+        runs[system] = []
+        for number in seeds:
+            dialogues, answers = answers_of(config, system, number, corpus, reader, root)
+            if asked and dialogues != asked:
+                raise results.ResultsError(f"{system}, seed {number}, answered other test examples than {systems[0]}, seed {seeds[0]}: "
+                                           "`e2e evaluate` makes them again")
+            asked = dialogues
+            runs[system].append(answers)
+    weights = resamplings(asked, draws, np.random.default_rng(seed))
+    pairs: list[dict[str, Any]] = [{"system": one, "than": other, "metric": name, **found} for one, other in itertools.combinations(systems, 2)
+             for name, found in compare(runs[one], runs[other], weights).items()]
+    for row, p in zip(pairs, holm([row["p"] for row in pairs]), strict=True):
+        row["p_corrected"] = p
+    path = results.RESULTS / config.profile / "comparison.json"
+    return files.write_json(path, {
+        "profile": config.profile, "seeds": list(seeds), "draws": draws, "dialogues": len(set(asked)), "examples": len(asked), "pairs": pairs,
+        "higher_is_better": {name: better for name, (_, better) in METRICS.items()}, "provenance": stamp(config, seeds={"bootstrap": seed})})

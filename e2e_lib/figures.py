@@ -47,8 +47,8 @@ def _json_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _folder(profile: str, seed: int, root: Path) -> Path:
-    return root / profile / "end_to_end" / f"seed-{seed}"
+def _folder(profile: str, seed: int, root: Path, system: str = "end_to_end") -> Path:
+    return root / profile / system / f"seed-{seed}"
 
 
 def read_logs(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int, list[dict[str, Any]]]:
@@ -56,11 +56,11 @@ def read_logs(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int
     return {seed: _json_lines(_folder(profile, seed, root) / "log.jsonl", f"e2e train --profile {profile}") for seed in seeds}
 
 
-def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int, list[dict[str, Any]]]:
+def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end") -> dict[int, list[dict[str, Any]]]:
     """The test answers of each seed; ``image`` is the drawn photo's file, or None. Raises ResultsError."""
     answers = {}
     for seed in seeds:
-        folder = _folder(profile, seed, root) / "answers"
+        folder = _folder(profile, seed, root, system) / "answers"
         rows = _json_lines(folder / "answers.jsonl", f"e2e evaluate --profile {profile}")
         answers[seed] = [{**row, "image": folder / f"{i}.png" if (folder / f"{i}.png").is_file() else None} for i, row in enumerate(rows)]
     return answers
