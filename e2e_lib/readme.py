@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import files
-from e2e_lib.results import METRICS, RESULTS, load_json, read_summary
+from e2e_lib.results import METRICS, RESULTS, load_json, read_summary, verdict
 
 
 def results_table(profile: str, root: Path | str = RESULTS) -> str:
@@ -43,7 +43,12 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
     note = (f"Profile {profile}. Cosine: mean ± standard deviation over {len(truths['captions'])} dev captions of seed {truths['asked']['seed']}. "
             f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {test}. "
             f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.")
-    return "\n".join([*lines, "", note])
+    verdicts = []
+    for key in ("scene_accuracy", "fid", "caption_bleu"):
+        scores = {name: found["systems"][name][key] for name in times if key in found["systems"].get(name, {})}
+        verdicts.append("- " + verdict(METRICS[key][0], scores, "none"))
+    return "\n".join([*lines, "", note, "", "Beside training with no gradient from the image (*none*), by both standard deviations together:",
+                      "", *verdicts])
 
 
 def transcript(profile: str, root: Path | str = RESULTS) -> str:

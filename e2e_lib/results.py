@@ -193,3 +193,19 @@ def write_vocabularies(name: str, found: Mapping[str, Any], root: Path | str = R
     path = Path(root) / "vocabularies" / f"{name}.json"
     files.write_json(path, dict(found))
     return path
+
+
+def spread(entry: Mapping[str, Any], form: str = ".2f") -> str:
+    """ "mean ± standard deviation", the latter left out where a single run has none."""
+    return format(entry["mean"], form) + (f" ± {entry['std']:{form}}" if entry["std"] is not None else "")
+
+
+def verdict(name: str, found: Mapping[str, Mapping[str, Any]], reference: str) -> str:
+    """A sentence: whose mean is apart from the reference's by more than both standard deviations together. Of single runs, nobody's is."""
+    if reference not in found:
+        return f"{name}: {reference} was not measured."
+    base = found[reference]
+    reach = {key: math.inf if None in (entry["std"], base["std"]) else entry["std"] + base["std"] for key, entry in found.items()}
+    apart = [f"{key} ({spread(entry, '.3f')})" for key, entry in found.items() if abs(entry["mean"] - base["mean"]) > reach[key]]
+    said = f"apart from it {'are' if len(apart) > 1 else 'is'} {', '.join(apart)}" if apart else "none differs from it by more than its spread"
+    return f"{name}: {reference} {spread(base, '.3f')}; of {len(found) - 1} others, {said}."

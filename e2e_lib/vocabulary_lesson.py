@@ -31,7 +31,7 @@ from e2e_lib.gradients import image_losses
 from e2e_lib.lessons import STYLES
 from e2e_lib.models.end_to_end import EndToEndModel, caption_positions
 from e2e_lib.models.systems import build
-from e2e_lib.results import METRICS, RESULTS, load_json
+from e2e_lib.results import METRICS, RESULTS, load_json, spread, verdict
 from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Markdown, Plot, dress, plain, table
 from e2e_lib.training import load_trained
 
@@ -415,11 +415,6 @@ def cost_table(benchmarks: Mapping[str, Any]) -> Markdown:
     return Markdown(f"{listed}\n\n{sizes}; device {found['device']}; N: medians of up to {found['rounds']} rounds")
 
 
-def spread(entry: Mapping[str, Any], form: str = ".2f") -> str:
-    """ "mean ± standard deviation", the latter left out where a single run has none."""
-    return format(entry["mean"], form) + (f" ± {entry['std']:{form}}" if entry["std"] is not None else "")
-
-
 def estimators_figure(found: Mapping[str, Any], key: str, title: str, log: bool = False) -> Plot:
     """One quantity of ``gradients.json`` for each map (rows) and estimator (columns), coloured by its size (by its logarithm, if ``log``)."""
     named = {name: label.partition(" (")[0].replace(" ", "\n", 1) for name, (_, _, label) in STYLES.items()}
@@ -460,17 +455,6 @@ def variants_figure(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -
                                             for system in systems])
     figure.axes[0].invert_yaxis()
     return figure
-
-
-def verdict(name: str, found: Mapping[str, Mapping[str, Any]], reference: str) -> str:
-    """A sentence: whose mean is apart from the reference's by more than both standard deviations together. Of single runs, nobody's is."""
-    if reference not in found:
-        return f"{name}: {reference} was not measured."
-    base = found[reference]
-    reach = {key: math.inf if None in (entry["std"], base["std"]) else entry["std"] + base["std"] for key, entry in found.items()}
-    apart = [f"{key} ({spread(entry, '.3f')})" for key, entry in found.items() if abs(entry["mean"] - base["mean"]) > reach[key]]
-    said = f"apart from it {'are' if len(apart) > 1 else 'is'} {', '.join(apart)}" if apart else "none differs from it by more than its spread"
-    return f"{name}: {reference} {spread(base, '.3f')}; of {len(found) - 1} others, {said}."
 
 
 def gradient_verdicts(found: Mapping[str, Any]) -> Markdown:

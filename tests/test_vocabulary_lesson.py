@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2e_lib import gradients
+from e2e_lib import gradients, results
 from e2e_lib import vocabulary_lesson as lesson
 from e2e_lib.bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise, relaxed
@@ -347,10 +347,10 @@ def test_variants_stand_in_order_with_their_spread():
 
 def test_a_verdict_asks_for_more_than_both_spreads():
     found = {"base": entry(1.0, 0.1), "near": entry(1.19, 0.1), "far": entry(1.21, 0.1), "below": entry(0.5, 0.3)}
-    assert lesson.verdict("score", found, "base") == "score: base 1.000 ± 0.100; of 3 others, apart from it are far (1.210 ± 0.100), below (0.500 ± 0.300)."
-    assert "none differs from it by more than its spread" in lesson.verdict("score", {key: found[key] for key in ("base", "near")}, "base")
-    assert "none differs" in lesson.verdict("score", {"base": entry(1, None, 1), "far": entry(9)}, "base")  # a single run has no spread
-    assert lesson.verdict("score", found, "gone") == "score: gone was not measured."
+    assert results.verdict("score", found, "base") == "score: base 1.000 ± 0.100; of 3 others, apart from it are far (1.210 ± 0.100), below (0.500 ± 0.300)."
+    assert "none differs from it by more than its spread" in results.verdict("score", {key: found[key] for key in ("base", "near")}, "base")
+    assert "none differs" in results.verdict("score", {"base": entry(1, None, 1), "far": entry(9)}, "base")  # a single run has no spread
+    assert results.verdict("score", found, "gone") == "score: gone was not measured."
 
 
 def test_verdicts_are_of_the_numbers_read():
