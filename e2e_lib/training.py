@@ -94,6 +94,14 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> Any:
     return model.eval()
 
 
+def trained_or_shipped(config: Config, seed: int, *, root: Path = RUNS) -> tuple[Any, str]:
+    """The trained system of a seed, or its pretrained parts where there is no such run, and which it is."""
+    try:
+        return load_trained(config, seed, root=root), f"after joint training, seed {seed}"
+    except checkpoints.CheckpointError:
+        return build(config).eval(), "shipped parts, not trained jointly"
+
+
 def put_weights(model: System, weights: dict[str, Tensor], folder: Path) -> None:
     missing = set(model.trained_weights()) ^ set(weights)
     if missing:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +25,12 @@ from e2e_lib.bridge.alignment import cut, overlap, words
 from e2e_lib.bridge.survey import load_tokenizer
 from e2e_lib.bridge.vocabulary import DYNAMIC, StaticMap, dense_matrix, static_piece, static_word, surfaces
 from e2e_lib.checkpoints import CheckpointError
-from e2e_lib.config import Config
 from e2e_lib.data.examples import Batch
 from e2e_lib.gradients import image_losses
 from e2e_lib.lessons import STYLES
 from e2e_lib.models.end_to_end import EndToEndModel, caption_positions
-from e2e_lib.models.systems import build
 from e2e_lib.results import METRICS, RESULTS, load_json, spread, verdict
 from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Markdown, Plot, dress, plain, table
-from e2e_lib.training import load_trained
 
 # Map: its name in figures and its colour.
 MAPS = {"static_piece": ("static, by piece (Eq. 8)", SKY), "static_word": ("static, by word", BLUE), "sentence": ("sentence (Eq. 10)", VERMILLION),
@@ -232,14 +229,6 @@ def matrices_figure(pair: Pair, found: Mapping[str, Tensor], note: str) -> Plot:
 
 
 # ------------------------------------------------------------------------------------------------------- what an image loss says
-
-def ready_model(config: Config, seed: int) -> tuple[EndToEndModel, str]:
-    """The trained model of a seed, or the shipped parts where there is no such run, and which it is."""
-    try:
-        return cast(EndToEndModel, load_trained(config, seed)), f"after joint training, seed {seed}"
-    except CheckpointError:
-        return cast(EndToEndModel, build(config).eval()), "shipped parts, not trained jointly"
-
 
 @dataclass(frozen=True)
 class Slip:

@@ -344,3 +344,11 @@ def test_two_processes_train_one_model(weights, tmp_path):
         assert [line["learning_rate"] for line in steps[:5]] == pytest.approx([rate * min(1, step / 4) for step in range(5)])
         result = json.loads((folder / "done.json").read_text())
         assert result["epochs"] == 2 and result["steps"] == 2 * 5  # both stop early together; twenty examples an epoch, two times two at once
+
+
+def test_the_model_to_look_at_is_the_trained_one_or_else_the_shipped_parts(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_trained", lambda config, seed, root: f"trained {seed} of {root}")
+    assert training.trained_or_shipped(config, 3, root=tmp_path) == (f"trained 3 of {tmp_path}", "after joint training, seed 3")
+    monkeypatch.undo()
+    model, origin = training.trained_or_shipped(config, 3, root=tmp_path)
+    assert not model.training and origin == "shipped parts, not trained jointly"

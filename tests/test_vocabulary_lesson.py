@@ -14,7 +14,6 @@ from e2e_lib.bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise, relaxed
 from e2e_lib.bridge.survey import survey
 from e2e_lib.bridge.vocabulary import static_word, surfaces
-from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.data.examples import Collator
 from e2e_lib.data.minichat import caption_words
 from e2e_lib.models.systems import build
@@ -259,17 +258,6 @@ def test_scores_of_gradients_made_by_hand():
 def test_ties_are_shared():
     values = torch.tensor([1.0, 1.0, 0.0, 1.0])
     assert [lesson.share_of_best(values, i) for i in range(4)] == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
-
-
-def test_the_model_is_the_trained_one_or_the_shipped_parts(config, monkeypatch):
-    monkeypatch.setattr(lesson, "load_trained", lambda config, seed: f"trained {seed}")
-    assert lesson.ready_model(config, 3) == ("trained 3", "after joint training, seed 3")
-
-    def nothing(config, seed):
-        raise CheckpointError("none")
-    monkeypatch.setattr(lesson, "load_trained", nothing)
-    model, origin = lesson.ready_model(config, 3)
-    assert not model.training and origin == "shipped parts, not trained jointly"
 
 
 def test_figures_of_what_is_heard(slip, maps, table):
