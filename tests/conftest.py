@@ -1,4 +1,4 @@
-"""A tiny end-to-end model of random weights, made of the real classes and saved in the hub's own layout, and a tiny corpus."""
+"""Tiny parts of random weights for every system, made of the real classes and saved in the hub's own layout, and a tiny corpus."""
 
 import os
 
@@ -6,8 +6,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test must never reach for a hu
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
+from diffusers import AutoencoderDC, DDPMScheduler, UNet2DConditionModel, VQModel
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    CLIPTextConfig,
+    CLIPTextModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from e2e_lib import config as settings
 from e2e_lib import files
@@ -16,16 +25,18 @@ from e2e_lib.data.examples import Collator, examples_of, load_split
 from e2e_lib.data.minichat import make_chat
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.models import sources
+from e2e_lib.models.language import PHOTO_SLOT
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.models.systems import build
 from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
 
 torch.set_num_threads(1)
 WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
+CODES, SIDE = 24, 4  # entries of the codebook, and codes along a side of a photo
 
 
 def save_parts(folder):
-    """Every part in ``folder``, in the layout of the shipped ones."""
+    """Every part of the end-to-end model in ``folder``, in the layout of the shipped ones. Returns the two tokenizers."""
     turns = [turn for i in range(300) for turn in make_chat("train", i, 99).dialogue.turns]
     captions = [turn.photo.caption for turn in turns if turn.photo]
     words = train_llama_like([f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text] + captions, vocabulary=420)
@@ -57,14 +68,55 @@ def save_parts(folder):
         part.save_pretrained(folder / "generator" / name)
     SceneReader(width=8).save_pretrained(folder / "scene_reader")
     files.write_json(folder / "manifest.json", files.sha256_folder(folder))
+    return words, clip
+
+
+def save_baselines(folder, words, clip):
+    """Every part in ``folder`` that only the baselines have, in the layout of the shipped ones. Dropout is left as the hub's models have it."""
+    torch.manual_seed(1)
+    marks = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    captioner = Blip2ForConditionalGeneration(Blip2Config(
+        vision_config={**tower, "image_size": 64, "patch_size": 16},
+        qformer_config={**tower, "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "vocab_size": 8},
+        text_config={"model_type": "opt", "vocab_size": len(words), "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": 64,
+                     "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, **marks},
+        num_query_tokens=QUERIES, image_token_index=words.convert_tokens_to_ids(PHOTO_SLOT)))
+    with torch.no_grad():  # larger weights, so that what it says depends on what it sees
+        for parameter in captioner.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+        table = captioner.get_input_embeddings().weight
+        table[words.convert_tokens_to_ids("<0x00>"):][:256] = 0  # bytes and photo slots are never the likeliest
+        table[words.convert_tokens_to_ids(PHOTO_SLOT)] = 0
+        table[words.eos_token_id] *= 2  # and some captions end
+    small = {"n_embd": WIDTH, "n_layer": 1, "n_head": 2}
+    dialogue = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=512, **small, **marks))
+    vqvae = VQModel(
+        sample_size=64, block_out_channels=(8, 8, 8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 5, up_block_types=("UpDecoderBlock2D",) * 5,
+        norm_num_groups=4, latent_channels=4, num_vq_embeddings=CODES)
+    with torch.no_grad():  # a book of what it encodes, so that a photo has several codes
+        latents = vqvae.encode(2 * torch.rand(2, 3, 64, 64) - 1).latents
+        vqvae.quantize.embedding.weight.copy_(latents.permute(0, 2, 3, 1).flatten(0, 2)[:CODES])
+    transformer = GPT2LMHeadModel(GPT2Config(vocab_size=len(clip) + CODES + 1, n_positions=CAPTION_LIMIT + 1 + SIDE**2,
+                                              bos_token_id=None, eos_token_id=None, **small))
+    for part, name in ((captioner, "captioner"), (dialogue, "dialogue")):
+        words.save_pretrained(folder / name)
+        part.save_pretrained(folder / name)
+    files.write_json(folder / "captioner" / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    clip.save_pretrained(folder / "translator" / "tokenizer")
+    vqvae.save_pretrained(folder / "translator" / "vqvae")
+    transformer.save_pretrained(folder / "translator" / "transformer")
+    files.write_json(folder / "manifest.json", files.sha256_folder(folder))
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """A folder to stand in for ``sources.WEIGHTS``, with tiny parts as "mini"."""
+    """A folder to stand in for ``sources.WEIGHTS``, with tiny parts as "mini" and "mini-baselines"."""
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng():
-        save_parts(folder / "mini")
+        tokenizers = save_parts(folder / "mini")
+        save_baselines(folder / "mini-baselines", *tokenizers)
     return folder
 
 
@@ -82,6 +134,8 @@ def config(weights):
                                    "inference.max_new_tokens=8", "train.epoch_examples=12", "train.batch_size=4"])
     for part in ("language", "perceptron", "generator"):
         made = settings.replace(made, f"model.{part}", str(weights / "mini" / part))
+    for part in ("captioner", "dialogue", "translator"):
+        made = settings.replace(made, f"model.{part}", str(weights / "mini-baselines" / part))
     return made
 
 
