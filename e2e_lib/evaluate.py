@@ -13,7 +13,7 @@ from e2e_lib.data.corpus import DATA, prepare
 from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
 from e2e_lib.inference import Response, respond
-from e2e_lib.models.sources import WEIGHTS
+from e2e_lib.models import sources
 from e2e_lib.provenance import Measure, code_hash, fingerprint, portable, stamp
 from e2e_lib.randomness import generator
 from e2e_lib.training import RUNS, load_trained, run_folder
@@ -32,9 +32,9 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: s
     corpus = prepare(config, echo, data_root)
     trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
     label = label or config.model.system
-    parts = {"shipped": fingerprint(WEIGHTS / "mini" / "manifest.json")}
+    parts = {"shipped": fingerprint(sources.WEIGHTS / "mini" / "manifest.json")}
     if config.model.system != "end_to_end":
-        parts["baselines"] = fingerprint(WEIGHTS / "mini-baselines" / "manifest.json")
+        parts["baselines"] = fingerprint(sources.WEIGHTS / "mini-baselines" / "manifest.json")
     weights = {"trained": check(folder / "best")["model.safetensors"], **parts}
     # Scores made by an older way of scoring are no longer valid.
     code = code_hash(Path(__file__).parent / "evaluation")

@@ -193,8 +193,9 @@ class _Run:
                 self.accelerator.backward(output.loss)
                 line = self._line(output, temperature, from_image) if log_now else None
                 if self.accelerator.sync_gradients:
+                    self.accelerator.unscale_gradients()  # once, however many parts are clipped
                     for parameters in self.clipped:
-                        self.accelerator.clip_grad_norm_(parameters, self.config.train.clip_norm)
+                        torch.nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm)
                 self.optimizer.step()
                 if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                     self.schedule.step()
