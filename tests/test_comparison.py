@@ -1,15 +1,22 @@
 """The bootstrap's metrics against the ones that are reported, and its intervals and p-values against what theory says."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ImageOps
 from scipy.linalg import sqrtm
 
 from e2e_lib import comparison
+from e2e_lib.config import SHIPPED
+from e2e_lib.data.examples import examples_of, load_split
+from e2e_lib.evaluation.scores import load_reader
 from e2e_lib.evaluation.sharing import scene_accuracy
 from e2e_lib.evaluation.text import bleu, rouge_l
+from e2e_lib.results import ResultsError
 
 WORDS = ["a", "red", "dog", "at", "the", "beach", "two", "no"]
 
@@ -93,3 +100,42 @@ def test_photos_and_rows_must_agree():
     rows, answers = some_answers(0)
     with pytest.raises(ValueError, match="answers with a drawn photo, but features of 1"):
         comparison.reduce(rows, answers.drawn[:1], answers.things, answers.gold)
+
+
+def save_run(folder, examples, store, photo_of, text_of, colour):
+    """Answers as ``evaluate`` saves them: photos by ``photo_of``, texts by ``text_of``, every photo read as red and drawn in ``colour``."""
+    scene = {"gold": {"thing": "kite", "colour": "red", "place": "snow"}, "drawn": {"thing": "kite", "colour": colour, "place": "snow"}}
+    (folder / "answers").mkdir(parents=True)
+    lines = []
+    for i, e in enumerate(examples):
+        gold = e.response.photo
+        lines.append(json.dumps({"dialogue_id": e.dialogue_id, "text": text_of(e), "gold_text": e.response.text, "scene": scene if gold else None,
+                                 "gold_photo_id": gold.photo_id if gold else None}))
+        if gold:
+            photo_of(store.load(gold.photo_id)).save(folder / "answers" / f"{i}.png")
+    (folder / "answers" / "answers.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_systems_are_compared_from_their_saved_answers(config, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "prepare", lambda *_: corpus)
+    monkeypatch.chdir(tmp_path)
+    dialogues, store, _ = load_split(corpus, "train")
+    examples = [e for d in dialogues for e in examples_of(d)]
+    perfect = (lambda photo: photo, lambda e: e.response.text, "red")
+    poor = (lambda photo: ImageOps.invert(photo), lambda e: e.response.text[::-1], "blue")
+    for system, made in (("end_to_end", perfect), ("pipeline", poor)):
+        save_run(tmp_path / "runs" / "smoke" / system / "seed-0", examples, store, *made)
+    reader = load_reader(SHIPPED)
+    found = json.loads(comparison.compare_systems(config, [0], ["end_to_end", "pipeline"], reader, print, draws=50).read_text())
+    assert found["examples"] == len(examples) and found["dialogues"] == len(dialogues)
+    rows = {row["metric"]: row for row in found["pairs"]}
+    assert set(rows) == set(comparison.METRICS) and rows["bleu1"]["difference"] > 80 and rows["rougeL"]["low"] > 80
+    assert rows["fid"]["high"] < 0  # less is better
+    assert rows["scene_accuracy"]["difference"] == pytest.approx(1 / 3)
+    assert all(row["p_corrected"] >= row["p"] for row in found["pairs"])
+    save_run(tmp_path / "runs" / "smoke" / "divter" / "seed-0", examples[1:], store, *perfect)
+    with pytest.raises(ResultsError, match="divter, seed 0, answered other test examples than end_to_end, seed 0"):
+        comparison.compare_systems(config, [0], ["end_to_end", "divter"], reader, print, draws=5)
+    save_run(tmp_path / "runs" / "smoke" / "divter" / "seed-1", [e for e in examples if not e.response.photo], store, *perfect)
+    with pytest.raises(ResultsError, match="divter, seed 1, drew 0 photos"):
+        comparison.answers_of(config, "divter", 1, corpus, reader)
