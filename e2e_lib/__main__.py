@@ -164,7 +164,8 @@ def _doctor(_: argparse.Namespace) -> None:
 
 
 def _test(arguments: argparse.Namespace) -> None:
-    _call([sys.executable, "-m", "pytest", "-q", *(["-n", str(arguments.jobs)] if arguments.jobs > 1 else []), *arguments.rest])
+    several = ["-n", str(arguments.jobs), "--dist", "worksteal"] if arguments.jobs > 1 else []
+    _call([sys.executable, "-m", "pytest", "-q", *several, *arguments.rest])
 
 
 def _bench(arguments: argparse.Namespace) -> None:

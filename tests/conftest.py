@@ -35,6 +35,11 @@ WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
 CODES, SIDE = 24, 4  # entries of the codebook, and codes along a side of a photo
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test comes first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: "smoke_runs_every_notebook" not in item.name)
+
+
 def save_parts(folder):
     """Every part of the end-to-end model in ``folder``, in the layout of the shipped ones. Returns the two tokenizers."""
     turns = [turn for i in range(300) for turn in make_chat("train", i, 99).dialogue.turns]
