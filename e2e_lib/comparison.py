@@ -23,8 +23,7 @@ from e2e_lib.config import Config
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.reader import SceneReader
-from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
-from e2e_lib.figures import read_answers
+from e2e_lib.figures import CORE, read_answers, wrong
 from e2e_lib.provenance import stamp
 from e2e_lib.training import RUNS
 
@@ -78,14 +77,8 @@ def reduce(rows: Sequence[Mapping[str, Any]], drawn: Array, things: Array, gold:
     return Answers(
         ngrams=np.array([ngram_counts(*pair) if pair[1] else [0] * 6 for pair in said], dtype=np.float64).reshape(-1, 6),
         rouge=np.array([scorer.score(gold, text)["rougeL"].fmeasure if gold else np.nan for text, gold in said]),
-        scenes=np.array([_right(row["scene"]) for row in rows]),
+        scenes=np.array([1 - len(wrong(row)) / len(CORE) if row["scene"] else np.nan for row in rows]),
         drawn=drawn, drawn_at=drawn_at, gold=gold, gold_at=gold_at, things=things)
-
-
-def _right(scene: Mapping[str, Any] | None) -> float:
-    if scene is None:
-        return np.nan
-    return float(np.mean([scene["drawn"] is not None and scene["drawn"][name] == scene["gold"][name] for name in CORE_ATTRIBUTES]))
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics

@@ -24,12 +24,13 @@ from e2e_lib.data.examples import examples_of, load_split
 from e2e_lib.data.minichat import HELD_OUT
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS
+from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
 from e2e_lib.results import ResultsError, load_json
 from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Plot, chat_figure, dress, note_of, photo_grid, plain, say_in
-from e2e_lib.training import RUNS
+from e2e_lib.training import RUNS, seed_folder
 
 FIGURES = Path("figures")
-CORE = ("thing", "colour", "place")
+CORE = CORE_ATTRIBUTES
 
 
 # ------------------------------------------------------------------------------------------------ reading a run's folder
@@ -47,20 +48,16 @@ def _json_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _folder(profile: str, seed: int, root: Path, system: str = "end_to_end") -> Path:
-    return root / profile / system / f"seed-{seed}"
-
-
 def read_logs(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int, list[dict[str, Any]]]:
     """The training log of each seed, as ``training`` wrote it. Raises ResultsError if one is missing or damaged."""
-    return {seed: _json_lines(_folder(profile, seed, root) / "log.jsonl", f"e2e train --profile {profile}") for seed in seeds}
+    return {seed: _json_lines(seed_folder(root, profile, "end_to_end", seed) / "log.jsonl", f"e2e train --profile {profile}") for seed in seeds}
 
 
 def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end") -> dict[int, list[dict[str, Any]]]:
     """The test answers of each seed; ``image`` is the drawn photo's file, or None. Raises ResultsError."""
     answers = {}
     for seed in seeds:
-        folder = _folder(profile, seed, root, system) / "answers"
+        folder = seed_folder(root, profile, system, seed) / "answers"
         rows = _json_lines(folder / "answers.jsonl", f"e2e evaluate --profile {profile}")
         answers[seed] = [{**row, "image": folder / f"{i}.png" if (folder / f"{i}.png").is_file() else None} for i, row in enumerate(rows)]
     return answers
@@ -148,7 +145,7 @@ def gradient_norms(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Pl
 
 def gallery_over_epochs(profile: str, seed: int, corpus: Path, root: Path = RUNS, most: int = 4) -> Plot:
     """The same dev chats answered before joint training and after epochs (at most ``most`` of them), beside the gold photo."""
-    folders = sorted((_folder(profile, seed, root) / "gallery").glob("epoch-*"), key=lambda path: int(path.name[6:]))
+    folders = sorted((seed_folder(root, profile, "end_to_end", seed) / "gallery").glob("epoch-*"), key=lambda path: int(path.name[6:]))
     if len(folders) > most + 1:
         folders = [folders[round(i * (len(folders) - 1) / most)] for i in range(most + 1)]
     tables = [json.loads((folder / "gallery.json").read_text(encoding="utf-8")) for folder in folders]
@@ -319,5 +316,5 @@ def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Pat
 
 def corpus_of(profile: str, seed: int, runs: Path = RUNS, data: Path = DATA) -> Path:
     """The corpus that a finished run was trained on. Raises ResultsError."""
-    done = load_json(_folder(profile, seed, runs) / "done.json")
+    done = load_json(seed_folder(runs, profile, "end_to_end", seed) / "done.json")
     return corpus_folder(Config(profile, data=Data(**done["config"]["data"])), data)

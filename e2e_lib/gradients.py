@@ -59,25 +59,30 @@ class Family:
         return expected.detach(), torch.autograd.grad(expected, free)[0]
 
 
+def caption_of(model: EndToEndModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits (C, V1) and gold tokens (C,) of the batch's one response caption, under teacher forcing."""
+    with torch.no_grad():
+        out = model.language(inputs_embeds=model.read(batch), attention_mask=batch.attention_mask).logits
+        logits, gold, _ = caption_positions(out, batch)
+    return logits[0], gold[0]
+
+
 def family_of(model: EndToEndModel, batch: Batch, *, positions: int, words: int, draws: int, rng: torch.Generator) -> Family:
     """The family of the one caption in ``batch`` (a batch of one response that shares a photo): its ``positions`` least certain positions, the
     ``words`` likeliest words at each, and ``draws`` pairs of noise and timestep for the image loss."""
-    with torch.no_grad():
-        out = model.language(inputs_embeds=model.read(batch), attention_mask=batch.attention_mask).logits
-        logits, gold, real = caption_positions(out, batch)
-    logits, gold, count = logits[0], gold[0], int(real[0].sum())
+    logits, gold = caption_of(model, batch)
     logits = logits.index_fill(1, torch.tensor(model.tokenizer.all_special_ids), CLOSED)  # a word, not a mark
-    p = logits[:count].softmax(-1)
-    at = (-(p * p.clamp_min(1e-12).log()).sum(-1)).topk(min(positions, count)).indices.sort().values
+    p = logits.softmax(-1)
+    at = (-(p * p.clamp_min(1e-12).log()).sum(-1)).topk(min(positions, len(gold))).indices.sort().values
     candidates = logits[at].topk(words, -1).indices
     choices = torch.tensor(list(itertools.product(range(words), repeat=len(at))))
     ids = gold.repeat(len(choices), 1)
     ids[:, at] = candidates.gather(1, choices.T).T
     closed = torch.full_like(logits, CLOSED).scatter(1, gold[:, None], 0.0)  # elsewhere the gold word stands
     closed[at] = torch.full_like(closed[at], CLOSED).scatter(1, candidates, logits[at].gather(1, candidates))
-    texts = [model.tokenizer.decode(row[:count], skip_special_tokens=True).strip() for row in ids]
+    texts = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     losses, pulls = image_losses(model, batch, texts, draws, rng)
-    return Family(closed[:count], at, candidates, choices, ids[:, :count], texts, losses, pulls)
+    return Family(closed, at, candidates, choices, ids, texts, losses, pulls)
 
 
 def image_losses(model: EndToEndModel, batch: Batch, texts: list[str], draws: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -132,14 +137,14 @@ def measure(family: Family, model: EndToEndModel, cases: Sequence[tuple[str, str
     "reinforce" is REINFORCE, which needs no map. It and Gumbel-Rao draw 16 times for one estimate, and are asked for an eighth as many."""
     _, truth = family.truth()
     table = model.generator.text_encoder.get_input_embeddings()
-    limit = model.generator.text_encoder.config.max_position_embeddings
     rows = []
     for mapping, estimator, temperature in cases:
         began = time.perf_counter()
         if estimator == "reinforce":
             found = reinforce_estimates(family, draws=draws // 8, samples=16, rng=rng)
         else:
-            bridge = CaptionBridge(model.tokenizer, model.generator.tokenizer, mapping, estimator=estimator, words=words, length=limit)
+            bridge = CaptionBridge(model.tokenizer, model.generator.tokenizer, mapping, estimator=estimator, words=words,
+                                   length=model.generator.limit)
             few = draws // 8 if estimator == "gumbel_rao" else draws
             found = estimates(family, bridge, table, temperature=temperature, draws=few, rng=rng)
         rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": len(found),

@@ -7,6 +7,8 @@ random states.
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,6 +21,14 @@ def seed_of(*key: object) -> int:
 def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh ``torch.Generator`` for ``key``."""
     return torch.Generator(device=device).manual_seed(seed_of(*key))
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Runs what draws from torch's global state, as new weights do, on the seed of ``key``, and puts the global state back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(*key))
+        yield
 
 
 def python_random(*key: object) -> random.Random:

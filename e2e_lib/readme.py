@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import files
-from e2e_lib.results import METRICS, RESULTS, load_json, read_summary, verdict
+from e2e_lib.results import METRICS, RESULTS, load_json, read_summary, tested, verdict
 
 
 def results_table(profile: str, root: Path | str = RESULTS) -> str:
@@ -15,9 +15,8 @@ def results_table(profile: str, root: Path | str = RESULTS) -> str:
     for key, (name, *_) in METRICS.items():
         lines.append(f"| {name} | " + " | ".join(_cell(scores.get(key)) for scores in systems.values()) + " |")
     seeds = {entry["n"] for scores in systems.values() for entry in scores.values()}
-    test = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
-    return "\n".join([*lines, "", f"Mean ± standard deviation over {'/'.join(map(str, sorted(seeds)))} seeds; profile {profile}; N: {test}. "
-                      "A star: with the features of MiniChat's scene reader, not Inception's."])
+    return "\n".join([*lines, "", f"Mean ± standard deviation over {'/'.join(map(str, sorted(seeds)))} seeds; profile {profile}; "
+                      f"N: {tested(summary)}. A star: with the features of MiniChat's scene reader, not Inception's."])
 
 
 def _cell(entry: dict[str, Any] | None) -> str:
@@ -39,9 +38,8 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
         cells = [cosines.get(name, {}).get("cosine"), *(scores.get(key) for key in ("scene_accuracy", "fid", "caption_bleu")), step]
         lines.append(f"| {name}{' (Eq. 10, the default)' if name == 'sentence' else ''} | " + " | ".join(_cell(cell) for cell in cells) + " |")
     seeds = {scores[key]["n"] for name, scores in found["systems"].items() if name in times for key in ("scene_accuracy", "fid")}
-    test = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found["test"].items())
     note = (f"Profile {profile}. Cosine: mean ± standard deviation over {len(truths['captions'])} dev captions of seed {truths['asked']['seed']}. "
-            f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {test}. "
+            f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {tested(found)}. "
             f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.")
     verdicts = []
     for key in ("scene_accuracy", "fid", "caption_bleu"):

@@ -170,6 +170,11 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs") ->
     return summary
 
 
+def tested(summary: Mapping[str, Any]) -> str:
+    """What a summary's scores were computed on, counted: "3,546 examples, 688 gold photos"."""
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
+
+
 def read_summary(profile: str, root: Path | str = RESULTS) -> dict[str, Any]:
     """The summary that ``summarise`` wrote. Raises ResultsError if it is missing or damaged."""
     return load_json(Path(root) / profile / "summary.json")

@@ -26,7 +26,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 from e2e_lib.data.dialogue import Dialogue, Turn
-from e2e_lib.results import METRICS
+from e2e_lib.results import METRICS, tested
 
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, GREY = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
@@ -243,9 +243,8 @@ def scores_table(summary: Mapping[str, Any]) -> Markdown:
                 rows.append((system.replace("_", "-"), name, f"{scores[key]['mean']:.3f}{spread}", scores[key]["n"], better, meaning))
             else:
                 rows.append((system.replace("_", "-"), name, "none", 0, better, "too few photos were drawn in at least one run"))
-    tested = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
     mine = table([f"system (profile {summary['profile']})", "metric", "mean ± sd", "seeds", "better", "what it is"], rows)
-    return Markdown(f"{mine}\n\nN: {html.escape(tested)}. A star: with the features of MiniChat's scene reader, **not** Inception's.")
+    return Markdown(f"{mine}\n\nN: {html.escape(tested(summary))}. A star: with the features of MiniChat's scene reader, **not** Inception's.")
 
 
 def table2_markdown(summary: Mapping[str, Any], published: Mapping[str, Any]) -> Markdown:

@@ -28,14 +28,19 @@ from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.scores import load_reader, photo_scores, text_scores
 from e2e_lib.inference import Response, respond
 from e2e_lib.models.systems import System, build
-from e2e_lib.randomness import generator, seed_of
+from e2e_lib.randomness import generator, seed_of, seeded
 
 RUNS = Path("runs")
 Echo = Callable[[str], None]
 
 
 def run_folder(config: Config, seed: int, root: Path = RUNS) -> Path:
-    return root / config.profile / config.model.system / f"seed-{seed}"
+    return seed_folder(root, config.profile, config.model.system, seed)
+
+
+def seed_folder(root: Path, profile: str, system: str, seed: int) -> Path:
+    """Where the run of a system with a seed stands."""
+    return root / profile / system / f"seed-{seed}"
 
 
 def temperature_at(bridge: Bridge, epochs_done: float) -> float:
@@ -134,8 +139,7 @@ class _Run:
         self.examples, self.store = _read(corpus, "train", echo)
         dev, self.dev_store = _read(corpus, "dev", echo)
         self.dev = dev_examples(dev, settings.dev_examples)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed_of(seed, "new weights"))  # rows for new tokens, if a tokenizer has to grow
+        with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # What is trained apart is clipped apart, too: then one loop trains as several would.

@@ -6,7 +6,6 @@ width, N captions.
 """
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +26,14 @@ from e2e_lib.bridge.vocabulary import DYNAMIC, StaticMap, dense_matrix, static_p
 from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.data.examples import Batch
 from e2e_lib.gradients import image_losses
-from e2e_lib.lessons import STYLES
-from e2e_lib.models.end_to_end import EndToEndModel, caption_positions
-from e2e_lib.results import METRICS, RESULTS, load_json, spread, verdict
+from e2e_lib.models.end_to_end import EndToEndModel
+from e2e_lib.results import RESULTS, load_json
 from e2e_lib.show import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Markdown, Plot, dress, plain, table
 
 # Map: its name in figures and its colour.
 MAPS = {"static_piece": ("static, by piece (Eq. 8)", SKY), "static_word": ("static, by word", BLUE), "sentence": ("sentence (Eq. 10)", VERMILLION),
         "word": ("word", ORANGE), "span": ("span", GREEN), "all": ("no map needed", PURPLE)}
 ADVICE = "← say more    say less →"
-SCORES = ("scene_accuracy", "fid", "caption_bleu")
 
 
 # -------------------------------------------------------------------------------------------------- one caption, two tokenizers
@@ -244,7 +241,7 @@ class Slip:
 def slip_of(model: EndToEndModel, batch: Batch, choices: Sequence[str], draws: int, rng: torch.Generator) -> Slip | None:
     """Puts another of ``choices`` for the first of them in the batch's one caption; the image loss is a mean of ``draws`` noises, the same for
     both. None where the caption holds none of them, or where the two are not one token each."""
-    text, length = batch.captions[0], model.generator.text_encoder.config.max_position_embeddings
+    text, length = batch.captions[0], model.generator.limit
     said = re.search(rf"\b({'|'.join(choices)})\b", text)
     if said is None:
         return None
@@ -291,13 +288,6 @@ def divided(slip: Slip, embeddings: Tensor) -> Tensor:
         each = embeddings @ pull[side.valid].sum(0)
         parts.append(torch.stack([each[word].sum(), each[rest].sum()]))
     return torch.stack(parts)
-
-
-def caption_logits(model: EndToEndModel, batch: Batch) -> Tensor:
-    """The logits (C, V1) of the batch's one caption under teacher forcing."""
-    with torch.no_grad():
-        out = model.language(inputs_embeds=model.read(batch), attention_mask=batch.attention_mask).logits
-        return caption_positions(out, batch)[0][0]
 
 
 def swaps(model: EndToEndModel, batch: Batch, pair: Pair, logits: Tensor, others: int, draws: int, rng: torch.Generator) -> Tensor:
@@ -379,87 +369,3 @@ def slips_figure(found: Mapping[str, Mapping[str, float]], chances: Mapping[str,
     ax.set_ylim(0, 1.05)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
-
-
-# ---------------------------------------------------------------------------------------------------------------- the ablation
-
-def measured(profile: str, name: str, root: Path = RESULTS) -> dict[str, Any]:
-    """The content of ``results/<profile>/<name>``, empty if it is not there. Raises ResultsError for a damaged file."""
-    path = root / profile / name
-    return load_json(path) if path.is_file() else {}
-
-
-def missing(profile: str, name: str, command: str) -> Markdown:
-    return Markdown(f"`results/{profile}/{name}` is not there yet; `{command}` makes it.")
-
-
-def cost_table(benchmarks: Mapping[str, Any]) -> Markdown:
-    """What the bridge costs at the paper's size, from the benchmarks' file."""
-    found = next((row for row in benchmarks.get("measured", ()) if row["benchmark"] == "bridge"), None)
-    if found is None:
-        return Markdown("What this costs at the paper's size has not been measured here yet; `e2e bench` does it.")
-    sizes = ", ".join(f"{key} = {value:,}" for key, value in found["sizes"].items() if isinstance(value, int))
-    rows = [[MAPS[name][0], f"{row['speedup_vs_sparse']:.0f} times", f"{row['over_floor']:.2f} times"] for name, row in found["maps"].items()]
-    listed = table(["map", "faster than torch.sparse", "seconds, beside the Gumbel-softmax alone"], rows)
-    return Markdown(f"{listed}\n\n{sizes}; device {found['device']}; N: medians of up to {found['rounds']} rounds")
-
-
-def estimators_figure(found: Mapping[str, Any], key: str, title: str, log: bool = False) -> Plot:
-    """One quantity of ``gradients.json`` for each map (rows) and estimator (columns), coloured by its size (by its logarithm, if ``log``)."""
-    named = {name: label.partition(" (")[0].replace(" ", "\n", 1) for name, (_, _, label) in STYLES.items()}
-    entries = {(row["mapping"], f"{named[row['estimator']]}\nτ = {row['temperature']:g}"): row[key] for row in found["rows"]}
-    names, columns = (list(dict.fromkeys(place[i] for place in entries)) for i in (0, 1))
-    values = torch.full((len(names), len(columns)), torch.nan)
-    texts = [[""] * len(columns) for _ in names]
-    for (name, column), entry in entries.items():
-        i, j = names.index(name), columns.index(column)
-        values[i, j] = entry["mean"] if not log else math.log10(entry["mean"]) if entry["mean"] > 0 else torch.nan
-        texts[i][j] = spread(entry, ".3g" if log else ".2f").replace(" ±", "\n±")
-    asked = found["asked"]
-    figure = Plot(10, 1.3 + 0.45 * len(names), f"profile {asked['settings']['profile']} · N = {asked['captions']} captions, {asked['draws']:,} draws "
-                  f"each; mean ± sd over captions · seed {asked['seed']}")
-    ax = figure.subplots()
-    heat(ax, values, [MAPS[name][0] for name in names], columns, texts, float(values.nan_to_num(0).abs().max()) or 1)
-    ax.set_xticks(range(len(columns)), columns, rotation=0, ha="center", rotation_mode="default", fontsize=8)
-    ax.set_title(plain(title), fontsize=10, loc="left")
-    return figure
-
-
-def variants_figure(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Plot:
-    """What joint training with each variant reached: mean and standard deviation over seeds, a panel a metric."""
-    first = ["none", *MAPS]
-    systems = sorted(found["systems"], key=lambda name: (first.index(name) if name in first else len(first), name))
-    seeds = sorted({entry["n"] for scores in found["systems"].values() for entry in scores.values()})
-    tested = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found["test"].items())
-    figure = Plot(10, 1.5 + 0.28 * len(systems), f"profile {found['profile']} · N = {tested} · bars: sd over {', '.join(map(str, seeds))} seed(s)")
-    for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
-        for place, system in enumerate(systems):
-            if entry := found["systems"][system].get(metric):
-                colour = MAPS.get(system, MAPS.get(system.partition("_")[0], ("", PURPLE)))[1]
-                ax.errorbar(entry["mean"], place, xerr=entry["std"] or 0, marker="o", capsize=3, color=colour)
-        name, better, _ = METRICS[metric]
-        dress(ax, name, f"{better} is better", "")
-        # A file's name has no dots: 0_1 was 0.1.
-        ax.set_yticks(range(len(systems)), [re.sub(r"(?<=\d)_(?=\d)", ".", system).replace("_", " ") + " (Eq. 10)" * (system == "sentence")
-                                            for system in systems])
-    figure.axes[0].invert_yaxis()
-    return figure
-
-
-def gradient_verdicts(found: Mapping[str, Any]) -> Markdown:
-    """Of ``gradients.json``: the maps' cosines beside Eq. 10's, all with the paper's estimator, and for each map the other estimators'."""
-    by_map = {row["mapping"]: row["cosine"] for row in found["rows"] if (row["estimator"], row["temperature"]) == ("gumbel", 1)}
-    lines = [verdict("cosine of each map (gumbel, τ = 1)", by_map, "sentence")]
-    for name in by_map:
-        of_map = {f"{row['estimator']}, τ = {row['temperature']:g}": row["cosine"] for row in found["rows"] if row["mapping"] == name}
-        lines.append(verdict(f"cosine of each estimator (map {name})", of_map, "gumbel, τ = 1"))
-    return Markdown("\n".join(f"- {line}" for line in lines))
-
-
-def variant_verdicts(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Markdown:
-    """Of ``ablations.json``: each metric of each map beside training without any gradient from the image, and beside the paper's map."""
-    lines = []
-    for metric in metrics:
-        scores = {name: entries[metric] for name, entries in found["systems"].items() if metric in entries and name in ("none", *MAPS)}
-        lines += [verdict(f"{METRICS[metric][0]} ({METRICS[metric][1]} is better)", scores, reference) for reference in ("none", "sentence")]
-    return Markdown("\n".join(f"- {line}" for line in lines))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2e_lib import gradients, results
+from e2e_lib import gradients
 from e2e_lib import vocabulary_lesson as lesson
 from e2e_lib.bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise, relaxed
@@ -18,7 +18,6 @@ from e2e_lib.data.examples import Collator
 from e2e_lib.data.minichat import caption_words
 from e2e_lib.models.systems import build
 from e2e_lib.randomness import generator
-from e2e_lib.results import ResultsError
 from e2e_lib.show import Markdown, Plot
 
 CHOICES = ("in", "at", "of")  # words that even the tests' small vocabulary has as one token each
@@ -207,7 +206,7 @@ def test_swaps_are_the_losses_of_the_other_captions(model, slip, monkeypatch):
     def losses_of(model, batch, texts, draws, rng):  # any number that depends on the text
         return torch.tensor([sum(map(ord, text)) / 1000 for text in texts]), None
     monkeypatch.setattr(lesson, "image_losses", losses_of)
-    said, logits = made.pairs[1], lesson.caption_logits(model, batch)
+    said, logits = made.pairs[1], gradients.caption_of(model, batch)[0]
     assert logits.shape == (len(said.source), len(model.tokenizer))
     found = lesson.swaps(model, batch, said, logits, 2, 2, generator("swaps"))
     likely = []
@@ -277,84 +276,6 @@ def test_figures_of_what_is_heard(slip, maps, table):
     heights = [patch.get_height() for patch in figure.axes[0].patches]
     assert heights == [0.5, 1.0, 0.25, 0.0, 0.5, 1.0]
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"span", "mine", "guessing"}
-
-
-# ------------------------------------------------------------------------------------------------------------- the ablation
-
-def entry(mean, std=0.1, n=3):
-    return {"mean": mean, "std": std, "n": n}
-
-
-GRADIENTS = {
-    "asked": {"captions": 5, "draws": 64, "seed": 0, "settings": {"profile": "mini"}},
-    "rows": [{"mapping": mapping, "estimator": estimator, "temperature": t, "n": 5, "cosine": {"mean": cosine, "std": 0.05},
-              "relative_variance": {"mean": 1000.0, "std": 10.0}} for mapping, estimator, t, cosine in (
-                  ("sentence", "gumbel", 1.0, 0.1), ("sentence", "gumbel", 0.1, 0.05), ("span", "gumbel", 1.0, 0.6), ("span", "gumbel", 0.1, 0.5),
-                  ("all", "reinforce", 1.0, 1.0))]}
-ABLATIONS = {"profile": "mini", "test": {"examples": 1234}, "runs": [], "systems": {
-    "span": {"scene_accuracy": entry(0.9), "fid": entry(0.3), "caption_bleu": entry(50, 1)},
-    "none": {"scene_accuracy": entry(0.5), "fid": entry(0.3), "caption_bleu": entry(51, 1)},
-    "weight_0_1": {"scene_accuracy": entry(0.1), "caption_bleu": entry(20, 1)},
-    "sentence": {"scene_accuracy": entry(0.6), "fid": entry(0.35), "caption_bleu": entry(52, None, 1)}}}
-
-
-def test_what_was_measured_is_read_and_what_was_not_is_nothing(tmp_path):
-    (tmp_path / "mini").mkdir()
-    (tmp_path / "mini" / "gradients.json").write_text(json.dumps(GRADIENTS))
-    assert lesson.measured("mini", "gradients.json", tmp_path) == GRADIENTS
-    assert lesson.measured("mini", "ablations.json", tmp_path) == {}
-    assert "`e2e ablate`" in lesson.missing("mini", "ablations.json", "e2e ablate") and "results/mini/ablations.json" in lesson.missing("mini", "ablations.json", "")
-    (tmp_path / "mini" / "gradients.json").write_text("{")
-    with pytest.raises(ResultsError, match="damaged"):
-        lesson.measured("mini", "gradients.json", tmp_path)
-
-
-def test_estimators_stand_in_their_cells():
-    ax = lesson.estimators_figure(GRADIENTS, "cosine", "t").axes[0]
-    drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
-    np.testing.assert_allclose(drawn, [[0.1, 0.05, np.nan], [0.6, 0.5, np.nan], [np.nan, np.nan, 1.0]], rtol=1e-6)
-    texts = [text.get_text() for text in ax.texts]
-    assert texts == ["0.10\n± 0.05", "0.05\n± 0.05", "", "0.60\n± 0.05", "0.50\n± 0.05", "", "", "", "1.00\n± 0.05"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["sentence (Eq. 10)", "span", "no map needed"]
-    logged = lesson.estimators_figure(GRADIENTS, "relative_variance", "t", log=True)
-    assert np.nanmax(np.ma.filled(logged.axes[0].images[0].get_array(), np.nan)) == pytest.approx(3)
-    still = {**GRADIENTS, "rows": [{**row, "relative_variance": {"mean": 0.0, "std": 0.0}} for row in GRADIENTS["rows"]]}
-    ax = lesson.estimators_figure(still, "relative_variance", "t", log=True).axes[0]  # an argmax has none, and zero no logarithm
-    assert np.isnan(np.ma.filled(ax.images[0].get_array(), np.nan)).all() and ax.texts[0].get_text() == "0\n± 0"
-    assert "N = 5 captions" in logged.get_supxlabel() and "± 10" in logged.axes[0].texts[0].get_text()
-
-
-def test_variants_stand_in_order_with_their_spread():
-    figure = lesson.variants_figure(ABLATIONS)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["none", "sentence (Eq. 10)", "span", "weight 0.1"]
-    means = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
-    assert means == [0.5, 0.6, 0.9, 0.1]
-    assert len(figure.axes[1].containers) == 3  # one has no FID
-    assert "1,234 examples" in figure.get_supxlabel() and "1, 3 seed(s)" in figure.get_supxlabel()
-
-
-def test_a_verdict_asks_for_more_than_both_spreads():
-    found = {"base": entry(1.0, 0.1), "near": entry(1.19, 0.1), "far": entry(1.21, 0.1), "below": entry(0.5, 0.3)}
-    assert results.verdict("score", found, "base") == "score: base 1.000 ± 0.100; of 3 others, apart from it are far (1.210 ± 0.100), below (0.500 ± 0.300)."
-    assert "none differs from it by more than its spread" in results.verdict("score", {key: found[key] for key in ("base", "near")}, "base")
-    assert "none differs" in results.verdict("score", {"base": entry(1, None, 1), "far": entry(9)}, "base")  # a single run has no spread
-    assert results.verdict("score", found, "gone") == "score: gone was not measured."
-
-
-def test_verdicts_are_of_the_numbers_read():
-    said = lesson.gradient_verdicts(GRADIENTS)
-    assert "apart from it is span (0.600 ± 0.050)" in said and "(map span): gumbel, τ = 1 0.600 ± 0.050; of 1 others, none differs" in said
-    said = lesson.variant_verdicts(ABLATIONS)
-    assert "scene accuracy (higher is better): none 0.500 ± 0.100; of 2 others, apart from it is span" in said
-    assert "FID* (lower is better): sentence 0.350 ± 0.100; of 2 others, none differs" in said and "weight" not in said
-
-
-def test_costs_are_the_benchmarks():
-    row = {"benchmark": "bridge", "sizes": {"V1": 32000, "tokens_a_caption": 9.5}, "device": "cpu", "rounds": 3,
-           "maps": {"span": {"speedup_vs_sparse": 123.4, "over_floor": 1.05}}}
-    said = lesson.cost_table({"measured": [{"benchmark": "other"}, row]})
-    assert "123 times" in said and "1.05 times" in said and "V1 = 32,000" in said
-    assert "`e2e bench`" in lesson.cost_table({"measured": []}) and "`e2e bench`" in lesson.cost_table({})
 
 
 def test_look_alikes_are_the_vocabularies_own(sides):

@@ -55,7 +55,7 @@ class EndToEndModel(nn.Module):
         self.tokenizer, self.bridge_settings, self.image_loss_weight = tokenizer, bridge, image_loss_weight
         self.bridge = CaptionBridge(tokenizer, generator.tokenizer, bridge.mapping, pooling=bridge.pooling, estimator=bridge.estimator,
                                     words=word_list(bridge) if bridge.mapping == "static_word" else (),
-                                    length=generator.text_encoder.config.max_position_embeddings)
+                                    length=generator.limit)
         self.layout = Layout(tokenizer, perceptron.queries, max_context)
 
     def read(self, batch: Batch) -> Tensor:

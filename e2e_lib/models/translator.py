@@ -64,8 +64,7 @@ class ImageTranslator(nn.Module):
 
     def caption_loss(self, captions: list[str], photos: Tensor, rng: torch.Generator) -> Tensor:
         """Mean cross-entropy of the photos' codes given their captions; a tenth of the captions, by ``rng``, is left out."""
-        heard = torch.rand(len(captions), generator=rng) >= UNHEARD
-        return self.code_loss([caption if kept else "" for caption, kept in zip(captions, heard, strict=True)], self.to_codes(photos))
+        return self.code_loss(thinned(captions, rng), self.to_codes(photos))
 
     def code_loss(self, captions: list[str], codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (B, N) given captions."""
@@ -98,6 +97,12 @@ class ImageTranslator(nn.Module):
             ids = (code.repeat(2) if guided else code)[:, None] + self.first
             mask = F.pad(mask, (0, 1), value=1)
         return self.to_photos(torch.stack(chosen, 1)).cpu()
+
+
+def thinned(captions: list[str], rng: torch.Generator) -> list[str]:
+    """The captions with a tenth of them, by ``rng``, left empty."""
+    heard = torch.rand(len(captions), generator=rng) >= UNHEARD
+    return [caption if kept else "" for caption, kept in zip(captions, heard.tolist(), strict=True)]
 
 
 def _positions(mask: Tensor) -> Tensor:

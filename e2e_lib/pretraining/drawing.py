@@ -14,10 +14,10 @@ from e2e_lib.data.minichat import describe
 from e2e_lib.data.scenes import ATTRIBUTES
 from e2e_lib.models.end_to_end import to_floats
 from e2e_lib.models.generator import ImageGenerator, to_pixels
-from e2e_lib.models.translator import UNHEARD, ImageTranslator
+from e2e_lib.models.translator import ImageTranslator, thinned
 from e2e_lib.pretraining.fit import Echo, fit, photo_pool, pick
 from e2e_lib.pretraining.language import CAPTION_LIMIT
-from e2e_lib.randomness import python_random, seed_of
+from e2e_lib.randomness import python_random, seeded
 
 LATENT_CHANNELS = 8
 
@@ -46,8 +46,7 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
     lower part of the photos, where the things stand: skies are learnt by the way.
     """
     seed = config.pretrain.seed
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "autoencoder"))
+    with seeded(seed, "autoencoder"):
         autoencoder = new_autoencoder().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     photos, _ = photo_pool(config.pretrain.photos, seed, "autoencoder photos")
 
@@ -78,15 +77,16 @@ def train_autoencoder(config: Config, work: Path, echo: Echo) -> AutoencoderDC:
     return autoencoder
 
 
-def psnr_db(autoencoder: AutoencoderDC, photos: Tensor) -> float:
-    """Mean peak signal-to-noise ratio of reconstructed uint8 photos (N, 3, H, W), in decibel."""
-    values = []
+def redrawn(autoencoder: AutoencoderDC, photos: Tensor) -> Tensor:
+    """Photos (N, 3, H, W), uint8, after the autoencoder."""
     with torch.no_grad():
-        for part in photos.split(64):
-            redrawn = autoencoder.decode(autoencoder.encode(to_floats(part)).latent).sample
-            error = (to_pixels(redrawn).float() - part.float()).square().mean(dim=(1, 2, 3))
-            values.append(10 * torch.log10(255**2 / error.clamp_min(1e-8)))
-    return float(torch.cat(values).mean())
+        return torch.cat([to_pixels(autoencoder.decode(autoencoder.encode(to_floats(part)).latent).sample) for part in photos.split(64)])
+
+
+def psnr_db(redrawn: Tensor, photos: Tensor) -> float:
+    """Mean peak signal-to-noise ratio of reconstructed photos (N, 3, H, W), both uint8, in decibel."""
+    error = (redrawn.float() - photos.float()).square().mean(dim=(1, 2, 3))
+    return float((10 * torch.log10(255**2 / error.clamp_min(1e-8))).mean())
 
 
 def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionModel, DDPMScheduler]:
@@ -115,8 +115,7 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "generator" / "tokenizer")
     vae = AutoencoderDC.from_pretrained(folder / "generator" / "vae", torch_dtype=torch.float32)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "generator"))
+    with seeded(seed, "generator"):
         text_encoder, unet, scheduler = new_generator_parts(tokenizer)
         probes = nn.ModuleDict({name: nn.Linear(text_encoder.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
     made = ImageGenerator(tokenizer, text_encoder, unet.to(memory_format=torch.channels_last), vae, scheduler)
@@ -171,8 +170,7 @@ def train_vqvae(config: Config, work: Path, echo: Echo) -> VQModel:
     """Reconstruction (L1 and L2) through the codes, on 32-pixel crops as the other autoencoder's. Codes that fell out of use are given
     to places that are badly matched, without which most of the book stays empty."""
     seed = config.pretrain.seed
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "vqvae"))
+    with seeded(seed, "vqvae"):
         book = Codebook(new_vqvae().to(memory_format=torch.channels_last))
     photos, _ = photo_pool(config.pretrain.photos, seed, "autoencoder photos")
 
@@ -207,8 +205,7 @@ def train_translator(config: Config, work: Path, folder: Path, vqvae: VQModel, e
     """DALL-E's second stage: codes given captions, on the photos and captions that the diffusion model has."""
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "generator" / "tokenizer")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "translator"))
+    with seeded(seed, "translator"):
         made = new_translator(tokenizer, vqvae)
     photos, scenes = photo_pool(config.pretrain.photos, seed, "generator photos")
     codes = torch.cat([made.to_codes(to_floats(part)) for part in photos.split(256)])
@@ -217,9 +214,8 @@ def train_translator(config: Config, work: Path, folder: Path, vqvae: VQModel, e
 
     def loss_of(step_rng: torch.Generator) -> Tensor:
         index, kind = pick(len(codes), 32, step_rng), pick(len(captions), 32, step_rng)
-        heard = torch.rand(32, generator=step_rng) >= UNHEARD
-        said = [captions[k][i] if kept else "" for k, i, kept in zip(kind.tolist(), index.tolist(), heard.tolist(), strict=True)]
-        return made.code_loss(said, codes[index])
+        said = [captions[k][i] for k, i in zip(kind.tolist(), index.tolist(), strict=True)]
+        return made.code_loss(thinned(said, step_rng), codes[index])
 
     fit("translator", made.transformer, loss_of, steps=config.pretrain.translator_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
     return made

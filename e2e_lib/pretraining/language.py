@@ -16,7 +16,7 @@ from e2e_lib.data.examples import IGNORED, Example, Layout, examples_of
 from e2e_lib.data.minichat import Chat, describe, make_chat
 from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
 from e2e_lib.pretraining.fit import Echo, fit
-from e2e_lib.randomness import python_random, seed_of
+from e2e_lib.randomness import python_random, seed_of, seeded
 
 LLAMA_VOCABULARY, CLIP_MERGES, CAPTION_LIMIT = 640, 110, 32
 
@@ -78,12 +78,7 @@ def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: in
 
 def train_language(config: Config, work: Path, folder: Path, echo: Echo) -> LlamaForCausalLM:
     """The Llama of the end-to-end model and the pipeline. Half its chats describe photos in full, since it will see them."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(config.pretrain.seed, "language"))
-        model = new_language(tokenizer)
-    learn_to_chat(model, tokenizer, ("language", "answers"), 0.5, config, work, echo)
-    return model
+    return learn_to_chat(new_language, ("language", "answers"), 0.5, config, work, folder, echo)
 
 
 def new_dialogue(tokenizer: Any) -> GPT2LMHeadModel:
@@ -95,20 +90,19 @@ def new_dialogue(tokenizer: Any) -> GPT2LMHeadModel:
 
 def train_dialogue(config: Config, work: Path, folder: Path, echo: Echo) -> GPT2LMHeadModel:
     """Divter's dialogue model, on as many chats and steps as the Llama. It will never know more of a photo than a caption says."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(config.pretrain.seed, "dialogue"))
-        model = new_dialogue(tokenizer)
-    learn_to_chat(model, tokenizer, ("dialogue", "dialogue_answers"), 0.0, config, work, echo)
-    return model
+    return learn_to_chat(new_dialogue, ("dialogue", "dialogue_answers"), 0.0, config, work, folder, echo)
 
 
-def learn_to_chat(model: Any, tokenizer: Any, names: tuple[str, str], told: float, config: Config, work: Path, echo: Echo) -> None:
-    """Next-token prediction on written chats, then on their responses alone: as Llama-2-chat was pretrained, then tuned to answer.
+def learn_to_chat(new: Callable[[Any], Any], names: tuple[str, str], told: float, config: Config, work: Path, folder: Path, echo: Echo) -> Any:
+    """A ``new`` model after next-token prediction on written chats, then on their responses alone: as Llama-2-chat was pretrained, then tuned
+    to answer. ``names`` are those of the two rounds; ``told`` is ``written_chat``'s.
 
     The second round is where it learns to gather what to draw: few tokens of a chat depend on that, and all of them are in responses.
     """
     seed = config.pretrain.seed
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
+    with seeded(seed, names[0]):
+        model = new(tokenizer)
     rng = python_random(seed, "written chats")
     # Sorted by length, so that a batch of neighbours needs little padding.
     chats = sorted((written_chat(chat, tokenizer, rng, config.data.max_context, told) for chat in chats_of(config, config.pretrain.chats)),
@@ -126,3 +120,4 @@ def learn_to_chat(model: Any, tokenizer: Any, names: tuple[str, str], told: floa
     rounds = ((1, config.pretrain.language_steps, 3e-3), (2, config.pretrain.answer_steps, 2e-3))
     for name, (side, steps, rate) in zip(names, rounds, strict=True):
         fit(name, model, loss_on(side), steps=steps, learning_rate=rate, seed=seed, work=work, echo=echo)
+    return model

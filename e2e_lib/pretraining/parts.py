@@ -18,6 +18,7 @@ from e2e_lib.data.examples import Example
 from e2e_lib.data.minichat import HELD_OUT, describe, sample_scene
 from e2e_lib.data.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
 from e2e_lib.inference import write
 from e2e_lib.models.captioner import load_captioner
 from e2e_lib.models.end_to_end import EndToEndModel, to_floats
@@ -125,7 +126,7 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
         drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(model.generator, config, wanted)), wanted))
     return {
         "scene_reader": sight.reading_accuracy(reader.read(every), shown),
-        "autoencoder_psnr_db": drawing.psnr_db(model.generator.vae, fresh),
+        "autoencoder_psnr_db": drawing.psnr_db(drawing.redrawn(model.generator.vae, fresh), fresh),
         "drawn_from_gold": drawn,
         "perceptron": core(sight.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
         "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
@@ -141,14 +142,14 @@ def measure_baselines(config: Config, shipped: Path, folder: Path, seconds: floa
     fresh, scenes = photo_pool(photos, seed, "unseen seen-triple photos")
     told = load_captioner(str((folder / "captioner").resolve())).tell(fresh)
     translator = load_translator(str((folder / "translator").resolve())).eval()
-    error = (torch.cat([translator.to_photos(translator.to_codes(to_floats(part))) for part in fresh.split(64)]).float() - fresh).square()
+    coded = torch.cat([translator.to_photos(translator.to_codes(to_floats(part))) for part in fresh.split(64)])
     drawn = {}
     for kind in ("seen", "unseen"):
         wanted = [scene_of(kind, i, seed) for i in range(photos)]
         drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(translator, config, wanted)), wanted))
     return {
         "captioner": core(sight.reading_accuracy([words_of(caption) for caption in told], scenes)),
-        "vqvae_psnr_db": float((10 * torch.log10(255**2 / error.mean(dim=(1, 2, 3)).clamp_min(1e-8))).mean()),
+        "vqvae_psnr_db": drawing.psnr_db(coded, fresh),
         "drawn_from_gold": drawn, "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
         "n": {"captioner": photos, "vqvae_psnr_db": photos, "drawn_from_gold": photos},
         "command": f"e2e pretrain --profile {config.profile} --baselines", "inference": asdict(config.inference),
@@ -156,7 +157,7 @@ def measure_baselines(config: Config, shipped: Path, folder: Path, seconds: floa
 
 
 def core(accuracy: dict[str, float]) -> dict[str, float]:
-    return {name: accuracy[name] for name in ("thing", "colour", "place")}
+    return {name: accuracy[name] for name in CORE_ATTRIBUTES}
 
 
 def scene_of(kind: str, index: int, seed: int) -> Scene:
@@ -203,5 +204,5 @@ def words_of(caption: str) -> dict[str, Any]:
     """Which thing, colour and place a caption names (None where it names none); the other attributes are None."""
     words = [word.strip(",.").lower() for word in caption.split()]
     singular = {word.removesuffix("s") for word in words} | set(words)
-    return {name: next((value for value in values if value in singular), None) if name in ("thing", "colour", "place") else None
+    return {name: next((value for value in values if value in singular), None) if name in CORE_ATTRIBUTES else None
             for name, values in ATTRIBUTES.items()}

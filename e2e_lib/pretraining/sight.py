@@ -21,7 +21,7 @@ from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.models.sources import load_own
 from e2e_lib.pretraining.fit import Echo, draw_photos, fit, photo_pool, pick
 from e2e_lib.pretraining.language import chats_of, pick_example, retelling
-from e2e_lib.randomness import python_random, seed_of
+from e2e_lib.randomness import python_random, seeded
 
 QUERIES = 8  # 32 in BLIP-2
 DETAIL = 0.35  # the share of what could be said that the captions of dialogues do say
@@ -30,8 +30,7 @@ DETAIL = 0.35  # the share of what could be said that the captions of dialogues 
 def train_reader(config: Config, work: Path, echo: Echo) -> SceneReader:
     """The judge of photos: cross-entropy of every attribute, on all triples, with blur and noise so that it also reads drawn photos."""
     seed = config.pretrain.seed
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "reader"))
+    with seeded(seed, "reader"):
         reader = SceneReader()
     photos, scenes = photo_pool(config.pretrain.photos, seed, "reader photos", every_triple=True)
     labels = torch.tensor([scene.labels for scene in scenes])
@@ -67,8 +66,7 @@ def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> Im
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "language")
     language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32).requires_grad_(False).eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "perceptron"))
+    with seeded(seed, "perceptron"):
         perceptron = new_perceptron(language.config.hidden_size)
         probes = nn.ModuleDict({name: nn.Linear(language.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
     seeing = nn.ModuleDict({"perceptron": perceptron, "probes": probes})
@@ -135,8 +133,7 @@ def train_captioner(config: Config, work: Path, folder: Path, echo: Echo) -> Bli
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "language")
     perceptron = load_own(ImagePerceptron, str(folder / "perceptron"))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "captioner"))
+    with seeded(seed, "captioner"):
         model = new_captioner(perceptron, tokenizer)
     for frozen in (model.vision_model, model.qformer):
         frozen.requires_grad_(False)

@@ -1,0 +1,98 @@
+"""The ablation's tables and figures, from the JSON files that `e2e ablate` writes into ``results/<profile>/``: notebook 03's last part."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2e_lib.lessons import STYLES
+from e2e_lib.results import METRICS, RESULTS, load_json, spread, tested, verdict
+from e2e_lib.show import PURPLE, Markdown, Plot, dress, plain, table
+from e2e_lib.vocabulary_lesson import MAPS, heat
+
+SCORES = ("scene_accuracy", "fid", "caption_bleu")
+
+
+def measured(profile: str, name: str, root: Path = RESULTS) -> dict[str, Any]:
+    """The content of ``results/<profile>/<name>``, empty if it is not there. Raises ResultsError for a damaged file."""
+    path = root / profile / name
+    return load_json(path) if path.is_file() else {}
+
+
+def missing(profile: str, name: str, command: str) -> Markdown:
+    return Markdown(f"`results/{profile}/{name}` is not there yet; `{command}` makes it.")
+
+
+def cost_table(benchmarks: Mapping[str, Any]) -> Markdown:
+    """What the bridge costs at the paper's size, from the benchmarks' file."""
+    found = next((row for row in benchmarks.get("measured", ()) if row["benchmark"] == "bridge"), None)
+    if found is None:
+        return Markdown("What this costs at the paper's size has not been measured here yet; `e2e bench` does it.")
+    sizes = ", ".join(f"{key} = {value:,}" for key, value in found["sizes"].items() if isinstance(value, int))
+    rows = [[MAPS[name][0], f"{row['speedup_vs_sparse']:.0f} times", f"{row['over_floor']:.2f} times"] for name, row in found["maps"].items()]
+    listed = table(["map", "faster than torch.sparse", "seconds, beside the Gumbel-softmax alone"], rows)
+    return Markdown(f"{listed}\n\n{sizes}; device {found['device']}; N: medians of up to {found['rounds']} rounds")
+
+
+def estimators_figure(found: Mapping[str, Any], key: str, title: str, log: bool = False) -> Plot:
+    """One quantity of ``gradients.json`` for each map (rows) and estimator (columns), coloured by its size (by its logarithm, if ``log``)."""
+    named = {name: label.partition(" (")[0].replace(" ", "\n", 1) for name, (_, _, label) in STYLES.items()}
+    entries = {(row["mapping"], f"{named[row['estimator']]}\nτ = {row['temperature']:g}"): row[key] for row in found["rows"]}
+    names, columns = (list(dict.fromkeys(place[i] for place in entries)) for i in (0, 1))
+    values = torch.full((len(names), len(columns)), torch.nan)
+    texts = [[""] * len(columns) for _ in names]
+    for (name, column), entry in entries.items():
+        i, j = names.index(name), columns.index(column)
+        values[i, j] = entry["mean"] if not log else math.log10(entry["mean"]) if entry["mean"] > 0 else torch.nan
+        texts[i][j] = spread(entry, ".3g" if log else ".2f").replace(" ±", "\n±")
+    asked = found["asked"]
+    figure = Plot(10, 1.3 + 0.45 * len(names), f"profile {asked['settings']['profile']} · N = {asked['captions']} captions, {asked['draws']:,} draws "
+                  f"each; mean ± sd over captions · seed {asked['seed']}")
+    ax = figure.subplots()
+    heat(ax, values, [MAPS[name][0] for name in names], columns, texts, float(values.nan_to_num(0).abs().max()) or 1)
+    ax.set_xticks(range(len(columns)), columns, rotation=0, ha="center", rotation_mode="default", fontsize=8)
+    ax.set_title(plain(title), fontsize=10, loc="left")
+    return figure
+
+
+def variants_figure(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Plot:
+    """What joint training with each variant reached: mean and standard deviation over seeds, a panel a metric."""
+    first = ["none", *MAPS]
+    systems = sorted(found["systems"], key=lambda name: (first.index(name) if name in first else len(first), name))
+    seeds = sorted({entry["n"] for scores in found["systems"].values() for entry in scores.values()})
+    note = f"profile {found['profile']} · N = {tested(found)} · bars: sd over {', '.join(map(str, seeds))} seed(s)"
+    figure = Plot(10, 1.5 + 0.28 * len(systems), note)
+    for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
+        for place, system in enumerate(systems):
+            if entry := found["systems"][system].get(metric):
+                colour = MAPS.get(system, MAPS.get(system.partition("_")[0], ("", PURPLE)))[1]
+                ax.errorbar(entry["mean"], place, xerr=entry["std"] or 0, marker="o", capsize=3, color=colour)
+        name, better, _ = METRICS[metric]
+        dress(ax, name, f"{better} is better", "")
+        # A file's name has no dots: 0_1 was 0.1.
+        ax.set_yticks(range(len(systems)), [re.sub(r"(?<=\d)_(?=\d)", ".", system).replace("_", " ") + " (Eq. 10)" * (system == "sentence")
+                                            for system in systems])
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
+def gradient_verdicts(found: Mapping[str, Any]) -> Markdown:
+    """Of ``gradients.json``: the maps' cosines beside Eq. 10's, all with the paper's estimator, and for each map the other estimators'."""
+    by_map = {row["mapping"]: row["cosine"] for row in found["rows"] if (row["estimator"], row["temperature"]) == ("gumbel", 1)}
+    lines = [verdict("cosine of each map (gumbel, τ = 1)", by_map, "sentence")]
+    for name in by_map:
+        of_map = {f"{row['estimator']}, τ = {row['temperature']:g}": row["cosine"] for row in found["rows"] if row["mapping"] == name}
+        lines.append(verdict(f"cosine of each estimator (map {name})", of_map, "gumbel, τ = 1"))
+    return Markdown("\n".join(f"- {line}" for line in lines))
+
+
+def variant_verdicts(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Markdown:
+    """Of ``ablations.json``: each metric of each map beside training without any gradient from the image, and beside the paper's map."""
+    lines = []
+    for metric in metrics:
+        scores = {name: entries[metric] for name, entries in found["systems"].items() if metric in entries and name in ("none", *MAPS)}
+        lines += [verdict(f"{METRICS[metric][0]} ({METRICS[metric][1]} is better)", scores, reference) for reference in ("none", "sentence")]
+    return Markdown("\n".join(f"- {line}" for line in lines))
