@@ -12,11 +12,12 @@ pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
 PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test bench lint clean FORCE
+.PHONY: help setup reproduce compare test bench lint clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
 	@echo 'make reproduce   train, evaluate, draw the figures and run the notebooks; PROFILE=mini (default) or smoke'
+	@echo 'make compare     the same training and scores with five seeds, all three systems beside each other'
 	@echo 'make test        run the tests, and every notebook at smoke'
 	@echo 'make bench       measure speed'
 	@echo 'make lint        check style and types'
@@ -28,6 +29,9 @@ setup: $(STAMP)
 
 reproduce: $(STAMP)
 	$(E2E) reproduce --profile $(PROFILE)
+
+compare: $(STAMP)
+	$(E2E) compare --profile $(PROFILE)
 
 test: $(STAMP)
 	$(E2E) test

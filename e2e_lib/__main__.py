@@ -74,6 +74,15 @@ def _ablate(arguments: argparse.Namespace) -> None:
         say(f"wrote {path}")
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from e2e_lib.config import SYSTEMS
+    from e2e_lib.reproduce import compare, run_all, staged
+    config = _config(arguments)
+    stage = staged(1 + 2 * len(SYSTEMS) * len(arguments.seeds), say)
+    run_all(config, arguments.seeds, stage, say)
+    say(compare(config, arguments.seeds, stage, say))
+
+
 def _figures(arguments: argparse.Namespace) -> None:
     from e2e_lib.figures import draw_all
     for path in draw_all(_config(arguments).profile, arguments.seeds):
@@ -214,6 +223,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, 
     "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out", "baselines")),
     "train": (_train, "training alone, of one system", ("config", "seeds", "system")),
     "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds", "system")),
+    "compare": (_compare, "train and score all three systems with five seeds; differences with intervals, and tables", ("config", "seeds")),
     "ablate": (_ablate, "every vocabulary map, estimator and ingredient: training with it, and its gradient beside the true one (hours)",
                ("config", "seeds", "variants")),
     "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
@@ -241,7 +251,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. train.epochs=2")
         if "seeds" in options:
             command.add_argument("--seeds", type=int, nargs="+", default=[0] if name == "chat" else None, metavar="N",
-                                 help="seeds, one run each (default: 0 1 2, and 0 for smoke)")
+                                 help="seeds, one run each (default: 0 1 2, and 0 for smoke)" if name != "compare" else
+                                 "seeds, one run of each system each (default: 0 1 2 3 4, and 0 for smoke)")
         if "system" in options:
             command.add_argument("--system", metavar="NAME", help="end_to_end (default), pipeline or divter")
         if "variants" in options:
@@ -271,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if getattr(arguments, "seeds", 0) is None:
-        arguments.seeds = [0] if arguments.profile == "smoke" else [0, 1, 2]
+        arguments.seeds = list(range(1 if arguments.profile == "smoke" else 5 if arguments.command == "compare" else 3))
     from e2e_lib.checkpoints import CheckpointError
     from e2e_lib.data.dialogue import DataError
     from e2e_lib.files import SaveError

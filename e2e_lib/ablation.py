@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "span_decoupled": ("bridge.mapping=span", "bridge.estimator=decoupled", "bridge.temperature_end=1"),
     "span_reinmax": ("bridge.mapping=span", "bridge.estimator=reinmax", "bridge.temperature_end=1"),
     # The other ingredients, one at a time.
+    "no_perceptron": ("model.sight=captioner",),
     "own_captions": ("bridge.caption_source=predicted",),
     "no_noise": ("bridge.noise=false",),
     "temperature_1": ("bridge.temperature_start=1", "bridge.temperature_end=1"),
@@ -43,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "weight_10": ("train.image_loss_weight=10",),
 }
 GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.startswith("span_")),
-          "ingredients": tuple(VARIANTS)[list(VARIANTS).index("own_captions"):]}
+          "ingredients": tuple(VARIANTS)[list(VARIANTS).index("no_perceptron"):]}
 ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0), ("gumbel_rao", 0.5), ("reinmax", 1.0))
 COINS = (("decoupled", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("soft", 0.1), ("reinmax", 1.0))
 OTHERS = 300  # of the test contexts without a photo; all with one are answered
@@ -78,7 +79,8 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
         for seed in seeds:
             echo(f"== variant {number} of {len(names)}: {name} ({', '.join(VARIANTS[name])}), seed {seed}")
             train(variant, seed, echo, root=root)
-            evaluate(variant, seed, echo, label=name.replace(".", "_"), into="ablations", others=OTHERS, runs_root=root)
+            evaluate(configuration.replace(variant, "inference.others", OTHERS), seed, echo, label=name.replace(".", "_"), into="ablations",
+                     answers="answers-ablation", runs_root=root)
     return results.summarise(config.profile, folder="ablations")
 
 

@@ -23,7 +23,7 @@ from e2e_lib.config import Config
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.reader import SceneReader
-from e2e_lib.figures import CORE, read_answers, wrong
+from e2e_lib.figures import CORE, read_answers, read_details, wrong
 from e2e_lib.provenance import stamp
 from e2e_lib.training import RUNS
 
@@ -34,15 +34,18 @@ Array = NDArray[np.float64]
 class Answers:
     """One run's answers to E test examples, reduced to what metrics are made of.
 
-    ``ngrams`` (E, 6): matches and totals of order 1, of order 2, length of hypothesis, length of reference; zeros where the gold response has
-    no text. ``rouge`` (E,) from 0 to 1, nan where it has none. ``scenes`` (E,) the share of thing, colour and place drawn right, nan where no
-    scene is due. ``drawn`` and ``gold`` are (number of photos, F) features and ``drawn_at``, ``gold_at`` the examples they belong to;
-    ``things`` (number drawn, T) the reader's probabilities for the thing in each drawn photo.
+    Questions about details, asked apart, are examples of their own, to which no other metric applies. ``ngrams`` (E, 6): matches and
+    totals of order 1, of order 2, length of hypothesis, length of reference; zeros where the gold response has no text. ``rouge`` (E,)
+    from 0 to 1, nan where it has none. ``scenes`` (E,) the share of thing, colour and place drawn right, nan where no scene is due;
+    ``details`` (E,) 1 for a question answered rightly, 0 wrongly, nan for other examples. ``drawn`` and ``gold`` are (number of photos, F)
+    features and ``drawn_at``, ``gold_at`` the examples they belong to; ``things`` (number drawn, T) the reader's probabilities for the
+    thing in each drawn photo.
     """
 
     ngrams: Array
     rouge: Array
     scenes: Array
+    details: Array
     drawn: Array
     drawn_at: NDArray[np.int64]
     gold: Array
@@ -65,19 +68,21 @@ def ngram_counts(hypothesis: str, reference: str) -> list[int]:
 
 
 def reduce(rows: Sequence[Mapping[str, Any]], drawn: Array, things: Array, gold: Array) -> Answers:
-    """The rows of a run's ``answers.jsonl`` with the features of its drawn photos (in the rows' order), of the gold photos, and the drawn
-    photos' probabilities for each thing. Raises ValueError where photos and rows do not agree in number."""
+    """The rows of a run's ``answers.jsonl`` (and of ``details.jsonl``, which have "right") with the features of its drawn photos (in the
+    rows' order), of the gold photos, and the drawn photos' probabilities for each thing. Raises ValueError where photos and rows do not
+    agree in number."""
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    drawn_at = np.array([i for i, row in enumerate(rows) if row["image"]], dtype=np.int64)
-    gold_at = np.array([i for i, row in enumerate(rows) if row["gold_photo_id"]], dtype=np.int64)
+    drawn_at = np.array([i for i, row in enumerate(rows) if row.get("image")], dtype=np.int64)
+    gold_at = np.array([i for i, row in enumerate(rows) if row.get("gold_photo_id")], dtype=np.int64)
     for name, at, features in (("drawn", drawn_at, drawn), ("gold", gold_at, gold)):
         if len(at) != len(features):
             raise ValueError(f"{len(at)} answers with a {name} photo, but features of {len(features)}")
-    said = [(row["text"], row["gold_text"]) for row in rows]
+    said: list[tuple[str, str]] = [(row["text"], row.get("gold_text", "")) for row in rows]
     return Answers(
         ngrams=np.array([ngram_counts(*pair) if pair[1] else [0] * 6 for pair in said], dtype=np.float64).reshape(-1, 6),
         rouge=np.array([scorer.score(gold, text)["rougeL"].fmeasure if gold else np.nan for text, gold in said]),
-        scenes=np.array([1 - len(wrong(row)) / len(CORE) if row["scene"] else np.nan for row in rows]),
+        scenes=np.array([1 - len(wrong(row)) / len(CORE) if row.get("scene") else np.nan for row in rows]),
+        details=np.array([float(row.get("right", np.nan)) for row in rows]),
         drawn=drawn, drawn_at=drawn_at, gold=gold, gold_at=gold_at, things=things)
 
 
@@ -97,7 +102,8 @@ def _mean(field: str, scale: float) -> Callable[[Answers, Array], Array]:
     def metric(answers: Answers, weights: Array) -> Array:
         values = getattr(answers, field)
         due = ~np.isnan(values)
-        return scale * weights[:, due] @ values[due] / weights[:, due].sum(1)
+        counted = weights[:, due].sum(1)
+        return np.where(counted > 0, scale * weights[:, due] @ values[due] / np.maximum(counted, 1), np.nan)
     return metric
 
 
@@ -114,7 +120,9 @@ def _moments(features: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _fid(answers: Answers, weights: Array) -> Array:
-    return np.array([frechet(*_moments(answers.drawn, w[answers.drawn_at]), *_moments(answers.gold, w[answers.gold_at])) for w in weights])
+    pairs = ((w[answers.drawn_at], w[answers.gold_at]) for w in weights)
+    return np.array([frechet(*_moments(answers.drawn, drawn), *_moments(answers.gold, gold)) if min(drawn.sum(), gold.sum()) > 1 else np.nan
+                     for drawn, gold in pairs])
 
 
 def _inception_score(answers: Answers, weights: Array) -> Array:
@@ -130,7 +138,7 @@ def _inception_score(answers: Answers, weights: Array) -> Array:
 # Metric: how it is computed from weighted answers, and whether more of it is better.
 METRICS: dict[str, tuple[Callable[[Answers, Array], Array], bool]] = {
     "bleu1": (_bleu(1), True), "bleu2": (_bleu(2), True), "rougeL": (_mean("rouge", 100), True), "is": (_inception_score, True),
-    "fid": (_fid, False), "scene_accuracy": (_mean("scenes", 1), True),
+    "fid": (_fid, False), "scene_accuracy": (_mean("scenes", 1), True), "details": (_mean("details", 1), True),
 }
 
 
@@ -144,11 +152,15 @@ def resamplings(dialogues: Sequence[str], draws: int, rng: np.random.Generator) 
 
 def compare(one: Sequence[Answers], other: Sequence[Answers], weights: Array) -> dict[str, dict[str, float]]:
     """``one`` minus ``other`` in every metric: the difference on the test set as it is, its 95 % interval over the draws, and the
-    two-sided p-value (at least 1 over the draws and one). Each side is a list of runs, one a seed."""
+    two-sided p-value (at least 1 over the draws and one). Each side is a list of runs, one a seed. A metric without anything to count
+    is left out; so are draws in which nothing counts."""
     found = {}
     for name, (metric, _) in METRICS.items():
         as_it_is = np.ones((1, weights.shape[1]))
         drawn, whole = (np.mean([metric(run, w) for run in one], 0) - np.mean([metric(run, w) for run in other], 0) for w in (weights, as_it_is))
+        drawn = drawn[np.isfinite(drawn)]
+        if not np.isfinite(whole[0]) or not len(drawn):
+            continue
         low, high = np.quantile(drawn, (0.025, 0.975))
         tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
         found[name] = {"difference": float(whole[0]), "low": float(low), "high": float(high), "p": float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))}
@@ -171,6 +183,7 @@ def answers_of(config: Config, system: str, seed: int, corpus: Path, reader: Sce
     """The dialogues that a run's test answers belong to, and the answers reduced. Raises ResultsError if they are missing,
     or hold fewer than two drawn photos."""
     rows = read_answers(config.profile, [seed], root, system)[seed]
+    asked = read_details(config.profile, [seed], root, system)[seed]
     store, size = PhotoStore(corpus / "photos"), config.data.photo_size
     drawn = [torch.from_numpy(np.array(Image.open(row["image"]).convert("RGB"))).permute(2, 0, 1) for row in rows if row["image"]]
     gold = [store.tensor(row["gold_photo_id"], size) for row in rows if row["gold_photo_id"]]
@@ -179,12 +192,26 @@ def answers_of(config: Config, system: str, seed: int, corpus: Path, reader: Sce
     with torch.no_grad():
         features = [torch.cat([reader.features(part) for part in torch.stack(photos).split(256)]).double().numpy() for photos in (drawn, gold)]
         things = torch.cat([reader(part)["thing"].softmax(-1) for part in torch.stack(drawn).split(256)]).double().numpy()
+    rows += [{"dialogue_id": row["dialogue_id"], "right": row["right"], "text": ""} for row in asked]
     return [row["dialogue_id"] for row in rows], reduce(rows, features[0], things, features[1])
+
+
+def fid_by_number(answers: Answers, rng: np.random.Generator, subsets: int = 20) -> list[dict[str, float]]:
+    """How FID falls with the number of photos: its mean and standard deviation over random subsets of N drawn and N gold photos."""
+    most, found = min(len(answers.drawn), len(answers.gold)), []
+    for n in (most * k // 8 for k in (1, 2, 3, 4, 6, 8)):
+        if n < 2:
+            continue
+        values = [frechet(*(moment for side in (answers.drawn, answers.gold)
+                            for moment in _moments(side[rng.choice(len(side), n, replace=False)], np.ones(n)))) for _ in range(subsets)]
+        found.append({"n": n, "mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))})
+    return found
 
 
 def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
                     draws: int = 2000, seed: int = 0, root: Path = RUNS) -> Path:
-    """Every pair of systems in every metric; writes ``results/<profile>/comparison.json``. All p-values are corrected together.
+    """Every pair of systems in every metric, and FID by the number of photos (of the first seed); writes
+    ``results/<profile>/comparison.json``. All p-values are corrected together.
 
     Raises ResultsError for missing answers, and where systems have answered different test examples.
     """
@@ -200,7 +227,8 @@ def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str]
                                            "`e2e evaluate` makes them again")
             asked = dialogues
             runs[system].append(answers)
-    weights = resamplings(asked, draws, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    weights = resamplings(asked, draws, rng)
     pairs: list[dict[str, Any]] = [{"system": one, "than": other, "metric": name, **found} for one, other in itertools.combinations(systems, 2)
              for name, found in compare(runs[one], runs[other], weights).items()]
     for row, p in zip(pairs, holm([row["p"] for row in pairs]), strict=True):
@@ -208,4 +236,5 @@ def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str]
     path = results.RESULTS / config.profile / "comparison.json"
     return files.write_json(path, {
         "profile": config.profile, "seeds": list(seeds), "draws": draws, "dialogues": len(set(asked)), "examples": len(asked), "pairs": pairs,
+        "fid_by_number": {system: fid_by_number(runs[system][0], rng) for system in systems},
         "higher_is_better": {name: better for name, (_, better) in METRICS.items()}, "provenance": stamp(config, seeds={"bootstrap": seed})})

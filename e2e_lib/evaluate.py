@@ -8,8 +8,9 @@ from typing import Any
 
 from e2e_lib import files, results
 from e2e_lib.checkpoints import check
+from e2e_lib.claims import Question, answered, detail_accuracy, question_of
 from e2e_lib.config import SHIPPED, Config, completed
-from e2e_lib.data.corpus import DATA, prepare
+from e2e_lib.data.corpus import DATA, prepare, read_scenes
 from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
 from e2e_lib.inference import Response, respond
@@ -20,26 +21,25 @@ from e2e_lib.training import RUNS, load_trained, run_folder
 
 
 def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: str = "", into: str = "runs",
-             others: int | None = None, results_root: Path = results.RESULTS, runs_root: Path = RUNS, data_root: Path = DATA) -> Path:
-    """Answers every test context with the trained model of ``seed`` and writes ``results/<profile>/<into>/<label>-seed<k>.json``.
+             answers: str = "answers", results_root: Path = results.RESULTS, runs_root: Path = RUNS, data_root: Path = DATA) -> Path:
+    """Answers test contexts (``tested``) with the trained model of ``seed`` and writes ``results/<profile>/<into>/<label>-seed<k>.json``.
 
-    ``label`` names what was tested, by default the configuration's system. ``others`` limits how many responses without a photo are
-    answered, evenly spaced; all that share one always are. The answers themselves stay in the run's folder, as ``answers/`` (with a
-    limit, ``answers-<others>/``). A result that stands already, made with the same settings from the same weights, is kept.
-    Raises CheckpointError, DataError and files.SaveError.
+    Questions about what captions leave out (``claims.question_of``) are asked besides, all of them, and scored by themselves, so that
+    they weigh no more in the other scores than they do in chats. ``label`` names what was tested, by default the configuration's
+    system. The answers themselves stay in the run's folder, below ``answers``. A result that stands already, made with the same
+    settings from the same weights, is kept. Raises CheckpointError, DataError and files.SaveError.
     """
     folder = run_folder(config, seed, runs_root)
     corpus = prepare(config, echo, data_root)
     trained = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
     label = label or config.model.system
     parts = {"shipped": fingerprint(sources.WEIGHTS / "mini" / "manifest.json")}
-    if config.model.system != "end_to_end":
+    if config.model.system != "end_to_end" or config.model.sight == "captioner":
         parts["baselines"] = fingerprint(sources.WEIGHTS / "mini-baselines" / "manifest.json")
     weights = {"trained": check(folder / "best")["model.safetensors"], **parts}
     # Scores made by an older way of scoring are no longer valid.
     code = code_hash(Path(__file__).parent / "evaluation")
     path = results_root / config.profile / into / f"{label}-seed{seed}.json"
-    answers = "answers" if others is None else f"answers-{others}"
     if path.is_file() and (folder / answers).is_dir():
         found = results.load_json(path).get("provenance", {})
         if found.get("weights") == weights and found.get("code") == code and completed(found.get("config", {})) == portable(asdict(config)):
@@ -48,10 +48,9 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: s
     with Measure() as measure:
         dialogues, store, report = load_split(corpus, "test")
         echo(f"seed {seed}: test dialogues: {report}")
-        examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
-        if others is not None:
-            plain = [example for example in examples if not example.response.photo]
-            examples = [e for e in examples if e.response.photo] + [plain[i * len(plain) // others] for i in range(min(others, len(plain)))]
+        everything = [example for dialogue in dialogues for example in examples_of(dialogue)]
+        examples, scenes = tested(everything, config.inference.others), read_scenes(corpus / "scenes.jsonl")
+        asked = [(example, question) for example in everything if (question := question_of(example, scenes))]
         model, reader = load_trained(config, seed, root=runs_root), load_reader(SHIPPED)
 
         def progress(what: str, done: int, of: int) -> None:
@@ -61,7 +60,9 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: s
         responses = respond(model, examples, store, config.inference, generator(seed, "test"), config.data.photo_size, progress)
         rows = scenes_drawn(examples, responses, corpus, reader)
         metrics = all_scores(examples, responses, store, rows, reader, config.data.photo_size)
-    save_answers(folder / answers, examples, responses, {row["photo_id"]: row for row in rows})
+        replies = respond(model, [example for example, _ in asked], store, config.inference, generator(seed, "details"), config.data.photo_size)
+        metrics |= detail_accuracy([question for _, question in asked], [reply.text for reply in replies])
+    save_answers(folder / answers, examples, responses, {row["photo_id"]: row for row in rows}, asked, replies)
     provenance = stamp(config, seeds={"training": seed, "data": config.data.seed}, weights=weights,
                        data={name: corpus / name for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl")})
     history = {key: trained.get(key) for key in ("seconds", "steps", "epochs", "best")}
@@ -70,8 +71,17 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: s
     return path
 
 
-def save_answers(folder: Path, examples: Sequence[Example], responses: Sequence[Response], read: dict[str, Any]) -> None:
-    """Writes the test answers: ``answers.jsonl`` and one PNG a drawn photo, numbered by row."""
+def tested(examples: Sequence[Example], others: int) -> list[Example]:
+    """The examples whose answer shares a photo, then ``others`` of the rest (all of them for 0), evenly spaced."""
+    plain = [example for example in examples if not example.response.photo]
+    few = min(others, len(plain)) or len(plain)
+    return [example for example in examples if example.response.photo] + [plain[i * len(plain) // few] for i in range(few)]
+
+
+def save_answers(folder: Path, examples: Sequence[Example], responses: Sequence[Response], read: dict[str, Any],
+                 asked: Sequence[tuple[Example, Question]], replies: Sequence[Response]) -> None:
+    """Writes the test answers: ``answers.jsonl`` and one PNG a drawn photo, numbered by row; and ``details.jsonl``, the replies to questions
+    about details."""
     with files.new_folder(folder) as new:
         rows = []
         for i, (example, response) in enumerate(zip(examples, responses, strict=True)):
@@ -81,4 +91,8 @@ def save_answers(folder: Path, examples: Sequence[Example], responses: Sequence[
                          "gold_photo_id": gold.photo_id if gold else None, "scene": read.get(gold.photo_id) if gold else None})
             if response.image:
                 response.image.save(new / f"{i}.png")
-        files.write_text(new / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        told = [{"dialogue_id": example.dialogue_id, "index": example.index, **asdict(question), "text": reply.text,
+                 "right": answered(reply.text, question.attribute) == question.truth}
+                for (example, question), reply in zip(asked, replies, strict=True)]
+        for name, lines in (("answers", rows), ("details", told)):
+            files.write_text(new / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -63,6 +63,12 @@ def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS, system: 
     return answers
 
 
+def read_details(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end") -> dict[int, list[dict[str, Any]]]:
+    """The replies of each seed to questions about details that captions leave out. Raises ResultsError."""
+    return {seed: _json_lines(seed_folder(root, profile, system, seed) / "answers" / "details.jsonl", f"e2e evaluate --profile {profile}")
+            for seed in seeds}
+
+
 # ------------------------------------------------------------------------------------------------------- training curves
 
 def _curve(ax: Axes, logs: Mapping[int, list[dict[str, Any]]], kind: str, key: str, colour: str, label: str, style: str = "-") -> bool:
@@ -133,6 +139,8 @@ def gradient_norms(logs: Mapping[int, list[dict[str, Any]]], profile: str) -> Pl
              ("gradient_unet", ORANGE, "image generator (UNet)", "--"),
              ("gradient_language_from_image", VERMILLION, "language model, from the image loss alone", ":"))
     found = [_curve(ax, logs, "step", *line) for line in lines]
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, 1e-8 * high))  # once a softmax has settled, what is left of a gradient is rounding
     dress(ax, "Gradient norms", "epoch", "Euclidean norm (log)")
     if any(found):
         ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.16))
@@ -276,17 +284,17 @@ def triple_map(triples: Sequence[tuple[str, str, str]], title: str, note: str) -
 def example_chat(answers: Sequence[Mapping[str, Any]], corpus: Path, profile: str, seed: int) -> Plot:
     """The first test context with a photo in it whose reply is due to share one too, and what the model answered."""
     dialogues, store, _ = load_split(corpus, "test")
-    examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
-    pairs = [(example, row) for example, row in zip(examples, answers, strict=True)
-             if example.response.photo and row["image"] and any(turn.photo for turn in example.context)]
+    examples = {(example.dialogue_id, example.index): example for dialogue in dialogues for example in examples_of(dialogue)}
+    pairs = [(example, row) for row in answers if (example := examples[row["dialogue_id"], row["index"]]).response.photo and row["image"]
+             and any(turn.photo for turn in example.context)]
     if pairs:
         example, row = pairs[0]
         turns = [Turn(int(turn.speaker == example.response.speaker), turn.text, turn.photo) for turn in example.context]
         turns.append(Turn(1, row["text"], SharedPhoto("drawn", row["caption"])))
         return chat_figure(turns, lambda name: Image.open(row["image"]) if name == "drawn" else store.load(name),
                            names=("User", "Assistant"), heading="A test chat; the last turn is the model's own",
-                           note=note_of(profile, [seed], f"1 of {len(examples)} test responses, the first with photos both ways"))
-    figure = Plot(6, 1.5, note_of(profile, [seed], f"{len(examples)} test responses"))
+                           note=note_of(profile, [seed], f"1 of {len(answers)} test responses, the first with photos both ways"))
+    figure = Plot(6, 1.5, note_of(profile, [seed], f"{len(answers)} test responses"))
     ax = figure.subplots()
     ax.axis("off")
     say_in(ax, "in no test chat with a photo did the model share another")

@@ -1,22 +1,25 @@
 """Everything in one command: data, training, evaluation, summary, figures and notebooks, each kept once it is done."""
 
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from e2e_lib import comparison, figures, notebooks, propagation, results, tables
 from e2e_lib import config as configuration
-from e2e_lib import figures, notebooks, results
-from e2e_lib.config import Config
+from e2e_lib.config import SHIPPED, SYSTEMS, Config
 from e2e_lib.data.corpus import prepare
 from e2e_lib.evaluate import evaluate
+from e2e_lib.evaluation.scores import load_reader
 from e2e_lib.files import sha256, write_json
 from e2e_lib.models.sources import WEIGHTS
 from e2e_lib.provenance import Measure, code_hash, stamp
 from e2e_lib.training import RUNS, train
 
-NOTEBOOKS = ("00_quickstart", "01_data", "02_straight_through_gumbel", "03_vocabulary_matrix", "04_joint_training", "06_results")
+NOTEBOOKS = ("00_quickstart", "01_data", "02_straight_through_gumbel", "03_vocabulary_matrix", "04_joint_training", "05_baselines",
+             "06_results")
 NOTEBOOK_SECONDS = 600
 Echo = Callable[[str], None]
 
@@ -36,29 +39,20 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
     if fresh:
         for folder in (RUNS / config.profile, results.RESULTS / config.profile / "runs", results.RESULTS / config.profile / "notebooks"):
             shutil.rmtree(folder, ignore_errors=True)
-    began, stages = time.monotonic(), 3 + 2 * len(seeds)
     transcript: list[str] = []
 
     def tell(line: str) -> None:
         transcript.extend(line.splitlines())
         echo(line)
 
-    def stage(title: str) -> None:
-        number = 1 + sum(line.startswith("== stage") for line in transcript)
-        tell(f"== stage {number} of {stages}: {title} (elapsed {clock(time.monotonic() - began)})")
-
     with Measure() as measure:
+        stage = staged(4 + 2 * len(SYSTEMS) * len(seeds), tell)
         stage("data")
         prepare(config, echo)
-        for seed in seeds:
-            stage(f"joint training, seed {seed}")
-            train(config, seed, echo)
-            stage(f"test scores, seed {seed}")
-            evaluate(config, seed, echo)
-        stage("summary and figures")
-        summary = results.summarise(config.profile)
+        run_all(config, seeds, stage, echo)
+        tell(compare(config, seeds, stage, echo))
+        stage("figures")
         figures.draw_all(config.profile, seeds)
-        tell(summary_lines(summary))
         stage("notebooks")
         run_notebooks(config, seeds, echo)
     tell(f"All done in {clock(measure.wall_seconds)}, at most {measure.peak_memory_bytes / 1e9:.1f} GB of memory. "
@@ -69,13 +63,40 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
         "device": made["platform"]["device"], "versions": made["versions"], "git": made["git"], "transcript": transcript})
 
 
+def staged(stages: int, tell: Echo) -> Echo:
+    """A function that announces one stage after another, of so many in all, with the time since now."""
+    began, numbers = time.monotonic(), itertools.count(1)
+    return lambda title: tell(f"== stage {next(numbers)} of {stages}: {title} (elapsed {clock(time.monotonic() - began)})")
+
+
+def run_all(config: Config, seeds: Sequence[int], stage: Echo, echo: Echo) -> None:
+    """Trains and scores every system with every seed; what is done is found."""
+    for system in SYSTEMS:
+        made = configuration.replace(config, "model.system", system)
+        for seed in seeds:
+            stage(f"{system}, training, seed {seed}")
+            train(made, seed, echo)
+            stage(f"{system}, test scores, seed {seed}")
+            evaluate(made, seed, echo)
+
+
+def compare(config: Config, seeds: Sequence[int], stage: Echo, echo: Echo) -> str:
+    """What the systems' runs say together: summary, differences, errors that propagate, tables. Returns the main scores as lines."""
+    stage("summary, differences and tables")
+    summary, reader = results.summarise(config.profile, seeds=seeds), load_reader(SHIPPED)
+    comparison.compare_systems(config, seeds, SYSTEMS, reader, echo)
+    propagation.propagate(config, seeds, SYSTEMS, reader, echo)
+    tables.write_tables(config.profile, echo=echo)
+    return summary_lines(summary)
+
+
 def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool = False) -> list[notebooks.Outcome]:
     """The numbered notebooks, in order, at the profile's size; one that is done and whose inputs stand unchanged is skipped."""
     return notebooks.run_notebooks(
         NOTEBOOKS, profile=config.profile,
         parameters={"profile": config.profile, "seeds": list(seeds), "overrides": configuration.overrides_of(config)}, timeout_s=NOTEBOOK_SECONDS,
         inputs={"code": code_hash(Path(__file__).parent), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
-                "weights": sha256(WEIGHTS / "mini" / "manifest.json")},
+                **{name: sha256(WEIGHTS / name / "manifest.json") for name in ("mini", "mini-baselines")}},
         fresh=fresh, echo=echo)
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[str, str, str]] = {
     "bleu2_cumulative": ("BLEU-2, cumulative", "higher", "Papineni's own: the geometric mean of orders 1 and 2 (0-100)"),
     "rougeL": ("ROUGE-L", "higher", "F1 of the longest common subsequence of words, a mean over replies, no stemming (0-100)"),
     "caption_bleu": ("caption BLEU-2, cumulative", "higher", "written against gold captions; no caption counts as an empty one (0-100)"),
+    "details": ("detail questions", "higher", "share of right answers to what the photo shows and its caption leaves out (0-1)"),
     "intent_f1": ("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
     "scene_accuracy": ("scene accuracy", "higher", "share of thing, colour and place that are drawn right; no photo is all wrong (0-1)"),
     "is": ("IS*", "higher", "clear and varied things, by the scene reader's opinion (1-14)"),
@@ -135,22 +136,33 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
                            "Runs are only averaged over seeds: make one of them again, or move it away")
 
 
+def _check_version(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises ResultsError unless two runs, of whatever systems, were scored by the same code and began from the same shipped parts."""
+    for what, found in (("scored by another version of the code than", lambda run: run["provenance"].get("code")),
+                        ("trained from other shipped parts than", lambda run: run["provenance"].get("weights", {}).get("shipped"))):
+        if found(first) != found(other):
+            raise ResultsError(f"{_name(other)} was {what} {_name(first)}; make it again with "
+                               f"`e2e evaluate --profile {other['profile']}`, or move one of them away")
+
+
 def _mean_and_std(values: list[float]) -> dict[str, float | int | None]:
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std, "n": len(values)}
 
 
-def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs") -> dict[str, Any]:
-    """Averages a profile's runs over seeds, writes ``summary.json`` (``ablations.json`` for the folder "ablations") and returns its content::
+def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs", seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """Averages a profile's runs over ``seeds`` (by default over all there are), writes ``summary.json`` (``ablations.json`` for the folder
+    "ablations") and returns its content::
 
         {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": …, "std": …, "n": 3}, …}, …},
          "runs": ["end_to_end-seed0.json", …], "test": {"dialogues": 500, …}}
 
     Every numeric metric that all runs of a system have is there. ``std`` is the sample standard deviation (n - 1), null
     for a single run, of which no spread is known. ``test`` is the runs' common ``metrics["n"]``. Raises ResultsError
-    where there is no run, where runs of a system differ in more than the seed, or where test sets differ in size.
+    where there is no run, where runs of a system differ in more than the seed, where runs were scored by different versions of the code
+    or began from different shipped parts, or where test sets differ in size.
     """
-    runs = read_runs(profile, root, folder)
+    runs = [run for run in read_runs(profile, root, folder) if seeds is None or run["seed"] in seeds]
     if not runs:
         raise ResultsError(f"{Path(root) / profile / folder}: no runs to summarise; make them with `e2e reproduce --profile {profile}`")
     by_system: dict[str, list[dict[str, Any]]] = {}
@@ -158,6 +170,7 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs") ->
         group = by_system.setdefault(run["system"], [])
         group.append(run)
         _check_alike(group[0], run)
+        _check_version(runs[0], run)
         if run["metrics"].get("n") != runs[0]["metrics"].get("n"):
             raise ResultsError(f"{_name(run)} was tested on {run['metrics'].get('n')}, {_name(runs[0])} on {runs[0]['metrics'].get('n')}: "
                                "scores of different test sets are not comparable; make one of them again, or move it away")

@@ -25,8 +25,9 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from PIL import Image
 
+from e2e_lib import tables
 from e2e_lib.data.dialogue import Dialogue, Turn
-from e2e_lib.results import METRICS, tested
+from e2e_lib.results import METRICS
 
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, GREY = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
@@ -234,17 +235,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
 
 
 def scores_table(summary: Mapping[str, Any]) -> Markdown:
-    """Our scores: mean ± sample standard deviation over seeds, the number of seeds, and what each metric means."""
-    rows = []
-    for system, scores in summary["systems"].items():
-        for key, (name, better, meaning) in METRICS.items():
-            if key in scores:
-                spread = f" ± {scores[key]['std']:.3f}" if scores[key]["std"] is not None else ""
-                rows.append((system.replace("_", "-"), name, f"{scores[key]['mean']:.3f}{spread}", scores[key]["n"], better, meaning))
-            else:
-                rows.append((system.replace("_", "-"), name, "none", 0, better, "too few photos were drawn in at least one run"))
-    mine = table([f"system (profile {summary['profile']})", "metric", "mean ± sd", "seeds", "better", "what it is"], rows)
-    return Markdown(f"{mine}\n\nN: {html.escape(tested(summary))}. A star: with the features of MiniChat's scene reader, **not** Inception's.")
+    """Our scores, a row a metric and a column a system that ran: mean ± sample standard deviation over seeds, and what each metric means."""
+    scores = tables.by_metric(summary)
+    rows = [(*row, better, meaning) for row, (_, better, meaning) in zip(scores.to_numpy(), METRICS.values(), strict=True)]
+    note = html.escape(f"{tables.note(summary)} {tables.legend(scores)}", quote=False)
+    return Markdown(f"{table([*scores, 'better', 'what it is'], rows)}\n\n{note}")
 
 
 def table2_markdown(summary: Mapping[str, Any], published: Mapping[str, Any]) -> Markdown:
@@ -256,11 +251,8 @@ def table2_markdown(summary: Mapping[str, Any], published: Mapping[str, Any]) ->
 
 def published_table(published: Mapping[str, Any]) -> Markdown:
     """Table 1 or 2 of the paper, as ``results.published`` reads it, with the paper's own two decimals (IS as it stands there)."""
-    def printed(key: str, value: Any) -> Any:
-        return (str(value) if key.startswith("is") else f"{value:.2f}") if isinstance(value, float) else value
-
-    columns = published["columns"]
-    return table(list(columns.values()), [[printed(key, row.get(key)) for key in columns] for row in published["rows"]])
+    printed = tables.published_table(published)
+    return table(list(printed), printed.to_numpy().tolist())
 
 
 def table1_markdown(splits: Mapping[str, Mapping[str, Any]], profile: str, published: Mapping[str, Any]) -> Markdown:

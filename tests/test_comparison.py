@@ -32,7 +32,7 @@ def some_answers(seed, examples=40, shift=0.0):
         scene = {"gold": {"thing": "dog", "colour": "red", "place": "beach"},
                  "drawn": None if i % 12 == 0 else {"thing": "dog", "colour": rng.choice(["red", "blue"]), "place": rng.choice(["beach", "city"])}}
         rows.append({"text": text, "gold_text": gold, "image": f"{i}.png" if due and i % 12 else None, "gold_photo_id": f"p{i}" if due else None,
-                     "scene": scene if due else None, "dialogue_id": f"d{i // 4}"})
+                     "scene": scene if due else None, "dialogue_id": f"d{i // 4}", **({"right": i % 8 == 1} if i % 4 == 1 else {})})
     drawn, golds = sum(bool(r["image"]) for r in rows), sum(bool(r["gold_photo_id"]) for r in rows)
     things = rng.dirichlet(np.ones(5), drawn)
     return rows, comparison.reduce(rows, rng.normal(shift, 1, (drawn, 3)), things, rng.normal(0, 1, (golds, 3)))
@@ -52,6 +52,7 @@ def test_every_metric_is_the_reported_one_when_each_example_counts_once():
     a, b = answers.drawn, answers.gold
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * sqrtm(np.cov(a.T) @ np.cov(b.T)).real)
     assert found["fid"] == pytest.approx(expected)
+    assert found["details"] == np.mean([r["right"] for r in rows if "right" in r]) == 0.5
     p = torch.from_numpy(answers.things)
     assert found["is"] == pytest.approx(float((p * (p.log() - p.mean(0).log())).sum(1).mean().exp()))
 
@@ -65,7 +66,7 @@ def test_weights_are_repetitions(seed):
     again = [rows[i] for i in repeated]
     at = {name: {int(e): k for k, e in enumerate(getattr(answers, f"{name}_at"))} for name in ("drawn", "gold")}
     pick = {name: [at[name][i] for i in repeated if i in at[name]] for name in at}
-    if len(pick["drawn"]) < 4 or not any(r["gold_text"] for r in again):
+    if len(pick["drawn"]) < 4 or len(pick["gold"]) < 2 or not any(r["gold_text"] for r in again):
         return
     written_out = comparison.reduce(again, answers.drawn[pick["drawn"]], answers.things[pick["drawn"]], answers.gold[pick["gold"]])
     for metric, _ in comparison.METRICS.values():
@@ -85,10 +86,23 @@ def test_a_better_system_is_told_from_an_equal_one():
 def test_the_interval_of_a_mean_is_the_normal_one():
     rng = np.random.default_rng(3)
     values = rng.normal(0.5, 0.2, 2000)
-    base = comparison.Answers(*(np.zeros((2000, 6)), values, values, *(np.zeros((0, 3)), np.zeros(0, np.int64)) * 2, np.zeros((0, 5))))
+    base = comparison.Answers(*(np.zeros((2000, 6)), values, values, values, *(np.zeros((0, 3)), np.zeros(0, np.int64)) * 2, np.zeros((0, 5))))
     weights = comparison.resamplings([str(i) for i in range(2000)], 1000, rng)
     spread = comparison.METRICS["scene_accuracy"][0](base, weights).std()
     assert spread == pytest.approx(0.2 / 2000**0.5, rel=0.15)
+
+
+def test_a_metric_without_anything_to_count_is_left_out_and_so_are_draws_without():
+    rows, answers = some_answers(4)
+    rows = [{key: value for key, value in row.items() if key != "right"} for row in rows]
+    answers = comparison.reduce(rows, answers.drawn, answers.things, answers.gold)
+    weights = comparison.resamplings([r["dialogue_id"] for r in rows], 20, np.random.default_rng(0))
+    assert set(comparison.compare([answers], [answers], weights)) == set(comparison.METRICS) - {"details"}
+    asked = comparison.reduce([*rows, {"dialogue_id": "d0", "right": True, "text": ""}], answers.drawn, answers.things, answers.gold)
+    weights = np.ones((2, len(rows) + 1))
+    weights[0, -1] = 0
+    assert comparison.compare([asked], [asked], weights)["details"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    assert np.isnan(comparison.METRICS["details"][0](asked, weights)[0]) and comparison.METRICS["details"][0](asked, weights)[1] == 1
 
 
 def test_holm_is_as_worked_by_hand():
@@ -114,6 +128,8 @@ def save_run(folder, examples, store, photo_of, text_of, colour):
         if gold:
             photo_of(store.load(gold.photo_id)).save(folder / "answers" / f"{i}.png")
     (folder / "answers" / "answers.jsonl").write_text("\n".join(lines) + "\n")
+    details = [json.dumps({"dialogue_id": examples[0].dialogue_id, "right": colour == "red" or i == 0}) for i in range(4)]
+    (folder / "answers" / "details.jsonl").write_text("\n".join(details) + "\n")
 
 
 def test_systems_are_compared_from_their_saved_answers(config, corpus, tmp_path, monkeypatch):
@@ -127,11 +143,15 @@ def test_systems_are_compared_from_their_saved_answers(config, corpus, tmp_path,
         save_run(tmp_path / "runs" / "smoke" / system / "seed-0", examples, store, *made)
     reader = load_reader(SHIPPED)
     found = json.loads(comparison.compare_systems(config, [0], ["end_to_end", "pipeline"], reader, print, draws=50).read_text())
-    assert found["examples"] == len(examples) and found["dialogues"] == len(dialogues)
+    assert found["examples"] == len(examples) + 4 and found["dialogues"] == len(dialogues)
     rows = {row["metric"]: row for row in found["pairs"]}
     assert set(rows) == set(comparison.METRICS) and rows["bleu1"]["difference"] > 80 and rows["rougeL"]["low"] > 80
     assert rows["fid"]["high"] < 0  # less is better
     assert rows["scene_accuracy"]["difference"] == pytest.approx(1 / 3)
+    assert rows["details"]["difference"] == rows["details"]["low"] == 0.75  # all of them in one dialogue
+    perfect_fid, poor_fid = (found["fid_by_number"][system] for system in ("end_to_end", "pipeline"))
+    assert [row["n"] for row in perfect_fid] == [row["n"] for row in poor_fid] and perfect_fid[-1]["mean"] == pytest.approx(0, abs=1e-6)
+    assert perfect_fid[0]["mean"] > perfect_fid[-1]["mean"]  # biased upwards by few photos
     assert all(row["p_corrected"] >= row["p"] for row in found["pairs"])
     save_run(tmp_path / "runs" / "smoke" / "divter" / "seed-0", examples[1:], store, *perfect)
     with pytest.raises(ResultsError, match="divter, seed 0, answered other test examples than end_to_end, seed 0"):

@@ -113,7 +113,7 @@ def run(config, corpus, tmp_path, monkeypatch):
         gold = example.response.photo
         scene = {"photo_id": gold.photo_id, "gold": vars(scenes[gold.photo_id]), "drawn": None} if gold else None
         rows.append({"text": "<b>$1 or $2?</b>", "caption": None, "gold_photo_id": gold and gold.photo_id, "scene": scene,
-                     "gold_caption": gold and gold.caption})
+                     "dialogue_id": example.dialogue_id, "index": example.index, "gold_caption": gold and gold.caption})
     (folder / "answers" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     photo = next(row["gold_photo_id"] for row in rows if row["gold_photo_id"])
     for epoch in (0, 1, 2):

@@ -167,7 +167,7 @@ VENV = "-m venv --clear .venv"
 PIP = "-m pip install --quiet --no-input --disable-pip-version-check"
 INSTALLS = [f"{PIP} {next(pin for pin in RUNTIME if pin.startswith('torch=='))}", f"{PIP} --no-deps {NO_DEPS[0]}",
             f"{PIP} --no-warn-conflicts --editable .[test]"]
-TARGETS = {"setup": "doctor", "reproduce": "reproduce --profile mini", "test": "test", "bench": "bench", "lint": "lint", "clean": "clean"}
+TARGETS = {"setup": "doctor", "reproduce": "reproduce --profile mini", "compare": "compare --profile mini", "test": "test", "bench": "bench", "lint": "lint", "clean": "clean"}
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 

@@ -17,7 +17,7 @@ def make_results(root: Path) -> None:
     (root / "mini" / "summary.json").write_text(json.dumps(summary))
     (root / "mini" / "reproduce.json").write_text(json.dumps(run))
     score = {"mean": 0.9123, "std": 0.01, "n": 3}
-    ablations = {"systems": {"none": {"scene_accuracy": score, "fid": score}, "span_reinmax": {"fid": score}}, "test": {"examples": 988}}
+    ablations = {"systems": {"none": {"scene_accuracy": score, "fid": score}, "sentence": {"caption_bleu": score}, "span_reinmax": {"fid": score}}, "test": {"examples": 988}}
     gradients = {"captions": [{}, {}], "asked": {"seed": 0}, "rows": [
         {"mapping": "sentence", "estimator": "gumbel", "temperature": 1.0, "cosine": {"mean": -0.25, "std": 0.5}},
         {"mapping": "sentence", "estimator": "gumbel", "temperature": 0.1, "cosine": {"mean": 0.75, "std": 0.5}}]}
@@ -33,11 +33,11 @@ def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
     page.write_text("a\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nb\n<!-- results:begin -->\nold\n<!-- results:end -->\nc\n<!-- ablation:begin --><!-- ablation:end -->")
     readme.update(page, root=tmp_path)
     text = page.read_text()
-    assert "| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy | 0.800 |" in text
+    assert "| metric | End-to-end |\n|---|---|\n| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy | 0.800 |" in text
     assert "1,234 examples" in text and "3 seeds" in text and "10.0 minutes" in text and "2.5 GB" in text and "old" not in text
     assert "| FID* | – |" in text  # a missing score is shown as missing
     assert "| none | – | 0.912 ± 0.010 | 0.912 ± 0.010 | – | 1.000 ± 0.020 |" in text
-    assert "| sentence (Eq. 10, the default) | -0.250 ± 0.500 | – | – | – | 1.050 ± 0.020 |" in text and "988 examples" in text
+    assert "| sentence (Eq. 10, the default) | -0.250 ± 0.500 | – | – | 0.912 ± 0.010 | 1.050 ± 0.020 |" in text and "988 examples" in text
     before = text
     readme.update(page, root=tmp_path)
     assert page.read_text() == before

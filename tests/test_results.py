@@ -170,3 +170,19 @@ def test_other_tables_are_refused():
     with pytest.raises(ResultsError, match="Tables 1 and 2, not 3"):
         published(3, PUBLISHED)
     assert results.RESULTS == Path("results")
+
+
+def test_runs_of_another_version_of_the_code_or_of_other_parts_are_refused_by_name(tmp_path):
+    def versioned(system, seed, code, shipped):
+        write_run("mini", system, seed, {"bleu1": 1.0}, {**provenance(seed), "code": code, "weights": {"shipped": shipped}}, tmp_path)
+
+    versioned("divter", 0, "1", "a")
+    versioned("pipeline", 0, "1", "a")
+    assert set(summarise("mini", tmp_path)["systems"]) == {"divter", "pipeline"}
+    versioned("pipeline", 1, "2", "a")
+    with pytest.raises(ResultsError, match="pipeline-seed1.json was scored by another version of the code than divter-seed0.json"):
+        summarise("mini", tmp_path)
+    assert summarise("mini", tmp_path, seeds=[0])["runs"] == ["divter-seed0.json", "pipeline-seed0.json"]
+    versioned("pipeline", 1, "1", "b")
+    with pytest.raises(ResultsError, match="pipeline-seed1.json was trained from other shipped parts than divter-seed0.json"):
+        summarise("mini", tmp_path)

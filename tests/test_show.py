@@ -87,18 +87,26 @@ def test_tables_escape_and_align():
 
 def test_the_papers_numbers_keep_their_digits():
     table = show.published_table(published(2))
-    assert "| 12.08 | 2.94 | 11.00 | 14.47 | 0.94 | 75.88 |" in table and "262.09" in table
-    assert "| 15.8 | 0.6 | 29.16 |" in table
+    assert "| 12.08 | 2.94 | 11.00 | 14.47 ± 0.94 | 75.88 |" in table and "262.09" in table
+    assert "| 15.8 ± 0.6 | 29.16 |" in table
+    assert "| PhotoChat | train | 10,286 | 130,459 |" in show.published_table(published(1))
 
 
 def test_our_table_and_the_papers_never_share_a_row():
     summary = {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": 33.25, "std": 0.5, "n": 3}}}, "test": {"examples": 9}}
     page = show.table2_markdown(summary, published(2))
-    ours = [line for line in page.splitlines() if "33.250 ± 0.500" in line]
-    assert len(ours) == 1 and "| 3 |" in ours[0] and not re.search("12.08|10.65", ours[0])
-    assert "FID* | none | 0 |" in page and "N: 9 examples" in page and "profile mini" in page
+    ours = [line for line in page.splitlines() if "33.25 ± 0.50" in line]
+    assert len(ours) == 1 and not re.search("12.08|10.65", ours[0])
+    assert "| FID* | – | lower |" in page and "N: 9 examples" in page and "3 seeds" in page and "profile mini" in page
 
 
 def test_one_seed_has_no_spread():
     summary = {"profile": "smoke", "systems": {"end_to_end": {"bleu1": {"mean": 1.0, "std": None, "n": 1}}}, "test": {}}
-    assert "| 1.000 | 1 |" in show.scores_table(summary)
+    table = show.scores_table(summary)
+    assert "| BLEU-1 | 1.000 | higher |" in table and "1 seed;" in table
+
+
+def test_systems_stand_side_by_side_in_the_papers_order():
+    score = {"bleu1": {"mean": 1.0, "std": None, "n": 1}}
+    table = show.scores_table({"profile": "smoke", "systems": {"end_to_end": score, "divter": score}, "test": {}})
+    assert table.startswith("| metric | Divter | End-to-end | better | what it is |")

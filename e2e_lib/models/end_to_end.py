@@ -18,6 +18,7 @@ from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.config import Bridge, ConfigError
 from e2e_lib.data.examples import IGNORED, Batch, Layout
 from e2e_lib.data.minichat import caption_words
+from e2e_lib.models.captioner import Captioner, CaptionLayout
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.perceptron import ImagePerceptron
 
@@ -42,13 +43,14 @@ def put_photos(embeddings: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
 
 
 class EndToEndModel(nn.Module):
-    """Llama, BLIP-2's perceptron and a latent diffusion model, joined by the bridge."""
+    """Llama, BLIP-2's perceptron and a latent diffusion model, joined by the bridge. A captioner in the perceptron's place puts
+    words where photos were."""
 
     language: Any
     generator: ImageGenerator
     joint = True  # one loss trains all of it
 
-    def __init__(self, language: Any, tokenizer: Any, perceptron: ImagePerceptron, generator: ImageGenerator, bridge: Bridge,
+    def __init__(self, language: Any, tokenizer: Any, perceptron: ImagePerceptron | Captioner, generator: ImageGenerator, bridge: Bridge,
                  image_loss_weight: float, max_context: int) -> None:
         super().__init__()
         self.language, self.perceptron, self.generator = language, perceptron, generator
@@ -56,7 +58,8 @@ class EndToEndModel(nn.Module):
         self.bridge = CaptionBridge(tokenizer, generator.tokenizer, bridge.mapping, pooling=bridge.pooling, estimator=bridge.estimator,
                                     words=word_list(bridge) if bridge.mapping == "static_word" else (),
                                     length=generator.limit)
-        self.layout = Layout(tokenizer, perceptron.queries, max_context)
+        self.layout = (CaptionLayout(tokenizer, max_context, perceptron) if isinstance(perceptron, Captioner)
+                       else Layout(tokenizer, perceptron.queries, max_context))
 
     def read(self, batch: Batch) -> Tensor:
         """The context as embeddings (B, T, D): words from the language model's table, photos through the perceptron (Eq. 3)."""

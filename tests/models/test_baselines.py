@@ -724,7 +724,8 @@ def test_the_language_model_learns_as_if_it_were_trained_alone(epoch, short):
 
 def test_a_baselines_results_name_it_and_its_parts(finished, weights, shipped, root, data_root, tmp_path, monkeypatch):
     config, folder = finished
-    where = {"others": 3, "results_root": tmp_path, "runs_root": root, "data_root": data_root}
+    config = replace(config, "inference.others", 3)
+    where = {"results_root": tmp_path, "runs_root": root, "data_root": data_root}
     path = evaluate.evaluate(config, 0, quiet, **where)
     assert path == tmp_path / "smoke" / "runs" / f"{config.model.system}-seed0.json"
     (run,) = results.read_runs("smoke", tmp_path)
@@ -735,3 +736,4 @@ def test_a_baselines_results_name_it_and_its_parts(finished, weights, shipped, r
     said = []
     evaluate.evaluate(config, 0, said.append, **where)
     assert "is there already" in said[-1]
+    assert run["metrics"]["details_n"] == len((folder / "answers" / "details.jsonl").read_text().splitlines()) > 0

@@ -372,3 +372,18 @@ def test_parts_of_different_widths_are_named(config, tmp_path):
     perceptron.save_pretrained(tmp_path / "perceptron")
     with pytest.raises(ValueError, match="projects to 48 numbers, but the language model is 32 wide"):
         build(replace(config, "model.perceptron", str(tmp_path / "perceptron")))
+
+
+def test_a_captioner_can_take_the_perceptrons_place(new_model, examples):
+    """Words stand where photos were, and everything else is as before: one loss, and an image gradient to the language model."""
+    model = new_model(("model.sight", "captioner"), ("bridge.mapping", "span"))
+    rows, store = examples
+    chosen = [e for e in rows if e.response.photo and any(turn.photo for turn in e.context)][:2]
+    batch = Collator(model.layout, store, 64)(chosen)
+    assert len(batch.photos) == 0 and len(batch.target_photos) == 2
+    told = " ".join(model.layout.said.values())
+    assert told and all(word in model.tokenizer.decode(batch.input_ids.flatten()) for word in told.split()[:3])
+    output = model(batch, temperature=1.0, rng=generator(0))
+    gradients = torch.autograd.grad(output.image_loss, list(model.language.parameters()), allow_unused=True)
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    assert all(name.startswith(("language.", "generator.unet.")) for name in model.trained_weights())

@@ -1,0 +1,132 @@
+"""The comparison's figures, from the JSON files that `e2e reproduce` and `e2e compare` write into ``results/<profile>/``: notebook 06."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from e2e_lib.figures import CORE, causes
+from e2e_lib.results import METRICS
+from e2e_lib.show import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, Markdown, Plot, dress, note_of, table
+from e2e_lib.tables import SYSTEMS
+
+COLOURS = {"divter": GREEN, "pipeline": PURPLE, "end_to_end": BLUE}
+CAUSES = {"right": BLUE, "wrong words": ORANGE, "wrong drawing": VERMILLION, "no photo": "#bbbbbb"}
+
+
+def differences_figure(found: Mapping[str, Any]) -> Plot:
+    """Of ``comparison.json``: a panel a metric, a row a pair of systems, the difference with its 95 % interval; grey where that holds zero."""
+    metrics = list(dict.fromkeys(pair["metric"] for pair in found["pairs"]))
+    columns = -(-len(metrics) // 2)
+    note = note_of(found["profile"], found["seeds"], f"{found['examples']:,} answers in {found['dialogues']} dialogues") + \
+        f" · {found['draws']:,} bootstrap draws of dialogues"
+    figure = Plot(10, 4.6, note)
+    panels = figure.subplots(2, columns, squeeze=False)
+    for number, ax in enumerate(panels.flat):
+        if number >= len(metrics):
+            ax.axis("off")
+            continue
+        pairs = [pair for pair in found["pairs"] if pair["metric"] == metrics[number]]
+        for place, pair in enumerate(pairs):
+            apart = pair["low"] > 0 or pair["high"] < 0
+            reach = [[max(0, pair["difference"] - pair["low"])], [max(0, pair["high"] - pair["difference"])]]
+            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=COLOURS[pair["system"]] if apart else GREY)
+        ax.axvline(0, color="black", linewidth=0.8)
+        name, better, _ = METRICS[metrics[number]]
+        dress(ax, name, "worse ← → better" if better == "higher" else "better ← → worse", "")
+        named = [f"{SYSTEMS[pair['system']]} − {SYSTEMS[pair['than']]}" for pair in pairs]
+        ax.set_yticks(range(len(pairs)), named if number % columns == 0 else [""] * len(pairs), fontsize=8)
+        ax.set_ylim(len(pairs) - 0.5, -0.5)
+    return figure
+
+
+def fid_figure(found: Mapping[str, Any]) -> Plot:
+    """Of ``comparison.json``: FID against the number of photos, mean and standard deviation over random subsets."""
+    figure = Plot(6, 3.4, note_of(found["profile"], found["seeds"][:1], "as on the axis, 20 random subsets each"))
+    ax = figure.subplots()
+    for system, rows in found["fid_by_number"].items():
+        ax.errorbar([row["n"] for row in rows], [row["mean"] for row in rows], yerr=[row["std"] for row in rows], marker="o", capsize=3,
+                    color=COLOURS[system], label=SYSTEMS[system])
+    dress(ax, "The fewer photos, the higher FID*", "N photos on either side", "FID*, lower is better")
+    ax.set_ylim(0)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def propagation_figure(found: Mapping[str, Any]) -> Plot:
+    """Of ``propagation.json``: scene accuracy against the share of wrong words, with 95 % bands; what the captions still name beside it."""
+    asked = found["asked"]
+    figure = Plot(7, 3.8, note_of(found["profile"], asked["seeds"], f"{found['photos']} test photos, 95 % bands over photos"))
+    ax = figure.subplots()
+    for name, rows in found["systems"].items():
+        colour, style = COLOURS.get(name, "black"), "--" if name == "caption" else "-"
+        label = "named by the caption itself" if name == "caption" else f"{SYSTEMS[name]}, slope {rows['slope']['mean']:.2f}"
+        ax.plot(asked["shares"], [row["mean"] for row in rows["accuracy"]], marker="o", linestyle=style, color=colour, label=label)
+        low, high = ([row[key] for row in rows["accuracy"]] for key in ("low", "high"))
+        ax.fill_between(asked["shares"], low, high, color=colour, alpha=0.12, linewidth=0)
+    dress(ax, "Wrong words make wrong photos", "share of the caption's words replaced", "thing, colour and place right")
+    ax.set_ylim(0, 1.02)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def slopes_table(found: Mapping[str, Any]) -> Markdown:
+    """Of ``propagation.json``: each system's slope with its 95 % interval."""
+    rows = [[SYSTEMS.get(name, "named by the caption itself"), f"{entry['slope']['mean']:.3f}",
+             f"[{entry['slope']['low']:.3f}, {entry['slope']['high']:.3f}]", f"{entry['accuracy'][0]['mean']:.3f}"]
+            for name, entry in found["systems"].items()]
+    return table(["system", "slope: accuracy lost from no wrong word to all", "95 % interval", "accuracy with no wrong word"], rows)
+
+
+def causes_figure(answers: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], profile: str) -> Plot:
+    """Who made the errors, a bar a system: thing, colour and place of all seeds together. ``answers``: by system and seed."""
+    found = {system: sum((counts for rows in runs.values() for counts in causes(rows).values()), Counter[str]()) for system, runs in answers.items()}
+    seeds = sorted({seed for runs in answers.values() for seed in runs})
+    n = max((counts.total() for counts in found.values()), default=0)
+    figure = Plot(8, 2.8, note_of(profile, seeds, f"{n} = test photos × {len(CORE)} attributes × seeds"))
+    ax = figure.subplots()
+    left = np.zeros(len(found))
+    for cause, colour in CAUSES.items():
+        share = np.array([counts[cause] / max(1, counts.total()) for counts in found.values()])
+        ax.barh([SYSTEMS[system] for system in found], share, left=left, color=colour, label=cause)
+        left += share
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    dress(ax, "Who made the error: the words or the drawing?", "share of things, colours and places to be drawn", "")
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.25))
+    return figure
+
+
+def causes_table(answers: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> Markdown:
+    """Of all errors in thing, colour and place: how many, and which share each cause has."""
+    rows = []
+    for system, runs in answers.items():
+        counts = sum((counted for of_seed in runs.values() for counted in causes(of_seed).values()), Counter[str]())
+        errors = counts.total() - counts["right"]
+        rows.append([SYSTEMS[system], counts.total(), errors, *(f"{counts[cause] / errors:.0%}" if errors else "–" for cause in list(CAUSES)[1:])])
+    return table(["system", "to be drawn", "wrong", *list(CAUSES)[1:]], rows)
+
+
+def verdicts(found: Mapping[str, Any], one: str, other: str) -> Markdown:
+    """Of ``comparison.json``: a line a metric, which of two systems is ahead, and whether that is beyond chance."""
+    lines = []
+    for pair in (pair for pair in found["pairs"] if (pair["system"], pair["than"]) == (one, other)):
+        better = found["higher_is_better"][pair["metric"]]
+        ahead = one if (pair["difference"] > 0) == better else other
+        said = f"{pair['difference']:+.3f}, 95 % [{pair['low']:+.3f}, {pair['high']:+.3f}], corrected p {pair['p_corrected']:.3f}".replace("-", "−")
+        apart = pair["low"] > 0 or pair["high"] < 0
+        lines.append(f"- **{METRICS[pair['metric']][0]}**: {f'{SYSTEMS[ahead]} ahead' if apart else 'no difference beyond chance'} ({said})")
+    return Markdown("\n".join(lines) or "- nothing was compared")
+
+
+def missed(found: Mapping[str, Any], one: str = "end_to_end") -> list[str]:
+    """Of ``comparison.json``: where a system is not ahead of another with an interval that excludes zero, as "metric, beside system"."""
+    out = []
+    for pair in found["pairs"]:
+        if one in (pair["system"], pair["than"]):
+            sign = (1 if pair["system"] == one else -1) * (1 if found["higher_is_better"][pair["metric"]] else -1)
+            if min(sign * pair["low"], sign * pair["high"]) <= 0:
+                other = pair["than"] if pair["system"] == one else pair["system"]
+                out.append(f"{METRICS[pair['metric']][0]}, beside {SYSTEMS[other]}")
+    return out

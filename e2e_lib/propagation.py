@@ -1,0 +1,78 @@
+"""Do errors propagate (section 1)? Photos drawn by every system from captions of which a growing share of words is wrong."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e2e_lib import config as configuration
+from e2e_lib import files, results
+from e2e_lib.checkpoints import check
+from e2e_lib.claims import garbled
+from e2e_lib.config import Config
+from e2e_lib.data.minichat import caption_words
+from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.figures import CORE, read_answers
+from e2e_lib.provenance import stamp
+from e2e_lib.randomness import generator, python_random
+from e2e_lib.training import RUNS, load_trained, run_folder
+
+SHARES = (0.0, 0.25, 0.5, 0.75)
+Array = NDArray[np.float64]
+
+
+def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
+              photos: int = 48, root: Path = RUNS) -> Path:
+    """Draws the gold captions of ``photos`` test photos, evenly spaced, with a share of their words replaced: the same wrong words for every
+    system and seed. Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals over photos;
+    "caption" is the share of thing, colour and place that the caption itself still names. Raises CheckpointError and ResultsError."""
+    path = results.RESULTS / config.profile / "propagation.json"
+    settings = {system: configuration.replace(config, "model.system", system) for system in systems}
+    weights = {f"{system}-seed{seed}": check(run_folder(settings[system], seed, root) / "best")["model.safetensors"]
+               for system in systems for seed in seeds}
+    asked = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds), "weights": weights}
+    if path.is_file() and results.load_json(path).get("asked") == asked:
+        echo(f"{path} is there already")
+        return path
+    due = [row for row in read_answers(config.profile, seeds[:1], root, systems[0])[seeds[0]] if row["scene"]]
+    rows = [due[i * len(due) // photos] for i in range(photos)] if len(due) > photos else due
+    if not rows:
+        raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is nothing to draw again")
+    words = caption_words()
+    captions = [[garbled(row["gold_caption"], share, words, python_random("garbled", i, share)) for i, row in enumerate(rows)] for share in SHARES]
+    golds = [row["scene"]["gold"] for row in rows]
+    found = {"caption": described(np.array([[named(caption, gold) for caption, gold in zip(said, golds, strict=True)] for said in captions]))}
+    for system in systems:
+        runs = []
+        for seed in seeds:
+            model = load_trained(settings[system], seed, root=root)
+            drawn = [model.generator.draw(said, generator(seed, "garbled"), steps=config.inference.diffusion_steps,
+                                          guidance=config.inference.guidance) for said in captions]
+            read = [reader.read(photo) for photo in drawn]
+            runs.append([[np.mean([one[name] == gold[name] for name in CORE]) for one, gold in zip(seen, golds, strict=True)] for seen in read])
+            echo(f"errors, {system}, seed {seed}: scene accuracy {', '.join(f'{np.mean(right):.2f}' for right in runs[-1])}")
+        found[system] = described(np.mean(runs, 0))
+    return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(rows), "systems": found,
+                                   "provenance": stamp(config, seeds=seeds)})
+
+
+def named(caption: str, gold: Mapping[str, Any]) -> float:
+    """The share of a scene's thing, colour and place that a caption names."""
+    return float(np.mean([bool(re.search(rf"\b{gold[name]}s?\b", caption)) for name in CORE]))
+
+
+def described(right: Array, draws: int = 2000) -> dict[str, Any]:
+    """``right`` (shares, photos), from 0 to 1, as means by share and the slope of a least-squares line, with intervals over photos."""
+    centred = np.array(SHARES) - np.mean(SHARES)
+    slopes = centred @ right / np.square(centred).sum()  # one a photo; their mean is the slope of the means
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(right.shape[1], size=(draws, right.shape[1]))
+    return {"accuracy": [_interval(row, chosen) for row in right], "slope": _interval(slopes, chosen)}
+
+
+def _interval(values: Array, chosen: NDArray[np.int64]) -> dict[str, float]:
+    low, high = np.quantile(values[chosen].mean(1), (0.025, 0.975))
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}

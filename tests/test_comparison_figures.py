@@ -1,0 +1,72 @@
+"""Notebook 06's figures of the comparison: what is drawn and said, against the numbers that they are made from."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from e2e_lib import comparison_figures as figures
+from e2e_lib.show import BLUE, GREY
+
+PAIRS = [
+    {"system": "end_to_end", "than": "pipeline", "metric": "bleu2", "difference": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "p_corrected": 0.02},
+    {"system": "end_to_end", "than": "pipeline", "metric": "fid", "difference": -0.1, "low": -0.2, "high": 0.1, "p": 0.3, "p_corrected": 0.6},
+    {"system": "pipeline", "than": "divter", "metric": "bleu2", "difference": 0.2, "low": -0.1, "high": 0.4, "p": 0.2, "p_corrected": 0.4},
+    {"system": "pipeline", "than": "divter", "metric": "fid", "difference": 0.3, "low": 0.1, "high": 0.5, "p": 0.01, "p_corrected": 0.02},
+]
+FOUND = {"profile": "smoke", "seeds": [0], "draws": 50, "dialogues": 4, "examples": 30, "pairs": PAIRS,
+         "higher_is_better": {"bleu2": True, "fid": False},
+         "fid_by_number": {"end_to_end": [{"n": 2, "mean": 3.0, "std": 1.0}, {"n": 4, "mean": 2.0, "std": 0.0}]}}
+
+
+def row(gold, drawn, caption):
+    scene = {"gold": dict(zip(("thing", "colour", "place"), gold, strict=True)),
+             "drawn": drawn and dict(zip(("thing", "colour", "place"), drawn, strict=True))}
+    return {"scene": scene, "caption": caption}
+
+
+ROWS = [row(("car", "red", "city"), ("car", "red", "snow"), "a red car in the city"),  # the drawing's error
+        row(("dog", "blue", "snow"), ("dog", "red", "snow"), "a red dog in the snow"),  # the words'
+        row(("cat", "pink", "city"), None, None), {"scene": None, "caption": None}]
+
+
+def test_differences_are_drawn_with_their_intervals_and_grey_where_they_hold_zero():
+    figure = figures.differences_figure(FOUND)
+    bleu, fid = figure.axes[:2]
+    drawn = [container.lines[0] for container in bleu.containers]
+    assert [float(line.get_xdata()[0]) for line in drawn] == [1.0, 0.2]
+    assert [to_hex(line.get_color()) for line in drawn] == [BLUE.lower(), GREY.lower()]
+    reach = bleu.containers[0].lines[2][0].get_segments()[0]
+    assert np.allclose(sorted(reach[:, 0]), [0.5, 1.5])
+    assert bleu.get_xlabel() == "worse ← → better" and fid.get_xlabel() == "better ← → worse"
+    assert [text.get_text() for text in bleu.get_yticklabels()] == ["End-to-end − Pipeline", "Pipeline − Divter"]
+    assert "N = 30 answers in 4 dialogues" in figure._supxlabel.get_text()
+
+
+def test_verdicts_name_who_is_ahead_only_beyond_chance():
+    said = figures.verdicts(FOUND, "end_to_end", "pipeline")
+    assert "**BLEU-2**: End-to-end ahead (+1.000" in said and "**FID***: no difference beyond chance (−0.100" in said
+    assert "**FID***: Divter ahead" in figures.verdicts(FOUND, "pipeline", "divter")
+    assert figures.verdicts(FOUND, "divter", "end_to_end") == "- nothing was compared"
+    assert figures.missed(FOUND) == ["FID*, beside Pipeline"]
+    assert figures.missed(FOUND, "pipeline") == ["BLEU-2, beside End-to-end", "FID*, beside End-to-end", "BLEU-2, beside Divter", "FID*, beside Divter"]
+
+
+def test_causes_are_counted_over_attributes_and_seeds():
+    answers = {"end_to_end": {0: ROWS, 1: ROWS}, "pipeline": {0: ROWS[:1]}}
+    said = figures.causes_table(answers)
+    assert "| End-to-end | 18 | 10 | 20% | 20% | 60% |" in said and "| Pipeline | 3 | 1 | 0% | 100% | 0% |" in said
+    figure = figures.causes_figure(answers, "smoke")
+    bars = np.array([[bar.get_width() for bar in container] for container in figure.axes[0].containers])
+    assert bars.shape == (4, 2) and bars.sum(0) == pytest.approx([1, 1]) and bars[0, 0] == pytest.approx(8 / 18)
+
+
+def test_curves_are_drawn_from_what_was_measured():
+    figure = figures.fid_figure(FOUND)
+    assert figure.axes[0].containers[0].lines[0].get_ydata().tolist() == [3, 2]
+    one = {"accuracy": [{"mean": 1.0, "low": 0.9, "high": 1.0}, {"mean": 0.5, "low": 0.4, "high": 0.6}],
+           "slope": {"mean": -0.67, "low": -0.8, "high": -0.5}}
+    found = {"profile": "smoke", "photos": 9, "asked": {"seeds": [0], "shares": [0, 0.75]}, "systems": {"caption": one, "divter": one}}
+    lines = figures.propagation_figure(found).axes[0].lines
+    assert [line.get_label() for line in lines] == ["named by the caption itself", "Divter, slope -0.67"]
+    assert list(lines[1].get_ydata()) == [1.0, 0.5]
+    assert "| Divter | -0.670 | [-0.800, -0.500] | 1.000 |" in figures.slopes_table(found)
