@@ -1,7 +1,7 @@
 """The comparison's figures, from the JSON files that `e2e reproduce` and `e2e compare` write into ``results/<profile>/``: notebook 06."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,3 +130,26 @@ def missed(found: Mapping[str, Any], one: str = "end_to_end") -> list[str]:
                 other = pair["than"] if pair["system"] == one else pair["system"]
                 out.append(f"{METRICS[pair['metric']][0]}, beside {SYSTEMS[other]}")
     return out
+
+
+def cost_table(benchmarks: Mapping[str, Any]) -> Markdown:
+    """What each system costs, from the benchmarks' file: a row a quantity, a column a system."""
+    found = next((row for row in benchmarks.get("measured", ()) if row["benchmark"] == "systems"), None)
+    if found is None:
+        return Markdown("The systems' cost has not been measured here yet; `e2e bench` does it.")
+    rows = {name: found["systems"][name] for name in SYSTEMS}
+
+    def line(what: str, form: str, value: Callable[[Mapping[str, Any]], float]) -> list[str]:
+        return [what, *(format(value(row), form) for row in rows.values())]
+
+    lines = [line("weights", ",", lambda row: row["parameters"]), line("weights that training changes", ",", lambda row: row["trained_parameters"])]
+    for case in rows["pipeline"]["reply_seconds"]:
+        lines.append([f"reply in seconds (× the pipeline's): {case}", *(
+            f"{row['reply_seconds'][case]:.3f} ({row['reply_over_pipeline'][case]:.2f})" for row in rows.values())])
+    lines.append(line("training examples a second", ".1f", lambda row: row["trained_examples_per_second"]))
+    for what in ("answering", "training"):
+        lines.append([f"peak memory beyond the libraries, {what} (MB)", *(
+            f"{row['memory'][what]['beyond_libraries_bytes'] / 1e6:.0f}" for row in rows.values())])
+    listed = table(["", *(SYSTEMS[name] for name in rows)], lines)
+    return Markdown(f"{listed}\n\nN: medians of {found['rounds']} rounds; {found['tokens_a_reply']} tokens a reply; {found['threads']} threads, "
+                    f"device {found['device']}.")

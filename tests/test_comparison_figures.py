@@ -70,3 +70,12 @@ def test_curves_are_drawn_from_what_was_measured():
     assert [line.get_label() for line in lines] == ["named by the caption itself", "Divter, slope -0.67"]
     assert list(lines[1].get_ydata()) == [1.0, 0.5]
     assert "| Divter | -0.670 | [-0.800, -0.500] | 1.000 |" in figures.slopes_table(found)
+
+
+def test_costs_stand_beside_each_other():
+    row = {"parameters": 1234567, "trained_parameters": 1000, "reply_seconds": {"words, batch 1": 0.25}, "reply_over_pipeline": {"words, batch 1": 0.8},
+           "trained_examples_per_second": 12.3, "memory": {"answering": {"beyond_libraries_bytes": 5e6}, "training": {"beyond_libraries_bytes": 9e6}}}
+    found = {"benchmark": "systems", "systems": {name: row for name in figures.SYSTEMS}, "rounds": 3, "tokens_a_reply": 16, "threads": 2, "device": "cpu"}
+    said = figures.cost_table({"measured": [{"benchmark": "other"}, found]})
+    assert "| weights | 1,234,567 |" in said and "| 0.250 (0.80) |" in said and "answering (MB) | 5 |" in said and "training (MB) | 9 |" in said
+    assert "`e2e bench`" in figures.cost_table({})
