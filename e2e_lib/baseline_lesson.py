@@ -75,9 +75,9 @@ def parts_table(models: Mapping[str, System]) -> Markdown:
                                                                 for job in ("sees", "writes", "draws")])
 
 
-def source_of(*functions: Callable[..., Any]) -> Markdown:
+def source_of(*functions: Callable[..., Any]) -> str:
     """The source of functions as it stands in the library."""
-    return Markdown("\n".join(["```python", *(textwrap.dedent(inspect.getsource(function)) for function in functions), "```"]))
+    return "\n".join(textwrap.dedent(inspect.getsource(function)) for function in functions).rstrip()
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
@@ -97,10 +97,18 @@ def tokens_read(model: System, example: Example, store: PhotoSource, size: int) 
 
 
 def reads_html(models: Mapping[str, System], example: Example, store: PhotoSource, size: int) -> Html:
-    """What each system reads of one context, token by token; what stands for a photo is coloured."""
-    found = {name: tokens_read(model, example, store, size) for name, model in models.items()}
-    names = {name: f"{STYLES[name][0]}: {sum(flags)} tokens for photos" for name, (_, flags) in found.items()}
-    return tokens_html({names[name]: pieces for name, (pieces, _) in found.items()}, {names[name]: flags for name, (_, flags) in found.items()})
+    """What each system reads of one context, token by token, once where several read the same; what stands for a photo is coloured."""
+    alike: dict[tuple[tuple[str, ...], tuple[bool, ...]], list[str]] = {}
+    for name, model in models.items():
+        pieces, flags = tokens_read(model, example, store, size)
+        alike.setdefault((tuple(pieces), tuple(flags)), []).append(STYLES[name][0])
+    names = {found: f"{' and '.join(who)}: {sum(found[1])} of them for photos" for found, who in alike.items()}
+    return tokens_html({name: found[0] for found, name in names.items()}, {name: found[1] for found, name in names.items()})
+
+
+def captions_of(examples: Sequence[Example]) -> dict[str, str]:
+    """The gold captions of all photos in contexts and responses, by photo id, in order."""
+    return {turn.photo.photo_id: turn.photo.caption for example in examples for turn in (*example.context, example.response) if turn.photo}
 
 
 def retold(model: Pipeline, photo_ids: Sequence[str], store: PhotoSource, size: int) -> dict[str, str]:
@@ -148,7 +156,7 @@ class Card:
 def cards_figure(cards: Sequence[Card], note: str, columns: int = 2) -> Plot:
     """Photos with what is said about them on their right."""
     side, pitch, width = 1.15, 0.155, 9.6 / columns
-    letters = round((width - side - 0.3) * 15)
+    letters = round((width - side - 0.3) * 16.5)
     texts = [[(part, colour) for text, colour in card.lines for part in textwrap.wrap(text, letters, subsequent_indent="   ")] for card in cards]
     high = max([side, *(pitch * len(lines) for lines in texts)]) + 0.2
     height = max(1, math.ceil(len(cards) / columns)) * high + 0.35
@@ -557,7 +565,7 @@ def rows_figure(rows: Mapping[str, Tensor], titles: Sequence[str], note: str, he
         for ax in line:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-        line[0].set_ylabel(plain(name, 16), fontsize=8.5)
+        line[0].set_ylabel(plain(name, 14), fontsize=8.5)
     for ax, title in zip(axes[0], titles, strict=False):
         ax.set_title(plain(title, 22), fontsize=8)
     if heading:

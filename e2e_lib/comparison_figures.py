@@ -1,18 +1,13 @@
 """The comparison's figures, from the JSON files that `e2e reproduce` and `e2e compare` write into ``results/<profile>/``: notebook 06."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from e2e_lib.figures import CORE, causes
 from e2e_lib.results import METRICS
-from e2e_lib.show import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, Markdown, Plot, dress, note_of, table
+from e2e_lib.show import BLUE, GREEN, GREY, PURPLE, Markdown, Plot, dress, note_of, table
 from e2e_lib.tables import SYSTEMS
 
 COLOURS = {"divter": GREEN, "pipeline": PURPLE, "end_to_end": BLUE}
-CAUSES = {"right": BLUE, "wrong words": ORANGE, "wrong drawing": VERMILLION, "no photo": "#bbbbbb"}
 
 
 def differences_figure(found: Mapping[str, Any]) -> Plot:
@@ -77,35 +72,6 @@ def slopes_table(found: Mapping[str, Any]) -> Markdown:
              f"[{entry['slope']['low']:.3f}, {entry['slope']['high']:.3f}]", f"{entry['accuracy'][0]['mean']:.3f}"]
             for name, entry in found["systems"].items()]
     return table(["system", "slope: accuracy lost from no wrong word to all", "95 % interval", "accuracy with no wrong word"], rows)
-
-
-def causes_figure(answers: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], profile: str) -> Plot:
-    """Who made the errors, a bar a system: thing, colour and place of all seeds together. ``answers``: by system and seed."""
-    found = {system: sum((counts for rows in runs.values() for counts in causes(rows).values()), Counter[str]()) for system, runs in answers.items()}
-    seeds = sorted({seed for runs in answers.values() for seed in runs})
-    n = max((counts.total() for counts in found.values()), default=0)
-    figure = Plot(8, 2.8, note_of(profile, seeds, f"{n} = test photos × {len(CORE)} attributes × seeds"))
-    ax = figure.subplots()
-    left = np.zeros(len(found))
-    for cause, colour in CAUSES.items():
-        share = np.array([counts[cause] / max(1, counts.total()) for counts in found.values()])
-        ax.barh([SYSTEMS[system] for system in found], share, left=left, color=colour, label=cause)
-        left += share
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1)
-    dress(ax, "Who made the error: the words or the drawing?", "share of things, colours and places to be drawn", "")
-    ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.25))
-    return figure
-
-
-def causes_table(answers: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> Markdown:
-    """Of all errors in thing, colour and place: how many, and which share each cause has."""
-    rows = []
-    for system, runs in answers.items():
-        counts = sum((counted for of_seed in runs.values() for counted in causes(of_seed).values()), Counter[str]())
-        errors = counts.total() - counts["right"]
-        rows.append([SYSTEMS[system], counts.total(), errors, *(f"{counts[cause] / errors:.0%}" if errors else "–" for cause in list(CAUSES)[1:])])
-    return table(["system", "to be drawn", "wrong", *list(CAUSES)[1:]], rows)
 
 
 def verdicts(found: Mapping[str, Any], one: str, other: str) -> Markdown:

@@ -1,7 +1,6 @@
 """Notebook 06's figures of the comparison: what is drawn and said, against the numbers that they are made from."""
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 
 from e2e_lib import comparison_figures as figures
@@ -16,17 +15,6 @@ PAIRS = [
 FOUND = {"profile": "smoke", "seeds": [0], "draws": 50, "dialogues": 4, "examples": 30, "pairs": PAIRS,
          "higher_is_better": {"bleu2": True, "fid": False},
          "fid_by_number": {"end_to_end": [{"n": 2, "mean": 3.0, "std": 1.0}, {"n": 4, "mean": 2.0, "std": 0.0}]}}
-
-
-def row(gold, drawn, caption):
-    scene = {"gold": dict(zip(("thing", "colour", "place"), gold, strict=True)),
-             "drawn": drawn and dict(zip(("thing", "colour", "place"), drawn, strict=True))}
-    return {"scene": scene, "caption": caption}
-
-
-ROWS = [row(("car", "red", "city"), ("car", "red", "snow"), "a red car in the city"),  # the drawing's error
-        row(("dog", "blue", "snow"), ("dog", "red", "snow"), "a red dog in the snow"),  # the words'
-        row(("cat", "pink", "city"), None, None), {"scene": None, "caption": None}]
 
 
 def test_differences_are_drawn_with_their_intervals_and_grey_where_they_hold_zero():
@@ -49,15 +37,6 @@ def test_verdicts_name_who_is_ahead_only_beyond_chance():
     assert figures.verdicts(FOUND, "divter", "end_to_end") == "- nothing was compared"
     assert figures.missed(FOUND) == ["FID*, beside Pipeline"]
     assert figures.missed(FOUND, "pipeline") == ["BLEU-2, beside End-to-end", "FID*, beside End-to-end", "BLEU-2, beside Divter", "FID*, beside Divter"]
-
-
-def test_causes_are_counted_over_attributes_and_seeds():
-    answers = {"end_to_end": {0: ROWS, 1: ROWS}, "pipeline": {0: ROWS[:1]}}
-    said = figures.causes_table(answers)
-    assert "| End-to-end | 18 | 10 | 20% | 20% | 60% |" in said and "| Pipeline | 3 | 1 | 0% | 100% | 0% |" in said
-    figure = figures.causes_figure(answers, "smoke")
-    bars = np.array([[bar.get_width() for bar in container] for container in figure.axes[0].containers])
-    assert bars.shape == (4, 2) and bars.sum(0) == pytest.approx([1, 1]) and bars[0, 0] == pytest.approx(8 / 18)
 
 
 def test_curves_are_drawn_from_what_was_measured():

@@ -71,7 +71,7 @@ def pretrain_baselines(config: Config, echo: Echo, shipped: Path, out: Path | No
 
 
 BASELINE_STEPS = ("captioner", "dialogue", "dialogue_answers", "vqvae", "translator")
-STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "text_encoder", "generator")
+STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "looking", "text_encoder", "generator")
 
 
 def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
@@ -82,6 +82,8 @@ def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
         language.train_tokenizers(config, out)
     save_part(language.train_language(config, work, out, echo), out / "language")
     save_part(sight.train_perceptron(config, work, out, echo), out / "perceptron")
+    for name, part in zip(("language", "perceptron"), sight.train_looking(config, work, out, echo), strict=True):
+        save_part(part, out / name)
     made = drawing.train_generator(config, work, out, echo)
     for name, part in (("unet", made.unet), ("text_encoder", made.text_encoder)):
         save_part(part, out / "generator" / name)

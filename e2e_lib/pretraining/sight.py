@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, LlamaForCausalLM
 
+from e2e_lib.claims import question_of
 from e2e_lib.config import Config
-from e2e_lib.data.examples import IGNORED, Layout
+from e2e_lib.data.examples import IGNORED, Layout, examples_of
 from e2e_lib.data.minichat import describe
 from e2e_lib.data.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.reader import SceneReader
@@ -109,6 +110,44 @@ def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> Im
 
     fit("perceptron", seeing, loss_of, steps=config.pretrain.perceptron_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
     return perceptron
+
+
+def train_looking(config: Config, work: Path, folder: Path, echo: Echo) -> tuple[LlamaForCausalLM, ImagePerceptron]:
+    """The language model and the perceptron together, on responses to photos: LLaVA's second stage (Liu et al. 2023). Before it, what is asked
+    of a photo is in the vectors and the language model does not look it up there. Half the responses of chats that have any answer a
+    question about what a caption leaves out; a third of the chats keep their captions in the photos' places, so that reading them is not unlearnt."""
+    seed = config.pretrain.seed
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
+    language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32)
+    perceptron = load_own(ImagePerceptron, str(folder / "perceptron"))
+    seeing = Layout(tokenizer, QUERIES, config.data.max_context)
+    told = Layout(tokenizer, 1, config.data.max_context, lambda photo: photo.caption)
+    rng = python_random(seed, "looking chats")
+    rows = []
+    for chat in chats_of(config, config.pretrain.chats // 2):
+        asked = [example for example in examples_of(chat.dialogue) if question_of(example, chat.scenes)]
+        example = rng.choice(asked) if asked and rng.random() < 0.5 else pick_example(chat, rng)
+        layout = told if rng.random() < 1 / 3 else seeing
+        context, kept = layout.context(example.context, example.response.speaker)
+        response, _ = layout.response(example.response)
+        rows.append((context, response, [chat.scenes[turn.photo.photo_id] for turn in kept if turn.photo and layout is seeing]))
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+
+    def loss_of(step_rng: torch.Generator) -> Tensor:
+        first = int(torch.randint(max(1, len(rows) - 32), (1,), generator=step_rng))
+        batch = rows[first:first + 32]
+        scenes = [scene for row in batch for scene in row[2]]
+        ids = pad_sequence([torch.tensor(c + r) for c, r, _ in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
+        labels = pad_sequence([torch.tensor([IGNORED] * len(c) + r) for c, r, _ in batch], batch_first=True, padding_value=IGNORED)
+        embeddings = language.get_input_embeddings()(ids)
+        if scenes:
+            seeds = torch.randint(2**31, (len(scenes),), generator=step_rng).tolist()
+            embeddings = put_photos(embeddings, ids == seeing.slot, perceptron(to_floats(draw_photos(scenes, seeds))))
+        return language(inputs_embeds=embeddings, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+
+    fit("looking", nn.ModuleDict({"language": language, "perceptron": perceptron}), loss_of, steps=config.pretrain.looking_steps,
+        learning_rate=1e-3, seed=seed, work=work, echo=echo)
+    return language, perceptron
 
 
 def new_captioner(perceptron: ImagePerceptron, tokenizer: Any) -> Blip2ForConditionalGeneration:

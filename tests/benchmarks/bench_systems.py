@@ -32,7 +32,7 @@ from e2e_lib.inference import write
 from e2e_lib.models.captioner import CaptionLayout
 from e2e_lib.models.systems import System, build
 from e2e_lib.provenance import Measure
-from e2e_lib.randomness import generator
+from e2e_lib.randomness import generator, python_random
 from e2e_lib.training import dev_examples
 
 BATCH, ROUNDS, WARM_UP = 16, 15, 2
@@ -44,6 +44,7 @@ def chats(config: Config) -> tuple[list[Example], list[Example], PhotoStore]:
     """The examples to answer, those to train on, and their photos."""
     dialogues, store, _ = load_split(prepare(config, lambda _: None), "train")
     examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
+    python_random("bench systems").shuffle(examples)  # the first of a dialogue have the shortest contexts, and no photos in them
     # One a dialogue, or two of them would have the same photo in their contexts.
     asked = {e.dialogue_id: e for e in examples if e.response.photo and sum(turn.photo is not None for turn in e.context) == 1}
     return list(asked.values())[:BATCH], dev_examples(examples, BATCH), store  # half of the latter share a photo
