@@ -165,10 +165,11 @@ def _doctor(_: argparse.Namespace) -> None:
     versions = {"python": sys.version.split()[0], **{name: provenance._version(name) for name in provenance.LIBRARIES}}
     say("\n".join(f"{name:16s} {version or 'MISSING'}" for name, version in versions.items()))
     try:
-        say(f"{'weights':16s} {len(check(WEIGHTS / 'mini'))} files, sound")
+        for name in ("mini", "mini-baselines"):
+            say(f"{'weights':16s} {name}: {len(check(WEIGHTS / name))} files, sound")
     except CheckpointError as error:
-        raise CheckpointError(f"the shipped weights are not sound ({error}); `e2e pretrain --profile mini` makes them again, or check out "
-                              "e2e_lib/weights anew") from None
+        raise CheckpointError(f"the shipped weights are not sound ({error}); check out e2e_lib/weights anew, or make them again with "
+                              "`e2e pretrain --profile mini`, and then with --baselines") from None
     say("Ready: `make reproduce` (or `e2e reproduce`) does everything; `make reproduce PROFILE=smoke` is a quick look.")
 
 

@@ -459,23 +459,21 @@ def read_right(reader: SceneReader, photos: Tensor, scenes: Sequence[Scene], nam
     return {name: sum(row[name] == getattr(scene, name) for row, scene in zip(seen, scenes, strict=True)) / len(scenes) for name in names}
 
 
-def rebuilt_table(drawers: Mapping[str, Drawer], photos: Tensor, scenes: Sequence[Scene], reader: SceneReader) -> Markdown:
-    """What is left of photos after each autoencoder: PSNR, and what the scene reader still sees rightly."""
+def rebuilt_table(photos: Tensor, found: Mapping[str, Tensor], holds: Mapping[str, str], scenes: Sequence[Scene], reader: SceneReader) -> Markdown:
+    """What is left of photos (N, 3, 64, 64) after each autoencoder, ``found`` by its name: PSNR, and what the scene reader still sees rightly."""
     rows: list[list[Any]] = [["none: the photos themselves", "", None, *(f"{share:.0%}" for share in read_right(reader, photos, scenes).values())]]
-    for name, drawer in drawers.items():
-        found = rebuilt(drawer, photos)
-        shares = read_right(reader, found, scenes)
-        rows.append([name, holds(drawer), f"{psnr_db(found, photos).mean():.1f}", *(f"{share:.0%}" for share in shares.values())])
+    for name, again in found.items():
+        shares = read_right(reader, again, scenes)
+        rows.append([name, holds[name], f"{psnr_db(again, photos).mean():.1f}", *(f"{share:.0%}" for share in shares.values())])
     return table([f"autoencoder (N = {len(photos)} test photos)", "a photo is", "PSNR (dB)", *ATTRIBUTES], rows)
 
 
-def rebuilt_figure(drawers: Mapping[str, Drawer], photos: Tensor, note: str) -> Plot:
-    """Photos above, and what each autoencoder makes of them below."""
+def rebuilt_figure(photos: Tensor, found: Mapping[str, Tensor], note: str) -> Plot:
+    """Photos (n, 3, S, S) above, and what is left of them after each autoencoder below."""
     images, titles = list(photos), ["photo"] * len(photos)
-    for name, drawer in drawers.items():
-        found = rebuilt(drawer, photos)
-        images += list(found)
-        titles += [f"{name}: {value:.1f} dB" for value in psnr_db(found, photos).tolist()]
+    for name, again in found.items():
+        images += list(again)
+        titles += [f"{name}: {value:.1f} dB" for value in psnr_db(again, photos).tolist()]
     return photo_grid([image.permute(1, 2, 0).numpy() for image in images], titles, columns=len(photos), note=note)
 
 

@@ -75,7 +75,7 @@ class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
     epochs: int = setting(4, "most epochs", low=1)
-    epoch_examples: int = setting(800, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
+    epoch_examples: int = setting(600, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
     batch_size: int = setting(16, "examples a device takes at once", low=1)
     accumulation: int = setting(1, "batches a step adds up before the weights change", low=1)
     learning_rate: float = setting(2e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand times larger)", low=1e-8, high=1)

@@ -139,6 +139,7 @@ class _Run:
         self.examples, self.store = _read(corpus, "train", echo)
         dev, self.dev_store = _read(corpus, "dev", echo)
         self.dev = dev_examples(dev, settings.dev_examples)
+        self.lengths = [sum(len(turn.text) + 40 * bool(turn.photo) for turn in (*e.context, e.response)) for e in self.examples]
         with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -174,9 +175,10 @@ class _Run:
         return self.folder
 
     def _loader(self, epoch: int) -> Any:
-        order = torch.randperm(len(self.examples), generator=generator(self.seed, "order", epoch))
-        count = self.config.train.epoch_examples or len(self.examples)
-        chosen: Subset[Example] = Subset(self.examples, order[:count].tolist())  # type: ignore[arg-type]
+        rng = generator(self.seed, "order", epoch)
+        order = torch.randperm(len(self.examples), generator=rng)[:self.config.train.epoch_examples or None].tolist()
+        order = by_length(order, self.lengths, self.config.train.batch_size, rng)
+        chosen: Subset[Example] = Subset(self.examples, order)  # type: ignore[arg-type]
         return self.accelerator.prepare(DataLoader(chosen, self.config.train.batch_size, collate_fn=self.collate))
 
     def _epoch(self) -> None:
@@ -299,6 +301,22 @@ def _read(corpus: Path, split: str, echo: Echo) -> tuple[list[Example], PhotoSto
     if report.problems:
         echo(f"{split}: {report}")
     return [example for dialogue in dialogues for example in examples_of(dialogue)], store
+
+
+POOL = 16  # batches among which examples of like length are sought
+
+
+def by_length(order: Sequence[int], lengths: Sequence[int], batch: int, rng: torch.Generator) -> list[int]:
+    """The same indices, examples of like length in one batch, since a batch is as slow as its longest; the batches in random order.
+
+    Only within ``POOL`` batches at a time, so that what meets in a batch is still a matter of chance.
+    """
+    batches = []
+    for first in range(0, len(order), POOL * batch):
+        pool = sorted(order[first:first + POOL * batch], key=lambda i: lengths[i])
+        batches += [pool[k:k + batch] for k in range(0, len(pool), batch)]
+    last = [batches.pop()] if len(order) % batch else []  # one that is not full must stay the last
+    return [i for number in torch.randperm(len(batches), generator=rng).tolist() for i in batches[number]] + [i for part in last for i in part]
 
 
 def dev_examples(examples: list[Example], count: int) -> list[Example]:

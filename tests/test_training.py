@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2e_lib import checkpoints, files, training
@@ -352,3 +352,22 @@ def test_the_model_to_look_at_is_the_trained_one_or_else_the_shipped_parts(confi
     monkeypatch.undo()
     model, origin = training.trained_or_shipped(config, 3, root=tmp_path)
     assert not model.training and origin == "shipped parts, not trained jointly"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 200), st.integers(1, 9), st.integers(0, 1000))
+def test_examples_of_like_length_share_batches_and_none_is_lost(count, batch, seed):
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(200, (300,), generator=rng).tolist()
+    order = torch.randperm(300, generator=rng)[:count].tolist()
+    found = training.by_length(order, lengths, batch, rng)
+    assert sorted(found) == sorted(order)
+
+    def padded(indices):
+        parts = [indices[k:k + batch] for k in range(0, len(indices), batch)]
+        return sum(len(part) * max(lengths[i] for i in part) for part in parts)
+
+    if count % batch == 0:
+        assert padded(found) <= padded(order)
+    again = training.by_length(order, lengths, batch, torch.Generator().manual_seed(seed))
+    assert again == training.by_length(order, lengths, batch, torch.Generator().manual_seed(seed))

@@ -114,8 +114,9 @@ def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> Im
 
 def train_looking(config: Config, work: Path, folder: Path, echo: Echo) -> tuple[LlamaForCausalLM, ImagePerceptron]:
     """The language model and the perceptron together, on responses to photos: LLaVA's second stage (Liu et al. 2023). Before it, what is asked
-    of a photo is in the vectors and the language model does not look it up there. Half the responses of chats that have any answer a
-    question about what a caption leaves out; a third of the chats keep their captions in the photos' places, so that reading them is not unlearnt."""
+    of a photo is in the vectors and the language model does not look it up there. A quarter of the responses retell a photo in full; of the
+    others, half answer a question about what a caption leaves out (where the chat has one), and a third of their chats keep captions in the
+    photos' places, so that reading those is not unlearnt."""
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "language")
     language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32)
@@ -126,8 +127,9 @@ def train_looking(config: Config, work: Path, folder: Path, echo: Echo) -> tuple
     rows = []
     for chat in chats_of(config, config.pretrain.chats // 2):
         asked = [example for example in examples_of(chat.dialogue) if question_of(example, chat.scenes)]
-        example = rng.choice(asked) if asked and rng.random() < 0.5 else pick_example(chat, rng)
-        layout = told if rng.random() < 1 / 3 else seeing
+        retold = bool(chat.dialogue.photos) and rng.random() < 0.25
+        example = retelling(chat, rng) if retold else rng.choice(asked) if asked and rng.random() < 0.5 else pick_example(chat, rng)
+        layout = told if not retold and rng.random() < 1 / 3 else seeing
         context, kept = layout.context(example.context, example.response.speaker)
         response, _ = layout.response(example.response)
         rows.append((context, response, [chat.scenes[turn.photo.photo_id] for turn in kept if turn.photo and layout is seeing]))

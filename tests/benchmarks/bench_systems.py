@@ -9,7 +9,8 @@ end-to-end model looks again. Not timed: loading the parts and, for a training s
 photo of the corpus once.
 
 The systems are timed in turn, again and again, so that a busy machine slows all of them alike, and a ratio is the median of the rounds'
-ratios. Peak memory is that of a process which does nothing else, and how much of it came after the libraries were loaded.
+ratios, with their standard deviation. Peak memory is that of a process which does nothing else, and how much of it came after the libraries
+were loaded; from run to run it varies by some 20 MB.
 Prints one JSON line.
 """
 
@@ -141,17 +142,18 @@ def main() -> None:
     rows = {}
     for name, model in models.items():
         median = {case: statistics.median(values[name]) for case, values in seconds.items()}
-        ratio = {case: round(statistics.median(a / b for a, b in zip(values[name], values["pipeline"], strict=True)), 3)
-                 for case, values in seconds.items()}
+        ratios = {case: [a / b for a, b in zip(values[name], values["pipeline"], strict=True)] for case, values in seconds.items()}
+        ratio = {case: round(statistics.median(values), 3) for case, values in ratios.items()}
         rows[name] = {
             "parameters": sum(p.numel() for p in model.parameters()), "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "reply_seconds": {case: round(value, 4) for case, value in median.items() if case != STEP},
             "reply_over_pipeline": {case: value for case, value in ratio.items() if case != STEP},
+            "reply_over_pipeline_std": {case: round(statistics.stdev(values), 3) for case, values in ratios.items() if case != STEP},
             "trained_examples_per_second": round(BATCH / median[STEP], 1), "step_over_pipeline": ratio[STEP], "memory": memory[name]}
         if not arguments.json:
             print(f"{name:10}  {rows[name]['parameters'] / 1e6:.2f} M parameters   {rows[name]['trained_examples_per_second']:.1f} examples a second in training")
             for case, value in rows[name]["reply_seconds"].items():
-                print(f"    {case:30} {value:8.3f} s   {ratio[case]:.2f} × the pipeline's")
+                print(f"    {case:30} {value:8.3f} s   {ratio[case]:.2f} ± {statistics.stdev(ratios[case]):.2f} × the pipeline's")
     print(json.dumps({
         "benchmark": "systems", "profile": config.profile, "systems": rows, "tokens_a_reply": TOKENS, "batch": [1, BATCH], "rounds": ROUNDS,
         "threads": torch.get_num_threads(), "device": str(next(models["pipeline"].parameters()).device),
