@@ -118,7 +118,7 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
     with seeded(seed, "generator"):
         text_encoder, unet, scheduler = new_generator_parts(tokenizer)
         probes = nn.ModuleDict({name: nn.Linear(text_encoder.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
-    made = ImageGenerator(tokenizer, text_encoder, unet.to(memory_format=torch.channels_last), vae, scheduler)
+    made = ImageGenerator(tokenizer, text_encoder, unet, vae, scheduler)
     text_encoder.requires_grad_(True)
     photos, scenes = photo_pool(config.pretrain.photos, seed, "generator photos")
     latents = torch.cat([made.to_latents(to_floats(part)) for part in photos.split(256)])

@@ -703,7 +703,9 @@ def test_the_language_model_learns_as_if_it_were_trained_alone(epoch, short):
     settings, (language, tokenizer) = short.train, load_language(short.model.language)
     untrained = copy.deepcopy(language.state_dict())
     collate = Collator(CaptionLayout(tokenizer, short.data.max_context, run.model.captioner), run.store, 64)
-    order = torch.randperm(len(run.examples), generator=generator(0, "order", 0)).tolist()[:settings.epoch_examples]
+    rng = generator(0, "order", 0)
+    order = torch.randperm(len(run.examples), generator=rng)[:settings.epoch_examples].tolist()
+    order = training.by_length(order, run.lengths, settings.batch_size, rng)
     optimizer = torch.optim.AdamW(language.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     for step in range(3):
         batch = collate([run.examples[i] for i in order[4 * step:4 * step + 4]])
