@@ -31,7 +31,7 @@ class Data:
     name: str = setting("minichat", "the corpus", choices=("minichat", "photochat", "dialogcc"))
     train: int = setting(3000, "training dialogues", low=1)
     dev: int = setting(300, "dev dialogues, for early stopping", low=1)
-    test: int = setting(500, "test dialogues", low=1)
+    test: int = setting(300, "test dialogues", low=1)
     seed: int = setting(0, "the seed of the corpus", low=0)
     photo_size: int = setting(64, "side of a photo in pixels", low=8)
     max_context: int = setting(192, "longest context in tokens, photos included; the oldest turns are dropped first", low=16)
@@ -74,7 +74,7 @@ class Bridge:
 class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
-    epochs: int = setting(4, "most epochs", low=1)
+    epochs: int = setting(3, "most epochs", low=1)
     epoch_examples: int = setting(600, "examples an epoch, drawn anew from the training split each time; 0 takes them all", low=0)
     batch_size: int = setting(16, "examples a device takes at once", low=1)
     accumulation: int = setting(1, "batches a step adds up before the weights change", low=1)
@@ -85,7 +85,7 @@ class Train:
     image_loss_weight: float = setting(1.0, "λ, the weight of the image loss in Eq. 13", low=0)
     precision: str = setting("no", "mixed precision", choices=("no", "fp16", "bf16"))
     patience: int = setting(4, "epochs without a better dev BLEU-2 or FID before stopping", low=1)
-    dev_examples: int = setting(96, "dev examples scored after each epoch", low=4)
+    dev_examples: int = setting(64, "dev examples scored after each epoch", low=4)
     log_every: int = setting(10, "steps between two lines of the training log", low=1)
     checkpoint_every: int = setting(50, "steps between two checkpoints", low=1)
 

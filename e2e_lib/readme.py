@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from e2e_lib import files, tables
-from e2e_lib.results import METRICS, RESULTS, load_json, read_summary, tested, verdict
+from e2e_lib.results import METRICS, RESULTS, load_json, outdated, read_summary, tested, verdict
 
 
 def results_table(profile: str, root: Path | str = RESULTS) -> str:
@@ -32,7 +32,7 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
     seeds = {entry["n"] for name, scores in found["systems"].items() if name in times for entry in scores.values()}
     note = (f"Profile {profile}. Cosine: mean ± standard deviation over {len(truths['captions'])} dev captions of seed {truths['asked']['seed']}. "
             f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {tested(found)}. "
-            f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.")
+            f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.{outdated(found)}")
     verdicts = []
     for key in ("scene_accuracy", "fid", "caption_bleu"):
         scores = {name: found["systems"][name][key] for name in times if key in found["systems"].get(name, {})}

@@ -157,10 +157,10 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs", se
         {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": …, "std": …, "n": 3}, …}, …},
          "runs": ["end_to_end-seed0.json", …], "test": {"dialogues": 500, …}}
 
-    Every numeric metric that all runs of a system have is there. ``std`` is the sample standard deviation (n - 1), null
-    for a single run, of which no spread is known. ``test`` is the runs' common ``metrics["n"]``. Raises ResultsError
-    where there is no run, where runs of a system differ in more than the seed, where runs were scored by different versions of the code
-    or began from different shipped parts, or where test sets differ in size.
+    Every numeric metric that all runs of a system have is there. ``std`` is the sample standard deviation (n - 1), null for a single run, of
+    which no spread is known. ``shipped`` is the hash of the parts that the runs began from, and ``test`` is their common ``metrics["n"]``.
+    Raises ResultsError where there is no run, where runs of a system differ in more than the seed, where runs were scored by different
+    versions of the code or began from different shipped parts, or where test sets differ in size.
     """
     runs = [run for run in read_runs(profile, root, folder) if seeds is None or run["seed"] in seeds]
     if not runs:
@@ -179,6 +179,8 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs", se
         names = [key for key in group[0]["metrics"] if all(_is_number(run["metrics"].get(key)) for run in group)]
         systems[system] = {key: _mean_and_std([run["metrics"][key] for run in group]) for key in names}
     summary = {"profile": profile, "systems": systems, "runs": [_name(run) for run in runs], "test": runs[0]["metrics"].get("n") or {}}
+    if shipped := runs[0]["provenance"].get("weights", {}).get("shipped"):
+        summary["shipped"] = shipped
     files.write_json(Path(root) / profile / ("summary.json" if folder == "runs" else f"{folder}.json"), summary)
     return summary
 
@@ -186,6 +188,14 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs", se
 def tested(summary: Mapping[str, Any]) -> str:
     """What a summary's scores were computed on, counted: "3,546 examples, 688 gold photos"."""
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
+
+
+def outdated(summary: Mapping[str, Any]) -> str:
+    """A sentence if a summary's runs began from other parts than those that ship now, an empty text if not, or if that is not known."""
+    manifest = Path(__file__).parent / "weights" / "mini" / "manifest.json"
+    if summary.get("shipped") in (None, files.sha256(manifest)):
+        return ""
+    return " Trained from the parts that shipped before the present ones, so to be compared within this table only."
 
 
 def read_summary(profile: str, root: Path | str = RESULTS) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from e2e_lib import files
-from e2e_lib.results import METRICS, RESULTS, load_json, tested
+from e2e_lib.results import METRICS, RESULTS, load_json, outdated, tested
 
 SYSTEMS = {"divter": "Divter", "pipeline": "Pipeline", "end_to_end": "End-to-end"}  # the paper's order and names
 MAIN = ("bleu1", "bleu2", "rougeL", "is", "fid")
@@ -93,7 +93,7 @@ def note(found: Mapping[str, Any]) -> str:
     """How the scores of a summary came about: "Mean ± standard deviation over 3 seeds; profile mini; N: 3,546 examples, …"."""
     counts = sorted({entry["n"] for scores in found["systems"].values() for entry in scores.values()}) or [0]
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"Mean ± standard deviation over {seeds} seed{'s' * (counts != [1])}; profile {found['profile']}; N: {tested(found)}."
+    return f"Mean ± standard deviation over {seeds} seed{'s' * (counts != [1])}; profile {found['profile']}; N: {tested(found)}.{outdated(found)}"
 
 
 def legend(table: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2e_lib import results
+from e2e_lib import files, results
 from e2e_lib.results import ResultsError, load_json, published, read_runs, read_summary, summarise, write_run
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
@@ -186,3 +186,12 @@ def test_runs_of_another_version_of_the_code_or_of_other_parts_are_refused_by_na
     versioned("pipeline", 1, "1", "b")
     with pytest.raises(ResultsError, match="pipeline-seed1.json was trained from other shipped parts than divter-seed0.json"):
         summarise("mini", tmp_path)
+
+
+def test_runs_from_earlier_parts_say_so(tmp_path):
+    shipped = files.sha256(Path(results.__file__).parent / "weights" / "mini" / "manifest.json")
+    for profile, parts in (("now", shipped), ("before", "another")):
+        write_run(profile, "divter", 0, {"bleu1": 1.0}, {**provenance(), "weights": {"shipped": parts}}, tmp_path)
+        made = summarise(profile, tmp_path)
+        assert made["shipped"] == parts and bool(results.outdated(made)) == (profile == "before")
+    assert results.outdated({}) == ""
