@@ -1,7 +1,8 @@
 """The README's numbers, written from results/ between its markers, so that none is typed by hand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from e2e_lib import files, tables
 from e2e_lib.results import METRICS, RESULTS, load_json, outdated, read_summary, tested, verdict
@@ -11,7 +12,19 @@ def results_table(profile: str, root: Path | str = RESULTS) -> str:
     """A Markdown table of the profile's scores: mean ± sample standard deviation, with the number of seeds and test items."""
     summary = read_summary(profile, root)
     scores = tables.by_metric(summary)
-    return f"{_markdown(list(scores), scores.to_numpy())}\n\n{tables.note(summary)} {tables.legend(scores)}"
+    text = f"{_markdown(list(scores), scores.to_numpy())}\n\n{tables.note(summary)} {tables.legend(scores)}"
+    path = Path(root) / profile / "comparison.json"
+    return f"{text}\n\n{differences(load_json(path))}" if path.is_file() else text
+
+
+def differences(comparison: Mapping[str, Any]) -> str:
+    """Of ``comparison.json``: a line for each pair of systems, whom the 95 % intervals of the differences favour in which metrics."""
+    lines = []
+    for (one, other), rows in tables.differences_numbers(comparison).groupby(["system", "than"], sort=False):
+        said = [f"{favoured} in {', '.join(of['metric'])}" for favoured, of in rows.groupby("in favour of", sort=False)]
+        lines.append(f"- {one} beside {other}: {'; '.join(said)}")
+    return "\n".join([f"Whom the 95 % intervals of the differences favour ({comparison['draws']:,} paired bootstrap draws of "
+                      f"{comparison['dialogues']} test dialogues; `results/{comparison['profile']}/comparison.json`):", "", *lines])
 
 
 def _markdown(headings: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

@@ -43,6 +43,17 @@ def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
     assert page.read_text() == before
 
 
+def test_differences_are_told_by_whom_they_favour() -> None:
+    def pair(than: str, metric: str, low: float, high: float) -> dict:
+        return {"system": "end_to_end", "than": than, "metric": metric, "difference": (low + high) / 2, "low": low, "high": high, "p": 0.5, "p_corrected": 1.0}
+
+    found = {"profile": "mini", "draws": 2000, "dialogues": 300, "higher_is_better": {"bleu1": True, "fid": False, "is": True},
+             "pairs": [pair("pipeline", "bleu1", 0.1, 0.2), pair("pipeline", "fid", -0.2, -0.1), pair("pipeline", "is", -1, 1), pair("divter", "bleu1", -2, -1)]}
+    said = readme.differences(found)
+    assert "- End-to-end beside Pipeline: End-to-end in BLEU-1, FID*; neither in IS*\n- End-to-end beside Divter: Divter in BLEU-1" in said
+    assert "2,000 paired bootstrap draws of 300 test dialogues" in said
+
+
 def test_missing_marker_is_an_error(tmp_path: Path) -> None:
     make_results(tmp_path)
     (tmp_path / "README.md").write_text("nothing here")
