@@ -17,10 +17,15 @@ _SAID: dict[str, dict[Any, str]] = {
 }
 
 
+def ending_in(question: str) -> re.Pattern[str]:
+    """What finds a question of the phrase book at the end of a text, whatever fills its places."""
+    return re.compile(".+".join(re.escape(part) for part in re.split(r"{\w+}", question)) + "$")
+
+
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     asked = [(name, question) for name, pairs in QUESTIONS.items() for question, _ in pairs]
     asked += [(name, question) for name, questions in QUIZ.items() for question in questions]
-    return [(name, re.compile(".+".join(re.escape(part) for part in re.split(r"{\w+}", question)) + "$")) for name, question in asked]
+    return [(name, ending_in(question)) for name, question in asked]
 
 
 _ASKED = _patterns()

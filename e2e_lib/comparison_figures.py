@@ -1,13 +1,17 @@
-"""The comparison's figures, from the JSON files that `e2e reproduce` and `e2e compare` write into ``results/<profile>/``: notebook 06."""
+"""The comparison's figures, from the JSON files that `e2e reproduce` and `e2e compare` write into ``results/<profile>/``, and from the test answers
+of all systems: notebooks 05 and 06."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from e2e_lib.results import METRICS
-from e2e_lib.show import BLUE, GREEN, GREY, PURPLE, Markdown, Plot, dress, note_of, table
-from e2e_lib.tables import SYSTEMS
+import numpy as np
 
-COLOURS = {"divter": GREEN, "pipeline": PURPLE, "end_to_end": BLUE}
+from e2e_lib.data.examples import evenly
+from e2e_lib.figures import CAUSES, CORE, causes, keyed, wrong
+from e2e_lib.results import METRICS
+from e2e_lib.show import BLUE, GREY, STYLES, VERMILLION, Markdown, Plot, dress, note_of, photo_grid, table
+from e2e_lib.tables import SYSTEMS
 
 
 def differences_figure(found: Mapping[str, Any]) -> Plot:
@@ -26,7 +30,7 @@ def differences_figure(found: Mapping[str, Any]) -> Plot:
         for place, pair in enumerate(pairs):
             apart = pair["low"] > 0 or pair["high"] < 0
             reach = [[max(0, pair["difference"] - pair["low"])], [max(0, pair["high"] - pair["difference"])]]
-            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=COLOURS[pair["system"]] if apart else GREY)
+            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=STYLES[pair["system"]][1] if apart else GREY)
         ax.axvline(0, color="black", linewidth=0.8)
         name, better, _ = METRICS[metrics[number]]
         dress(ax, name, "worse ← → better" if better == "higher" else "better ← → worse", "")
@@ -42,7 +46,7 @@ def fid_figure(found: Mapping[str, Any]) -> Plot:
     ax = figure.subplots()
     for system, rows in found["fid_by_number"].items():
         ax.errorbar([row["n"] for row in rows], [row["mean"] for row in rows], yerr=[row["std"] for row in rows], marker="o", capsize=3,
-                    color=COLOURS[system], label=SYSTEMS[system])
+                    color=STYLES[system][1], label=SYSTEMS[system])
     dress(ax, "The fewer photos, the higher FID*", "N photos on either side", "FID*, lower is better")
     ax.set_ylim(0)
     ax.legend(frameon=False, fontsize=8)
@@ -55,7 +59,7 @@ def propagation_figure(found: Mapping[str, Any]) -> Plot:
     figure = Plot(7, 3.8, note_of(found["profile"], asked["seeds"], f"{found['photos']} test photos, 95 % bands over photos"))
     ax = figure.subplots()
     for name, rows in found["systems"].items():
-        colour, style = COLOURS.get(name, "black"), "--" if name == "caption" else "-"
+        colour, style = STYLES[name][1] if name in STYLES else "black", "--" if name == "caption" else "-"
         label = "named by the caption itself" if name == "caption" else f"{SYSTEMS[name]}, slope {rows['slope']['mean']:.2f}"
         ax.plot(asked["shares"], [row["mean"] for row in rows["accuracy"]], marker="o", linestyle=style, color=colour, label=label)
         low, high = ([row[key] for row in rows["accuracy"]] for key in ("low", "high"))
@@ -119,3 +123,62 @@ def cost_table(benchmarks: Mapping[str, Any]) -> Markdown:
     listed = table(["", *(SYSTEMS[name] for name in rows)], lines)
     return Markdown(f"{listed}\n\nN: medians of {found['rounds']} rounds; {found['tokens_a_reply']} tokens a reply; {found['threads']} threads, "
                     f"device {found['device']}.")
+
+
+def chats_figure(answers: Mapping[str, Sequence[dict[str, Any]]], store: Any, count: int, profile: str, seed: int) -> Plot:
+    """The same test chats drawn by every system beside the gold photo: every k-th response of which it is known what it should show."""
+    found = {name: keyed(rows) for name, rows in answers.items()}
+    first = next(iter(found.values()))
+    due = [key for key, row in first.items() if row["scene"] and all(key in rows for rows in found.values())]
+    images: list[Any] = []
+    titles: list[str] = []
+    colours: list[str] = []
+    for key in evenly(due, count):
+        images.append(store.load(first[key]["gold_photo_id"]))
+        titles.append(f"gold: {first[key]['gold_caption']}")
+        colours.append("black")
+        for name, rows in found.items():
+            errors, row = wrong(rows[key]), rows[key]
+            verdict = "no photo" if row["image"] is None else f"wrong {', '.join(errors)}" if errors else "right"
+            images.append(row["image"])
+            titles.append(f"{STYLES[name][0]}, {verdict}: {row['caption'] or 'shares none'}")
+            colours.append(VERMILLION if errors else BLUE)
+    shown = min(count, len(due))
+    return photo_grid(images, titles, columns=1 + len(found), colours=colours, side=1.75, wrap=32,
+                      heading="The same test chats, drawn by every system from its own caption",
+                      note=note_of(profile, [seed], f"{shown} of {len(due)} test photos, evenly spaced"))
+
+
+def causes_of(answers: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> dict[str, dict[str, Counter[str]]]:
+    """``figures.causes`` for each system, all seeds together."""
+    return {name: {part: sum((causes(rows)[part] for rows in seeds.values()), Counter[str]()) for part in CORE} for name, seeds in answers.items()}
+
+
+def causes_figure(answers: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]], profile: str) -> Plot:
+    """For every system, what share of thing, colour and place is right, and who made the errors."""
+    counts = causes_of(answers)
+    seeds = sorted({seed for rows in answers.values() for seed in rows})
+    most = max(sum(found[CORE[0]].values()) for found in counts.values())
+    figure = Plot(9.6, 2.9, note_of(profile, seeds, f"{most} test photos a system, all seeds together"))
+    for ax, (name, found) in zip(np.atleast_1d(figure.subplots(1, len(counts), sharey=True)), counts.items(), strict=True):
+        left = np.zeros(len(CORE))
+        for cause, colour in CAUSES.items():
+            share = np.array([found[part][cause] / max(1, sum(found[part].values())) for part in CORE])
+            ax.barh(CORE, share, left=left, color=colour, label=cause)
+            left += share
+        ax.set_xlim(0, 1)
+        dress(ax, STYLES[name][0], "share of gold photos", "")
+    ax.invert_yaxis()
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def cause_totals(answers: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> dict[str, Counter[str]]:
+    """How often thing, colour and place of a system's photos are right or wrong, and by whose fault, all three and all seeds together."""
+    return {name: sum(found.values(), Counter[str]()) for name, found in causes_of(answers).items()}
+
+
+def causes_table(answers: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> Markdown:
+    """The ``cause_totals`` as a table."""
+    rows = [[STYLES[name][0], total.total(), *(total[cause] for cause in CAUSES)] for name, total in cause_totals(answers).items()]
+    return table(["system", "verdicts (N)", *(cause for cause in CAUSES)], rows)

@@ -11,7 +11,7 @@ from e2e_lib.checkpoints import check
 from e2e_lib.claims import Question, answered, detail_accuracy, question_of
 from e2e_lib.config import SHIPPED, Config, completed
 from e2e_lib.data.corpus import DATA, prepare, read_scenes
-from e2e_lib.data.examples import Example, examples_of, load_split
+from e2e_lib.data.examples import Example, evenly, examples_of, load_split
 from e2e_lib.evaluation.scores import all_scores, load_reader, scenes_drawn
 from e2e_lib.inference import Response, respond
 from e2e_lib.models import sources
@@ -74,8 +74,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: s
 def tested(examples: Sequence[Example], others: int) -> list[Example]:
     """The examples whose answer shares a photo, then ``others`` of the rest (all of them for 0), evenly spaced."""
     plain = [example for example in examples if not example.response.photo]
-    few = min(others, len(plain)) or len(plain)
-    return [example for example in examples if example.response.photo] + [plain[i * len(plain) // few] for i in range(few)]
+    return [example for example in examples if example.response.photo] + evenly(plain, others or len(plain))
 
 
 def save_answers(folder: Path, examples: Sequence[Example], responses: Sequence[Response], read: dict[str, Any],

@@ -20,7 +20,7 @@ from e2e_lib import files
 from e2e_lib.config import Config, Data
 from e2e_lib.data.corpus import DATA, corpus_folder
 from e2e_lib.data.dialogue import SharedPhoto, Turn
-from e2e_lib.data.examples import examples_of, load_split
+from e2e_lib.data.examples import evenly, examples_of, load_split
 from e2e_lib.data.minichat import HELD_OUT
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.data.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS
@@ -31,6 +31,8 @@ from e2e_lib.training import RUNS, seed_folder
 
 FIGURES = Path("figures")
 CORE = CORE_ATTRIBUTES
+# What became of a photo that is due, and its colour.
+CAUSES = {"right": BLUE, "wrong words": ORANGE, "wrong drawing": VERMILLION, "no photo": "#bbbbbb"}
 
 
 # ------------------------------------------------------------------------------------------------ reading a run's folder
@@ -67,6 +69,11 @@ def read_details(profile: str, seeds: Sequence[int], root: Path = RUNS, system: 
     """The replies of each seed to questions about details that captions leave out. Raises ResultsError."""
     return {seed: _json_lines(seed_folder(root, profile, system, seed) / "answers" / "details.jsonl", f"e2e evaluate --profile {profile}")
             for seed in seeds}
+
+
+def keyed(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Rows of answers by the example that they answer."""
+    return {(row["dialogue_id"], row["index"]): row for row in rows}
 
 
 # ------------------------------------------------------------------------------------------------------- training curves
@@ -180,7 +187,7 @@ def wrong(row: Mapping[str, Any], names: Sequence[str] = CORE) -> list[str]:
 def gallery_pairs(answers: Sequence[Mapping[str, Any]], corpus: Path, profile: str, seed: int, count: int = 12) -> Plot:
     """Gold and drawn photos in pairs: every k-th test response that should share a photo, in the test set's order, so failures too."""
     due = [row for row in answers if row["scene"]]
-    shown = [due[i * len(due) // count] for i in range(count)] if len(due) > count else due
+    shown = evenly(due, count)
     store = PhotoStore(corpus / "photos")
     images: list[Any] = []
     titles: list[str] = []
@@ -249,7 +256,7 @@ def cause_bars(answers: Mapping[int, Sequence[Mapping[str, Any]]], profile: str)
     figure = Plot(8, 2.9, note_of(profile, list(answers), f"{n} test photos, all seeds together"))
     ax = figure.subplots()
     left = np.zeros(len(CORE))
-    for cause, colour in (("right", BLUE), ("wrong words", ORANGE), ("wrong drawing", VERMILLION), ("no photo", "#bbbbbb")):
+    for cause, colour in CAUSES.items():
         share = np.array([counts[name][cause] / max(1, n) for name in CORE])
         ax.barh(CORE, share, left=left, color=colour, label=cause)
         left += share

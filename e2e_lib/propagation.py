@@ -13,6 +13,7 @@ from e2e_lib import files, results
 from e2e_lib.checkpoints import check
 from e2e_lib.claims import garbled
 from e2e_lib.config import Config
+from e2e_lib.data.examples import evenly
 from e2e_lib.data.minichat import caption_words
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.figures import CORE, read_answers
@@ -38,7 +39,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
         echo(f"{path} is there already")
         return path
     due = [row for row in read_answers(config.profile, seeds[:1], root, systems[0])[seeds[0]] if row["scene"]]
-    rows = [due[i * len(due) // photos] for i in range(photos)] if len(due) > photos else due
+    rows = evenly(due, photos)
     if not rows:
         raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is nothing to draw again")
     words = caption_words()

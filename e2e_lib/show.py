@@ -31,6 +31,9 @@ from e2e_lib.results import METRICS
 
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, GREY = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
+# System: its name in figures and its colour.
+STYLES = {name: (tables.SYSTEMS[name], colour) for name, colour in (("end_to_end", BLUE), ("pipeline", PURPLE), ("divter", GREEN))}
+
 
 class Html(str):
     """HTML that a notebook shows as such."""

@@ -11,7 +11,7 @@ both, and ends with </s>.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from e2e_lib.data.dialogue import Dialogue, Problem, Report, SharedPhoto, Turn, 
 from e2e_lib.data.photos import PhotoSource, PhotoStore
 from e2e_lib.models.language import IMAGE_END, IMAGE_START, PHOTO_SLOT
 
+Row = TypeVar("Row")
 IGNORED = -100  # transformers' label for a position without loss
 
 
@@ -50,6 +51,11 @@ def examples_of(dialogue: Dialogue) -> list[Example]:
     """Every turn but the first, as a response to what stands before it."""
     turns = merge_turns(dialogue.turns)
     return [Example(dialogue.dialogue_id, i, tuple(turns[:i]), turns[i]) for i in range(1, len(turns))]
+
+
+def evenly(rows: Sequence[Row], count: int) -> list[Row]:
+    """``count`` rows at even distances, in order, from the first on; all of them if there are no more."""
+    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
 def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoStore, Report]:

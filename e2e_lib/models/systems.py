@@ -25,7 +25,7 @@ def build(config: Config) -> Any:  # a System; whoever asks knows which
     language, tokenizer = load_language(parts.language)
     if parts.system == "pipeline":
         return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_generator(parts.generator), context)
-    perceptron: Any = load_captioner(parts.captioner) if parts.sight == "captioner" else load_perceptron(parts.perceptron)
+    perceptron: Any = load_perceptron(parts.perceptron) if parts.sight == "perceptron" else load_captioner(parts.captioner)
     if parts.sight == "perceptron" and perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
         raise ValueError(f"the perceptron projects to {perceptron.language_projection.out_features} numbers, but the language model is "
                          f"{language.get_input_embeddings().embedding_dim} wide: model.perceptron and model.language do not belong together")

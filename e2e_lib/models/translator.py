@@ -68,11 +68,14 @@ class ImageTranslator(nn.Module):
 
     def code_loss(self, captions: list[str], codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (B, N) given captions."""
+        return F.cross_entropy(self.code_logits(captions, codes[:, :-1]).flatten(0, 1), codes.flatten())
+
+    def code_logits(self, captions: list[str], codes: Tensor) -> Tensor:
+        """Logits of each code given the caption and the codes before it: codes (B, n) to (B, n + 1, K), of which the last are for the next code."""
         ids, mask = (x.to(codes.device) for x in self.tokenize(captions))
-        rows = torch.cat([ids, codes[:, :-1] + self.first], 1)
-        mask = torch.cat([mask, torch.ones_like(codes[:, :-1])], 1)
-        logits = self.transformer(input_ids=rows, attention_mask=mask, position_ids=_positions(mask)).logits[:, ids.shape[1] - 1:]
-        return F.cross_entropy(logits[..., self.first:-1].flatten(0, 1).float(), codes.flatten())
+        mask = torch.cat([mask, torch.ones_like(codes)], 1)
+        out = self.transformer(input_ids=torch.cat([ids, codes + self.first], 1), attention_mask=mask, position_ids=_positions(mask))
+        return out.logits[:, ids.shape[1] - 1:, self.first:-1].float()
 
     @torch.no_grad()
     def draw(self, captions: list[str], rng: torch.Generator, *, steps: int = 0, guidance: float = 2.0) -> Tensor:

@@ -83,10 +83,10 @@ def redrawn(autoencoder: AutoencoderDC, photos: Tensor) -> Tensor:
         return torch.cat([to_pixels(autoencoder.decode(autoencoder.encode(to_floats(part)).latent).sample) for part in photos.split(64)])
 
 
-def psnr_db(redrawn: Tensor, photos: Tensor) -> float:
-    """Mean peak signal-to-noise ratio of reconstructed photos (N, 3, H, W), both uint8, in decibel."""
+def psnr_db(redrawn: Tensor, photos: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (N,) of each reconstructed photo (N, 3, H, W), both uint8, in decibel; higher is closer."""
     error = (redrawn.float() - photos.float()).square().mean(dim=(1, 2, 3))
-    return float((10 * torch.log10(255**2 / error.clamp_min(1e-8))).mean())
+    return 10 * torch.log10(255**2 / error.clamp_min(1e-8))
 
 
 def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionModel, DDPMScheduler]:

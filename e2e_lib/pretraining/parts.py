@@ -128,7 +128,7 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
         drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(model.generator, config, wanted)), wanted))
     return {
         "scene_reader": sight.reading_accuracy(reader.read(every), shown),
-        "autoencoder_psnr_db": drawing.psnr_db(drawing.redrawn(model.generator.vae, fresh), fresh),
+        "autoencoder_psnr_db": drawing.psnr_db(drawing.redrawn(model.generator.vae, fresh), fresh).mean().item(),
         "drawn_from_gold": drawn,
         "perceptron": core(sight.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
         "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
@@ -151,7 +151,7 @@ def measure_baselines(config: Config, shipped: Path, folder: Path, seconds: floa
         drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(translator, config, wanted)), wanted))
     return {
         "captioner": core(sight.reading_accuracy([words_of(caption) for caption in told], scenes)),
-        "vqvae_psnr_db": drawing.psnr_db(coded, fresh),
+        "vqvae_psnr_db": drawing.psnr_db(coded, fresh).mean().item(),
         "drawn_from_gold": drawn, "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
         "n": {"captioner": photos, "vqvae_psnr_db": photos, "drawn_from_gold": photos},
         "command": f"e2e pretrain --profile {config.profile} --baselines", "inference": asdict(config.inference),
