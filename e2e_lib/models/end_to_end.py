@@ -4,6 +4,7 @@ Axes used throughout: B batch, T text positions, C caption positions, L text-enc
 V2 the text encoder's, D the language model's width, P context photos, Q query embeddings a photo, R responses with a photo.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from e2e_lib.data.minichat import caption_words
 from e2e_lib.models.captioner import Captioner, CaptionLayout
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.perceptron import ImagePerceptron
+
+REMEMBERED = 256  # photos
 
 
 @dataclass
@@ -48,6 +51,7 @@ class EndToEndModel(nn.Module):
 
     language: Any
     generator: ImageGenerator
+    seen: dict[bytes, Tensor]  # query embeddings (Q, D), by what the photo shows
     joint = True  # one loss trains all of it
 
     def __init__(self, language: Any, tokenizer: Any, perceptron: ImagePerceptron | Captioner, generator: ImageGenerator, bridge: Bridge,
@@ -58,6 +62,8 @@ class EndToEndModel(nn.Module):
         self.bridge = CaptionBridge(tokenizer, generator.tokenizer, bridge.mapping, pooling=bridge.pooling, estimator=bridge.estimator,
                                     words=word_list(bridge) if bridge.mapping == "static_word" else (),
                                     length=generator.limit)
+        self.seen = {}
+        self.register_load_state_dict_post_hook(lambda model, _: model.forget())
         self.layout = (CaptionLayout(tokenizer, max_context, perceptron) if isinstance(perceptron, Captioner)
                        else Layout(tokenizer, perceptron.queries, max_context))
 
@@ -66,8 +72,29 @@ class EndToEndModel(nn.Module):
         words = self.language.get_input_embeddings()(batch.input_ids)  # (B, T, D)
         if not len(batch.photos):
             return words
-        queries = self.perceptron(to_floats(batch.photos))  # (P, Q, D)
-        return put_photos(words, batch.input_ids == self.layout.slot, queries)
+        return put_photos(words, batch.input_ids == self.layout.slot, self.see(batch.photos))
+
+    def see(self, photos: Tensor) -> Tensor:
+        """The query embeddings (P, Q, D) of photos (P, 3, S, S), uint8. While answering, a photo that a chat comes back to is not looked
+        at again; training forgets what was seen, since the perceptron learns."""
+        if self.training or torch.is_grad_enabled():
+            return self.perceptron(to_floats(photos))
+        keys = [hashlib.sha256(photo.cpu().numpy().tobytes()).digest() for photo in photos]
+        if new := {key: photo for key, photo in zip(keys, photos, strict=True) if key not in self.seen}:
+            self.seen |= dict(zip(new, self.perceptron(to_floats(torch.stack(list(new.values())))), strict=True))
+        queries = torch.stack([self.seen[key] for key in keys])
+        while len(self.seen) > REMEMBERED:
+            del self.seen[next(iter(self.seen))]
+        return queries
+
+    def forget(self) -> None:
+        """Looks at every photo anew from now on."""
+        self.seen.clear()
+
+    def train(self, mode: bool = True) -> "EndToEndModel":
+        if mode:
+            self.forget()
+        return super().train(mode)
 
     def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
         """One joint training pass. ``rng`` gives the noise of Eq. 4 and of Eq. 12."""

@@ -31,6 +31,10 @@ class Pipeline(nn.Module):
         """The context as embeddings (B, T, D): words only."""
         return self.language.get_input_embeddings()(batch.input_ids)
 
+    def forget(self) -> None:
+        """Captions every photo anew from now on."""
+        self.layout.said.clear()
+
     def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
         """Both parts' losses on the same batch: Eq. 2 for the responses' words, the generator's own for drawing the gold captions.
         ``temperature`` is the bridge's, and there is none."""

@@ -4,8 +4,8 @@ All answer the same chats, in each of which one photo was shared. A reply's time
 words, or with its words and the photo it shares: it holds reading the context's photo, seeing it or captioning it, writing, and drawing.
 Every reply has TOKENS tokens and every photo is drawn from the gold caption, so that no system is faster for having less to say; the
 captioner, which no training changes, says of a photo what it says. A context's photo is new to the systems each time, as it is when
-somebody has just shared it. In the cases "photo known" it is not: there the baselines go by what they said of it before, while the
-end-to-end model looks again. Not timed: loading the parts and, for a training step, making the batch, for which the baselines caption each
+somebody has just shared it. In the cases "photo known" it is not: there the baselines go by what they said of it before, the end-to-end
+model by its query embeddings. Not timed: loading the parts and, for a training step, making the batch, for which the baselines caption each
 photo of the corpus once.
 
 The systems are timed in turn, again and again, so that a busy machine slows all of them alike, and a ratio is the median of the rounds'
@@ -30,7 +30,6 @@ from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Batch, Collator, Example, examples_of, load_split
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.inference import write
-from e2e_lib.models.captioner import CaptionLayout
 from e2e_lib.models.systems import System, build
 from e2e_lib.provenance import Measure
 from e2e_lib.randomness import generator, python_random
@@ -63,8 +62,7 @@ def reply_seconds(model: System, examples: list[Example], store: PhotoStore, con
     settings, size, rng = config.inference, config.data.photo_size, generator("bench systems")
     captions = [example.response.photo.caption for example in examples if example.response.photo]
     model.eval()
-    if isinstance(model.layout, CaptionLayout):
-        model.layout.said.clear()
+    model.forget()
     began = time.perf_counter()
     write(model, examples, store, settings, rng, size)
     written = time.perf_counter()

@@ -290,6 +290,34 @@ def test_the_model_reads_its_photos(model, batch):
     assert torch.equal(read[~slots], model.language.get_input_embeddings()(batch.input_ids)[~slots])
 
 
+@torch.no_grad()
+def test_while_answering_a_photo_is_looked_at_once(model, monkeypatch):
+    looked = []
+    monkeypatch.setattr(model.perceptron, "forward", lambda photos, see=model.perceptron.forward: looked.append(len(photos)) or see(photos))
+    monkeypatch.setattr("e2e_lib.models.end_to_end.REMEMBERED", 2)
+    one, two, three = photos = torch.randint(256, (3, 3, 64, 64), generator=generator(0), dtype=torch.uint8)
+    expected = model.eval().perceptron(to_floats(photos))
+    for asked, shown, new in (((one, two, one), [0, 1, 0], 2), ((two,), [1], 0), ((three, two, one), [2, 1, 0], 1), ((two, one), [1, 0], 1)):
+        looked.clear()  # last of all, the photo that was met first has been forgotten, but no photo in a batch before the batch was read
+        assert torch.allclose(model.see(torch.stack(asked)), expected[shown], atol=1e-6) and sum(looked) == new
+
+
+@pytest.mark.parametrize("learn", [lambda model: model.train(), lambda model: model.load_state_dict(model.state_dict())])
+@torch.no_grad()
+def test_what_was_seen_is_forgotten_when_the_perceptron_may_have_changed(model, batch, learn):
+    before = model.eval().see(batch.photos)
+    model.perceptron.language_projection.bias.add_(1)
+    learn(model)
+    assert torch.allclose(model.eval().see(batch.photos), before + 1, atol=1e-5)
+
+
+def test_while_training_photos_are_looked_at_with_a_gradient(model, batch):
+    with torch.no_grad():
+        model.eval().see(batch.photos)
+    for mode in (True, False):  # also in evaluation mode, in which gradients are measured
+        assert model.train(mode).see(batch.photos).requires_grad
+
+
 def test_eq_3_projects_the_queries_into_the_language_model(model, batch):
     photos, perceptron = to_floats(batch.photos), model.perceptron.eval()
     assert photos.min() >= -1 and photos.max() <= 1
