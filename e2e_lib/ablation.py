@@ -30,9 +30,11 @@ MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span")
 VARIANTS: dict[str, tuple[str, ...]] = {
     **{name: (f"bridge.mapping={name}",) for name in MAPS},
     # Estimators with the map that tells words apart. ReinMax needs a temperature of at least 1, so it and its rivals have no annealing.
+    # "soft" would be "gumbel" again: the bridge gives the text encoder whole tokens. REINFORCE would draw many photos for each caption.
     "span_straight_through": ("bridge.mapping=span", "bridge.estimator=straight_through", "bridge.temperature_end=1"),
     "span_gumbel": ("bridge.mapping=span", "bridge.temperature_end=1"),
     "span_decoupled": ("bridge.mapping=span", "bridge.estimator=decoupled", "bridge.temperature_end=1"),
+    "span_gumbel_rao": ("bridge.mapping=span", "bridge.estimator=gumbel_rao", "bridge.temperature_end=1"),
     "span_reinmax": ("bridge.mapping=span", "bridge.estimator=reinmax", "bridge.temperature_end=1"),
     # The other ingredients, one at a time.
     "no_perceptron": ("model.sight=captioner",),
@@ -42,6 +44,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
     "weight_0.1": ("train.image_loss_weight=0.1",),
     "weight_10": ("train.image_loss_weight=10",),
+    # At λ = 1 the image's gradient is about a hundredth of the words' (notebook 04); here they are alike.
+    "weight_100": ("train.image_loss_weight=100",),
+    "weight_100_span": ("train.image_loss_weight=100", "bridge.mapping=span", "bridge.temperature_end=1"),
 }
 GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.startswith("span_")),
           "ingredients": tuple(VARIANTS)[list(VARIANTS).index("no_perceptron"):]}
