@@ -108,7 +108,7 @@ def _examples(config: Config, echo: Echo) -> tuple[list[Example], Any]:
     return [example for dialogue in dialogues for example in examples_of(dialogue)], store
 
 
-def truths(config: Config, seed: int, echo: Echo, *, captions: int = 12, positions: int = 2, words: int = 5, noises: int = 16,
+def truths(config: Config, seed: int, echo: Echo, *, captions: int = 36, positions: int = 2, words: int = 5, noises: int = 16,
            draws: int = 2048) -> Path:
     """Compares every map and estimator with the exact gradient on ``captions`` dev captions of the trained model of ``seed``; writes
     ``results/<profile>/gradients.json``, one row each: mean, standard deviation and number over captions. Raises CheckpointError."""

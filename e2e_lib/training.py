@@ -102,9 +102,10 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> Any:
 def trained_or_shipped(config: Config, seed: int, *, root: Path = RUNS) -> tuple[Any, str]:
     """The trained system of a seed, or its pretrained parts where there is no such run, and which it is."""
     try:
-        return load_trained(config, seed, root=root), f"after joint training, seed {seed}"
+        model = load_trained(config, seed, root=root)
+        return model, f"weights after {'joint ' * model.joint}training, seed {seed}"
     except checkpoints.CheckpointError:
-        return build(config).eval(), "shipped parts, not trained jointly"
+        return build(config).eval(), "parts as they ship"
 
 
 def put_weights(model: System, weights: dict[str, Tensor], folder: Path) -> None:

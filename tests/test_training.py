@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -347,11 +348,13 @@ def test_two_processes_train_one_model(weights, tmp_path):
 
 
 def test_the_model_to_look_at_is_the_trained_one_or_else_the_shipped_parts(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "load_trained", lambda config, seed, root: f"trained {seed} of {root}")
-    assert training.trained_or_shipped(config, 3, root=tmp_path) == (f"trained 3 of {tmp_path}", "after joint training, seed 3")
+    for joint, expected in ((True, "weights after joint training, seed 3"), (False, "weights after training, seed 3")):
+        monkeypatch.setattr(training, "load_trained", lambda config, seed, root, joint=joint: SimpleNamespace(joint=joint, made=(seed, root)))
+        model, origin = training.trained_or_shipped(config, 3, root=tmp_path)
+        assert model.made == (3, tmp_path) and origin == expected
     monkeypatch.undo()
     model, origin = training.trained_or_shipped(config, 3, root=tmp_path)
-    assert not model.training and origin == "shipped parts, not trained jointly"
+    assert not model.training and origin == "parts as they ship"
 
 
 @settings(max_examples=50, deadline=None)

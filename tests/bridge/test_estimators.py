@@ -169,12 +169,12 @@ def test_too_many_choices_are_refused_with_their_number():
 @pytest.mark.parametrize(("name", "temperature", "published"), [("straight_through_draws", 1.0, 0.3522), ("gumbel", 0.1, 0.3365), ("reinmax", 1.0, 0.3054)])
 def test_polynomial_programming_ends_where_it_should(name, temperature, published):
     """128 binary latents, minimise the mean of |x - 0.45|^1.5 (optimum in closed form 0.45^1.5 = 0.3019): where each estimator ends after
-    8,000 steps of 1e-3 (here a quarter of the steps, four times as long) is known to a few thousandths; the ranking is what matters."""
+    8,000 steps of 1e-3 (here an eighth of the steps, eight times as long) is known to a few thousandths."""
     rng = generator("polynomial", name)
     logits = torch.zeros(128, 2, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], 4e-3)
+    optimizer = torch.optim.Adam([logits], 8e-3)
     vectors = RELAXATIONS["decoupled" if name == "straight_through_draws" else name]
-    for _ in range(2000):
+    for _ in range(1000):
         drawn = vectors(logits.expand(64, 128, 2), temperature, rng)
         loss = (drawn[..., 1] - 0.45).abs().pow(1.5).mean()
         optimizer.zero_grad()
@@ -182,7 +182,7 @@ def test_polynomial_programming_ends_where_it_should(name, temperature, publishe
         optimizer.step()
     p = F.softmax(logits.detach(), -1)[:, 1]
     expected = (p * 0.55**1.5 + (1 - p) * 0.45**1.5).mean()
-    assert expected == pytest.approx(published, abs=0.012)
+    assert expected == pytest.approx(published, abs=0.003)
     assert expected >= 0.45**1.5 - 1e-6
 
 
