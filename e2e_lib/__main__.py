@@ -66,12 +66,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _ablate(arguments: argparse.Namespace) -> None:
     from e2e_lib import ablation
+    from e2e_lib.evaluation.scores import load_reader
     from e2e_lib.reproduce import summary_lines
     config, seeds = _config(arguments), arguments.seeds
     ablation.names_of(arguments.variants)  # a misspelt name is to be known before hours of training
     say(summary_lines(ablation.ablate(config, seeds, say, arguments.variants)))
-    for path in (ablation.truths(config, seeds[0], say), ablation.step_seconds(config, say), ablation.coins(say)):
-        say(f"wrote {path}")
+    differences = ablation.differences(config, seeds, load_reader(configuration.SHIPPED), say)
+    for path in (differences, ablation.truths(config, seeds[0], say), ablation.step_seconds(config, say), ablation.coins(say)):
+        if path:
+            say(f"wrote {path}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

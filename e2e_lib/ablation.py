@@ -9,19 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from e2e_lib import comparison, files, gradients, lessons, results
 from e2e_lib import config as configuration
-from e2e_lib import files, gradients, lessons, results
 from e2e_lib.config import Config, ConfigError
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Collator, Example, examples_of, load_split
 from e2e_lib.data.minichat import caption_words
 from e2e_lib.evaluate import evaluate
+from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.models.systems import build
 from e2e_lib.provenance import code_hash, stamp
 from e2e_lib.randomness import generator
-from e2e_lib.training import RUNS, dev_examples, load_trained, train
+from e2e_lib.training import RUNS, dev_examples, load_trained, run_folder, train
 
 Echo = Callable[[str], None]
 
@@ -44,7 +46,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
     "weight_0.1": ("train.image_loss_weight=0.1",),
     "weight_10": ("train.image_loss_weight=10",),
-    # At λ = 1 the image's gradient is about a hundredth of the words' (notebook 04); here they are alike.
+    # At λ = 1 the image's gradient is about a hundredth of the words' (notebook 04); here they are alike. Since gradients are clipped together,
+    # λ also turns the words' own gradient down, with or without a map.
+    "weight_100_none": ("train.image_loss_weight=100", "bridge.mapping=none"),
     "weight_100": ("train.image_loss_weight=100",),
     "weight_100_span": ("train.image_loss_weight=100", "bridge.mapping=span", "bridge.temperature_end=1"),
 }
@@ -53,6 +57,8 @@ GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.st
 ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0), ("gumbel_rao", 0.5), ("reinmax", 1.0))
 COINS = (("decoupled", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("soft", 0.1), ("reinmax", 1.0))
 OTHERS = 300  # of the test contexts without a photo; all with one are answered
+ANSWERS = "answers-ablation"
+COMPARED = ("bleu2", "rougeL", "fid", "scene_accuracy", "details")
 
 
 def names_of(asked: Sequence[str]) -> list[str]:
@@ -71,22 +77,64 @@ def changed(config: Config, name: str) -> Config:
     return config
 
 
+def beside(name: str) -> str:
+    """What a variant is compared with: training that differs in having no gradient from the image, for maps and estimators; else the
+    paper's way."""
+    if name in (*MAPS, *GROUPS["estimators"], "weight_100_none"):
+        return "none"
+    return "weight_100_none" if name.startswith("weight_100") else "sentence"
+
+
+def root_of(config: Config, name: str) -> Path:
+    """The folder of a variant's runs. One that changes nothing is the profile's own run, which is not trained twice."""
+    return RUNS if changed(config, name) == config else RUNS / "ablations" / name
+
+
 def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[str] = tuple(GROUPS)) -> dict[str, Any]:
     """Trains and scores variants with every seed; writes ``results/<profile>/ablations/`` and their summary ``ablations.json``.
 
-    A variant that changes nothing is the profile's own run, which is not trained twice. Raises ConfigError for a variant that does not
-    exist, and whatever training and evaluation raise.
+    Raises ConfigError for a variant that does not exist, and whatever training and evaluation raise.
     """
     names = names_of(variants)
     for number, name in enumerate(names, 1):
         variant = changed(config, name)
-        root = RUNS if variant == config else RUNS / "ablations" / name
+        root = root_of(config, name)
         for seed in seeds:
             echo(f"== variant {number} of {len(names)}: {name} ({', '.join(VARIANTS[name])}), seed {seed}")
             train(variant, seed, echo, root=root)
             evaluate(configuration.replace(variant, "inference.others", OTHERS), seed, echo, label=name.replace(".", "_"), into="ablations",
-                     answers="answers-ablation", runs_root=root)
+                     answers=ANSWERS, runs_root=root)
     return results.summarise(config.profile, folder="ablations")
+
+
+def differences(config: Config, seeds: Sequence[int], reader: SceneReader, echo: Echo, *, draws: int = 5000) -> Path | None:
+    """Every variant whose runs of all ``seeds`` stand, ``beside`` its reference: paired bootstrap over test dialogues, as between systems;
+    writes ``results/<profile>/ablation_differences.json``, or nothing where there is no such pair.
+
+    Raises ResultsError where variants have answered different test examples.
+    """
+    path = results.RESULTS / config.profile / "ablation_differences.json"
+    runs = {(run["system"], run["seed"]): run["provenance"]["weights"] for run in results.read_runs(config.profile, folder="ablations")}
+
+    def stands(name: str, seed: int) -> bool:
+        return (name.replace(".", "_"), seed) in runs and (run_folder(config, seed, root_of(config, name)) / ANSWERS).is_dir()
+
+    wanted = {name: ("end_to_end", root_of(config, name)) for name in VARIANTS if all(stands(name, seed) for seed in seeds)}
+    pairs = [(name, beside(name)) for name in wanted if name != "none" and beside(name) in wanted]
+    echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} and are compared; "
+         f"without: {', '.join(name for name in VARIANTS if name not in wanted) or 'none'}")
+    asked = {"draws": draws, "seeds": list(seeds), "code": code_hash(Path(__file__).parent / "evaluation"),
+             "weights": {f"{name}-seed{seed}": runs[name.replace(".", "_"), seed] for name in wanted for seed in seeds}}
+    if not pairs:
+        return None
+    if _kept(path, asked, echo):
+        return path
+    answers, dialogues = comparison.read_all(config, wanted, seeds, prepare(config, echo), reader, ANSWERS)
+    weights = comparison.resamplings(dialogues, draws, np.random.default_rng(0))
+    return files.write_json(path, {
+        "command": f"e2e ablate --profile {config.profile}", "asked": asked, "profile": config.profile, "seeds": list(seeds), "draws": draws,
+        "dialogues": len(set(dialogues)), "examples": len(dialogues), "pairs": comparison.differences(answers, pairs, weights, COMPARED),
+        "higher_is_better": {name: comparison.METRICS[name][1] for name in COMPARED}, "provenance": stamp(config, seeds={"bootstrap": 0})})
 
 
 def _made_by(config: Config) -> dict[str, Any]:

@@ -59,6 +59,12 @@ def estimators_figure(found: Mapping[str, Any], key: str, title: str, log: bool 
     return figure
 
 
+def named(variant: str) -> tuple[str, str]:
+    """A variant's label and colour, by its name or that of its runs, which has no dots: 0_1 was 0.1."""
+    label = re.sub(r"(?<=\d)_(?=\d)", ".", variant).replace("_", " ") + " (Eq. 10)" * (variant == "sentence")
+    return label, MAPS.get(variant, MAPS.get(variant.partition("_")[0], ("", PURPLE)))[1]
+
+
 def variants_figure(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Plot:
     """What joint training with each variant reached: mean and standard deviation over seeds, a panel a metric."""
     first = ["none", *MAPS]
@@ -69,31 +75,40 @@ def variants_figure(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -
     for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
         for place, system in enumerate(systems):
             if entry := found["systems"][system].get(metric):
-                colour = MAPS.get(system, MAPS.get(system.partition("_")[0], ("", PURPLE)))[1]
-                ax.errorbar(entry["mean"], place, xerr=entry["std"] or 0, marker="o", capsize=3, color=colour)
+                ax.errorbar(entry["mean"], place, xerr=entry["std"] or 0, marker="o", capsize=3, color=named(system)[1])
         name, better, _ = METRICS[metric]
         dress(ax, name, f"{better} is better", "")
-        # A file's name has no dots: 0_1 was 0.1.
-        ax.set_yticks(range(len(systems)), [re.sub(r"(?<=\d)_(?=\d)", ".", system).replace("_", " ") + " (Eq. 10)" * (system == "sentence")
-                                            for system in systems])
+        ax.set_yticks(range(len(systems)), [named(system)[0] for system in systems])
     figure.axes[0].invert_yaxis()
     return figure
 
 
 def gradient_verdicts(found: Mapping[str, Any]) -> Markdown:
-    """Of ``gradients.json``: the maps' cosines beside Eq. 10's, all with the paper's estimator, and for each map the other estimators'."""
-    by_map = {row["mapping"]: row["cosine"] for row in found["rows"] if (row["estimator"], row["temperature"]) == ("gumbel", 1)}
+    """Of ``gradients.json``: the maps' cosines beside Eq. 10's, all with the paper's estimator, and for each map the other estimators'; ± is
+    1.96 standard errors over captions."""
+    def cosine(row: Mapping[str, Any]) -> dict[str, float]:
+        return {"mean": row["cosine"]["mean"], "std": 1.96 * row["cosine"]["std"] / math.sqrt(row["n"])}
+
+    by_map = {row["mapping"]: cosine(row) for row in found["rows"] if (row["estimator"], row["temperature"]) == ("gumbel", 1)}
     lines = [verdict("cosine of each map (gumbel, τ = 1)", by_map, "sentence")]
     for name in by_map:
-        of_map = {f"{row['estimator']}, τ = {row['temperature']:g}": row["cosine"] for row in found["rows"] if row["mapping"] == name}
+        of_map = {f"{row['estimator']}, τ = {row['temperature']:g}": cosine(row) for row in found["rows"] if row["mapping"] == name}
         lines.append(verdict(f"cosine of each estimator (map {name})", of_map, "gumbel, τ = 1"))
     return Markdown("\n".join(f"- {line}" for line in lines))
 
 
-def variant_verdicts(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Markdown:
-    """Of ``ablations.json``: each metric of each map beside training without any gradient from the image, and beside the paper's map."""
+def difference_lines(found: Mapping[str, Any], variants: Sequence[str] = ()) -> list[str]:
+    """Of ``ablation_differences.json``: for each metric and what is compared with, which variants (all by default) have a 95 % interval that
+    excludes zero, in which direction, and what is left of it after correcting for all rows."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for pair in found["pairs"]:
+        if not variants or pair["system"] in variants:
+            groups.setdefault((pair["than"], pair["metric"]), []).append(pair)
     lines = []
-    for metric in metrics:
-        scores = {name: entries[metric] for name, entries in found["systems"].items() if metric in entries and name in ("none", *MAPS)}
-        lines += [verdict(f"{METRICS[metric][0]} ({METRICS[metric][1]} is better)", scores, reference) for reference in ("none", "sentence")]
-    return Markdown("\n".join(f"- {line}" for line in lines))
+    for (than, metric), pairs in groups.items():
+        apart = [pair for pair in pairs if pair["low"] > 0 or pair["high"] < 0]
+        said = [f"{named(pair['system'])[0]} {'better' if (pair['difference'] > 0) == found['higher_is_better'][metric] else 'worse'} "
+                + f"({pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], corrected p {pair['p_corrected']:.2g})".replace("-", "−")
+                for pair in apart]
+        lines.append(f"{METRICS[metric][0]}, {len(pairs)} beside *{named(than)[0]}*: {'; '.join(said) or 'every interval holds zero'}.")
+    return lines

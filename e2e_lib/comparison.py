@@ -7,7 +7,7 @@ K draws, F features.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,14 +150,19 @@ def resamplings(dialogues: Sequence[str], draws: int, rng: np.random.Generator) 
     return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, of].astype(np.float64)
 
 
-def compare(one: Sequence[Answers], other: Sequence[Answers], weights: Array) -> dict[str, dict[str, float]]:
-    """``one`` minus ``other`` in every metric: the difference on the test set as it is, its 95 % interval over the draws, and the
-    two-sided p-value (at least 1 over the draws and one). Each side is a list of runs, one a seed. A metric without anything to count
-    is left out; so are draws in which nothing counts."""
+def resampled(runs: Sequence[Answers], weights: Array, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Array]:
+    """Each metric, a mean over runs (one a seed): on the test set as it is and then in each draw of ``weights`` (K, E), together (1 + K,)."""
+    weights = np.vstack([np.ones((1, weights.shape[1])), weights])
+    return {name: np.mean([METRICS[name][0](run, weights) for run in runs], 0) for name in metrics}
+
+
+def compare(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+    """``one`` minus ``other``, as ``resampled`` gives them, in every metric: the difference on the test set as it is, its 95 % interval over
+    the draws, and the two-sided p-value (at least 1 over the draws and one). A metric without anything to count is left out; so are draws in
+    which nothing counts."""
     found = {}
-    for name, (metric, _) in METRICS.items():
-        as_it_is = np.ones((1, weights.shape[1]))
-        drawn, whole = (np.mean([metric(run, w) for run in one], 0) - np.mean([metric(run, w) for run in other], 0) for w in (weights, as_it_is))
+    for name in one:
+        whole, drawn = np.split(one[name] - other[name], [1])
         drawn = drawn[np.isfinite(drawn)]
         if not np.isfinite(whole[0]) or not len(drawn):
             continue
@@ -179,11 +184,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------------- all of it
 
-def answers_of(config: Config, system: str, seed: int, corpus: Path, reader: SceneReader, root: Path = RUNS) -> tuple[list[str], Answers]:
-    """The dialogues that a run's test answers belong to, and the answers reduced. Raises ResultsError if they are missing,
-    or hold fewer than two drawn photos."""
-    rows = read_answers(config.profile, [seed], root, system)[seed]
-    asked = read_details(config.profile, [seed], root, system)[seed]
+def answers_of(config: Config, system: str, seed: int, corpus: Path, reader: SceneReader, root: Path = RUNS,
+               folder: str = "answers") -> tuple[list[str], Answers]:
+    """The dialogues that a run's test answers (in ``folder`` below the run's own) belong to, and the answers reduced. Raises ResultsError if
+    they are missing, or hold fewer than two drawn photos."""
+    rows = read_answers(config.profile, [seed], root, system, folder)[seed]
+    asked = read_details(config.profile, [seed], root, system, folder)[seed]
     store, size = PhotoStore(corpus / "photos"), config.data.photo_size
     drawn = [torch.from_numpy(np.array(Image.open(row["image"]).convert("RGB"))).permute(2, 0, 1) for row in rows if row["image"]]
     gold = [store.tensor(row["gold_photo_id"], size) for row in rows if row["gold_photo_id"]]
@@ -208,6 +214,36 @@ def fid_by_number(answers: Answers, rng: np.random.Generator, subsets: int = 20)
     return found
 
 
+def read_all(config: Config, wanted: Mapping[str, tuple[str, Path]], seeds: Sequence[int], corpus: Path, reader: SceneReader,
+             folder: str = "answers") -> tuple[dict[str, list[Answers]], list[str]]:
+    """The runs of each name in ``wanted``, which says their system and the folder of all their runs, one a seed; and the dialogues that the
+    answers belong to. Raises ResultsError for missing answers, and where one has answered other test examples than the first."""
+    runs: dict[str, list[Answers]] = {}
+    asked: list[str] = []
+    for name, (system, root) in wanted.items():
+        runs[name] = []
+        for seed in seeds:
+            dialogues, answers = answers_of(config, system, seed, corpus, reader, root, folder)
+            if asked and dialogues != asked:
+                raise results.ResultsError(f"{name}, seed {seed}, answered other test examples than {next(iter(wanted))}, seed {seeds[0]}: "
+                                           "`e2e evaluate` makes them again")
+            asked = dialogues
+            runs[name].append(answers)
+    return runs, asked
+
+
+def differences(runs: Mapping[str, Sequence[Answers]], pairs: Iterable[tuple[str, str]], weights: Array,
+                metrics: Sequence[str] = tuple(METRICS)) -> list[dict[str, Any]]:
+    """A row for each pair and metric: "system" minus "than", with ``compare``'s figures and "p_corrected", Holm's, for all rows together.
+    A run is scored once, however many pairs it is in."""
+    scored = {name: resampled(of, weights, metrics) for name, of in runs.items()}
+    rows: list[dict[str, Any]] = [{"system": one, "than": other, "metric": name, **found} for one, other in pairs
+                                  for name, found in compare(scored[one], scored[other]).items()]
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_corrected"] = p
+    return rows
+
+
 def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
                     draws: int = 2000, seed: int = 0, root: Path = RUNS) -> Path:
     """Every pair of systems in every metric, and FID by the number of photos (of the first seed); writes
@@ -215,24 +251,9 @@ def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str]
 
     Raises ResultsError for missing answers, and where systems have answered different test examples.
     """
-    corpus = prepare(config, echo)
-    runs: dict[str, list[Answers]] = {}
-    asked: list[str] = []
-    for system in systems:
-        runs[system] = []
-        for number in seeds:
-            dialogues, answers = answers_of(config, system, number, corpus, reader, root)
-            if asked and dialogues != asked:
-                raise results.ResultsError(f"{system}, seed {number}, answered other test examples than {systems[0]}, seed {seeds[0]}: "
-                                           "`e2e evaluate` makes them again")
-            asked = dialogues
-            runs[system].append(answers)
+    runs, asked = read_all(config, {system: (system, root) for system in systems}, seeds, prepare(config, echo), reader)
     rng = np.random.default_rng(seed)
-    weights = resamplings(asked, draws, rng)
-    pairs: list[dict[str, Any]] = [{"system": one, "than": other, "metric": name, **found} for one, other in itertools.combinations(systems, 2)
-             for name, found in compare(runs[one], runs[other], weights).items()]
-    for row, p in zip(pairs, holm([row["p"] for row in pairs]), strict=True):
-        row["p_corrected"] = p
+    pairs = differences(runs, itertools.combinations(systems, 2), resamplings(asked, draws, rng))
     path = results.RESULTS / config.profile / "comparison.json"
     return files.write_json(path, {
         "profile": config.profile, "seeds": list(seeds), "draws": draws, "dialogues": len(set(asked)), "examples": len(asked), "pairs": pairs,

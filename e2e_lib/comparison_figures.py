@@ -14,14 +14,17 @@ from e2e_lib.show import BLUE, GREY, STYLES, VERMILLION, Markdown, Plot, dress, 
 from e2e_lib.tables import SYSTEMS
 
 
-def differences_figure(found: Mapping[str, Any]) -> Plot:
-    """Of ``comparison.json``: a panel a metric, a row a pair of systems, the difference with its 95 % interval; grey where that holds zero."""
-    metrics = list(dict.fromkeys(pair["metric"] for pair in found["pairs"]))
-    columns = -(-len(metrics) // 2)
+def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2,
+                       named: Callable[[str], tuple[str, str]] = STYLES.__getitem__) -> Plot:
+    """Of ``comparison.json`` and its like: a panel a metric (all by default), in ``lines`` lines, with a row a pair, the difference and its
+    95 % interval, grey where that holds zero. ``named`` gives the label and the colour of what is compared."""
+    metrics = metrics or list(dict.fromkeys(pair["metric"] for pair in found["pairs"]))
+    columns = -(-len(metrics) // lines)
+    most = max(sum(pair["metric"] == metric for pair in found["pairs"]) for metric in metrics)
     note = note_of(found["profile"], found["seeds"], f"{found['examples']:,} answers in {found['dialogues']} dialogues") + \
         f" · {found['draws']:,} bootstrap draws of dialogues"
-    figure = Plot(10, 4.6, note)
-    panels = figure.subplots(2, columns, squeeze=False)
+    figure = Plot(10, lines * (1.46 + 0.28 * most), note)
+    panels = figure.subplots(lines, columns, squeeze=False)
     for number, ax in enumerate(panels.flat):
         if number >= len(metrics):
             ax.axis("off")
@@ -30,12 +33,12 @@ def differences_figure(found: Mapping[str, Any]) -> Plot:
         for place, pair in enumerate(pairs):
             apart = pair["low"] > 0 or pair["high"] < 0
             reach = [[max(0, pair["difference"] - pair["low"])], [max(0, pair["high"] - pair["difference"])]]
-            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=STYLES[pair["system"]][1] if apart else GREY)
+            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=named(pair["system"])[1] if apart else GREY)
         ax.axvline(0, color="black", linewidth=0.8)
         name, better, _ = METRICS[metrics[number]]
         dress(ax, name, "worse ← → better" if better == "higher" else "better ← → worse", "")
-        named = [f"{SYSTEMS[pair['system']]} − {SYSTEMS[pair['than']]}" for pair in pairs]
-        ax.set_yticks(range(len(pairs)), named if number % columns == 0 else [""] * len(pairs), fontsize=8)
+        labels = [f"{named(pair['system'])[0]} − {named(pair['than'])[0]}" for pair in pairs]
+        ax.set_yticks(range(len(pairs)), labels if number % columns == 0 else [""] * len(pairs), fontsize=8)
         ax.set_ylim(len(pairs) - 0.5, -0.5)
     return figure
 

@@ -55,19 +55,21 @@ def read_logs(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int
     return {seed: _json_lines(seed_folder(root, profile, "end_to_end", seed) / "log.jsonl", f"e2e train --profile {profile}") for seed in seeds}
 
 
-def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end") -> dict[int, list[dict[str, Any]]]:
+def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end",
+                 folder: str = "answers") -> dict[int, list[dict[str, Any]]]:
     """The test answers of each seed; ``image`` is the drawn photo's file, or None. Raises ResultsError."""
     answers = {}
     for seed in seeds:
-        folder = seed_folder(root, profile, system, seed) / "answers"
-        rows = _json_lines(folder / "answers.jsonl", f"e2e evaluate --profile {profile}")
-        answers[seed] = [{**row, "image": folder / f"{i}.png" if (folder / f"{i}.png").is_file() else None} for i, row in enumerate(rows)]
+        place = seed_folder(root, profile, system, seed) / folder
+        rows = _json_lines(place / "answers.jsonl", f"e2e evaluate --profile {profile}")
+        answers[seed] = [{**row, "image": place / f"{i}.png" if (place / f"{i}.png").is_file() else None} for i, row in enumerate(rows)]
     return answers
 
 
-def read_details(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end") -> dict[int, list[dict[str, Any]]]:
+def read_details(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end",
+                 folder: str = "answers") -> dict[int, list[dict[str, Any]]]:
     """The replies of each seed to questions about details that captions leave out. Raises ResultsError."""
-    return {seed: _json_lines(seed_folder(root, profile, system, seed) / "answers" / "details.jsonl", f"e2e evaluate --profile {profile}")
+    return {seed: _json_lines(seed_folder(root, profile, system, seed) / folder / "details.jsonl", f"e2e evaluate --profile {profile}")
             for seed in seeds}
 
 

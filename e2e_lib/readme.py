@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2e_lib import files, tables
-from e2e_lib.results import METRICS, RESULTS, load_json, outdated, read_summary, tested, verdict
+from e2e_lib import ablation_figures, files, tables
+from e2e_lib.results import RESULTS, load_json, outdated, read_summary, tested
 
 
 def results_table(profile: str, root: Path | str = RESULTS) -> str:
@@ -46,13 +46,14 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
     note = (f"Profile {profile}. Cosine: mean ± standard deviation over {len(truths['captions'])} dev captions of seed {truths['asked']['seed']}. "
             f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {tested(found)}. "
             f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.{outdated(found)}")
-    verdicts = []
-    for key in ("scene_accuracy", "fid", "caption_bleu"):
-        scores = {name: found["systems"][name][key] for name in times if key in found["systems"].get(name, {})}
-        verdicts.append("- " + verdict(METRICS[key][0], scores, "none"))
+    compared = load_json(Path(root) / profile / "ablation_differences.json")
+    verdicts = [f"- {line}" for line in ablation_figures.difference_lines(compared)]
     headings = ["map", "cosine with the true gradient", "scene accuracy", "FID*", "caption BLEU-2, cumulative", "step time, × none"]
     return "\n".join([_markdown(headings, rows), "", note, "",
-                      "Beside training with no gradient from the image (*none*), by both standard deviations together:", "", *verdicts])
+                      "Every map and estimator beside the same training with no gradient from the image (*none*), other ingredients beside the "
+                      f"paper's way (*sentence*): differences with their 95 % intervals ({compared['draws']:,} paired bootstrap draws of "
+                      f"{compared['dialogues']} test dialogues, {len(compared['pairs'])} differences, of which chance puts one in twenty apart):",
+                      "", *verdicts])
 
 
 def transcript(profile: str, root: Path | str = RESULTS) -> str:

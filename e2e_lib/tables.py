@@ -199,6 +199,9 @@ TABLES = {
                        lambda published: f"{published['source']}: {published['caption']}"),
     "differences": Table("{profile}/comparison.json", differences_table, differences_numbers,
                          "Differences between the systems, the first one's score minus the second one's.", _differences_note),
+    "ablation_differences": Table("{profile}/ablation_differences.json", differences_table, differences_numbers,
+                                  "Differences between variants of joint training: maps and estimators beside no gradient from the image, other "
+                                  "ingredients beside the paper's way.", _differences_note),
     "ablations": Table("{profile}/ablations.json", ablation_table, lambda found: score_numbers(found, _variants(), ABLATION, "variant"),
                        "Joint training with each vocabulary map, estimator and ingredient; sentence is the paper's way (Eq. 10), "
                        "none has no gradient from the image. Of FID* less is better, of all else more.", note),

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from PIL import Image
 
 from e2e_lib import ablation, results
-from e2e_lib.config import ConfigError, replace, table
+from e2e_lib.config import SHIPPED, ConfigError, replace, table
+from e2e_lib.evaluation.scores import load_reader
 
 
 @pytest.fixture
@@ -52,6 +54,29 @@ def test_variants_are_trained_and_scored_once_on_the_same_examples(tiny, monkeyp
     ablation.ablate(tiny, [0, 1], again.append, ["none", "sentence"])
     assert sum("is trained already" in line for line in again) == 4 and sum("is there already" in line for line in again if "results" in line) == 4
     assert {path: path.read_bytes() for path in results.RESULTS.rglob("*.json")} == before
+
+    # Now what has been answered is compared. The tiny model shares no photo of its own accord, and there must be some to compare.
+    for folder in ablation.RUNS.rglob(ablation.ANSWERS):
+        for number in range(4):
+            Image.effect_noise((64, 64), 50 + number).convert("RGB").save(folder / f"{number}.png")
+    said, reader = [], load_reader(SHIPPED)
+    found = json.loads(ablation.differences(tiny, [0, 1], reader, said.append, draws=20).read_text())
+    assert {(pair["system"], pair["than"]) for pair in found["pairs"]} == {("sentence", "none")} and found["seeds"] == [0, 1]
+    scored = {pair["metric"]: pair["difference"] for pair in found["pairs"]}
+    by_hand = summary["systems"]["sentence"]["rougeL"]["mean"] - summary["systems"]["none"]["rougeL"]["mean"]
+    assert scored["rougeL"] == pytest.approx(by_hand, abs=1e-6) and set(scored) == set(ablation.COMPARED)
+    assert said[0].startswith("1 of 20 variants have runs of seeds 0, 1 and are compared; without: static_piece,")
+    ablation.differences(tiny, [0, 1], reader, said.append, draws=20)
+    assert "ablation_differences.json is there already" in said[-1]
+    assert ablation.differences(tiny, [2], reader, said.append) is None and said[-1].startswith("0 of 20 variants")
+
+
+def test_what_a_variant_is_compared_with():
+    assert {ablation.beside(name) for name in ("sentence", "span", "span_gumbel_rao", "static_word", "weight_100_none")} == {"none"}
+    assert {ablation.beside(name) for name in ("no_perceptron", "weight_10", "temperature_1")} == {"sentence"}
+    for name in ("weight_100", "weight_100_span"):  # from which it differs in nothing but the bridge
+        changes = set(ablation.VARIANTS[name]) ^ set(ablation.VARIANTS[ablation.beside(name)])
+        assert changes and all(change.startswith("bridge.") for change in changes)
 
 
 def test_the_gradients_are_compared_once_and_steps_are_timed(tiny, monkeypatch):

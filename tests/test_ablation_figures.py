@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from e2e_lib import ablation_figures, results
+from e2e_lib.comparison_figures import differences_figure
 from e2e_lib.results import ResultsError
+from e2e_lib.show import GREY, PURPLE
+from e2e_lib.vocabulary_lesson import MAPS
 
 
 def entry(mean, std=0.1, n=3):
@@ -71,10 +75,32 @@ def test_a_verdict_asks_for_more_than_both_spreads():
 
 def test_verdicts_are_of_the_numbers_read():
     said = ablation_figures.gradient_verdicts(GRADIENTS)
-    assert "apart from it is span (0.600 ± 0.050)" in said and "(map span): gumbel, τ = 1 0.600 ± 0.050; of 1 others, none differs" in said
-    said = ablation_figures.variant_verdicts(ABLATIONS)
-    assert "scene accuracy (higher is better): none 0.500 ± 0.100; of 2 others, apart from it is span" in said
-    assert "FID* (lower is better): sentence 0.350 ± 0.100; of 2 others, none differs" in said and "weight" not in said
+    assert "apart from it is span (0.600 ± 0.044)" in said  # 1.96 · 0.05 / √5
+    assert "(map span): gumbel, τ = 1 0.600 ± 0.044; of 1 others, apart from it is gumbel, τ = 0.1 (0.500 ± 0.044)" in said
+
+
+DIFFERENCES = {
+    "profile": "mini", "seeds": [0], "draws": 50, "dialogues": 4, "examples": 30, "higher_is_better": {"fid": False, "bleu2": True}, "pairs": [
+        {"system": name, "than": than, "metric": metric, "difference": difference, "low": difference - 0.1, "high": difference + 0.1,
+         "p": 0.01, "p_corrected": 0.02} for name, than, metric, difference in (
+             ("span", "none", "fid", -0.2), ("span_gumbel", "none", "fid", 0.3), ("sentence", "none", "bleu2", 0.05), ("weight_0.1", "sentence", "bleu2", -0.4))]}
+
+
+def test_lines_say_which_variants_are_apart_in_which_direction():
+    assert ablation_figures.difference_lines(DIFFERENCES) == [
+        "FID*, 2 beside *none*: span better (−0.200 [−0.300, −0.100], corrected p 0.02); span gumbel worse (+0.300 [+0.200, +0.400], corrected p 0.02).",
+        "BLEU-2, 1 beside *none*: every interval holds zero.",
+        "BLEU-2, 1 beside *sentence (Eq. 10)*: weight 0.1 worse (−0.400 [−0.500, −0.300], corrected p 0.02)."]
+    assert ablation_figures.difference_lines(DIFFERENCES, ["span"]) == [
+        "FID*, 1 beside *none*: span better (−0.200 [−0.300, −0.100], corrected p 0.02)."]
+
+
+def test_differences_of_variants_are_drawn_with_their_names_and_colours():
+    figure = differences_figure(DIFFERENCES, ("fid", "bleu2"), 1, ablation_figures.named)
+    assert len(figure.axes) == 2 and [len(ax.containers) for ax in figure.axes] == [2, 2]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["span − none", "span gumbel − none"]
+    colours = [to_hex(container.lines[0].get_color()) for ax in figure.axes for container in ax.containers]
+    assert colours == [MAPS["span"][1].lower()] * 2 + [GREY.lower(), PURPLE.lower()]
 
 
 def test_costs_are_the_benchmarks():

@@ -23,7 +23,9 @@ def make_results(root: Path) -> None:
         {"mapping": "sentence", "estimator": "gumbel", "temperature": 0.1, "cosine": {"mean": 0.75, "std": 0.5}}]}
     steps = {"rows": [{"mapping": name, "over_none": ratio, "std": 0.02} for name, ratio in (("none", 1.0), ("sentence", 1.05))],
              "asked": {"rounds": 15}, "threads": 2}
-    for name, content in (("ablations", ablations), ("gradients", gradients), ("steps", steps)):
+    compared = {"draws": 5000, "dialogues": 300, "higher_is_better": {"fid": False}, "pairs": [
+        {"system": "span", "than": "none", "metric": "fid", "difference": -0.5, "low": -0.6, "high": -0.4, "p_corrected": 0.04}]}
+    for name, content in (("ablations", ablations), ("gradients", gradients), ("steps", steps), ("ablation_differences", compared)):
         (root / "mini" / f"{name}.json").write_text(json.dumps(content))
 
 
@@ -38,6 +40,7 @@ def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
     assert "| FID* | – |" in text  # a missing score is shown as missing
     assert "| none | – | 0.912 ± 0.010 | 0.912 ± 0.010 | – | 1.000 ± 0.020 |" in text
     assert "| sentence (Eq. 10, the default) | -0.250 ± 0.500 | – | – | 0.912 ± 0.010 | 1.050 ± 0.020 |" in text and "988 examples" in text
+    assert "5,000 paired bootstrap draws of 300" in text and "- FID*, 1 beside *none*: span better (−0.500 [−0.600, −0.400], corrected p 0.04)." in text
     before = text
     readme.update(page, root=tmp_path)
     assert page.read_text() == before

@@ -210,7 +210,8 @@ def test_markdown_keeps_the_digits():
 def root(tmp_path):
     (tmp_path / "mini").mkdir()
     shutil.copytree(RESULTS / "published", tmp_path / "published")
-    made = {"summary": summary(end_to_end=FULL), "ablations": summary(none=FULL), "comparison": comparison(pair("bleu1", 0.5, 1.5), pair("fid", -1, 1))}
+    made = {"summary": summary(end_to_end=FULL), "ablations": summary(none=FULL), "comparison": comparison(pair("bleu1", 0.5, 1.5), pair("fid", -1, 1)),
+            "ablation_differences": comparison({**pair("fid", -1, 1), "system": "span", "than": "none"})}
     for name, content in made.items():
         (tmp_path / "mini" / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
@@ -219,7 +220,7 @@ def root(tmp_path):
 def test_all_tables_are_written_three_times_over_with_the_same_content(root):
     lines = []
     paths = tables.write_tables("mini", root, lines.append)
-    names = ["main", "further", "published", "differences", "ablations"]
+    names = ["main", "further", "published", "differences", "ablation_differences", "ablations"]
     assert [path.relative_to(root).as_posix() for path in paths] == [f"mini/tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
     assert lines == []
     for name in names:
@@ -243,7 +244,7 @@ def test_tables_without_results_are_left_out_and_named(root):
     (root / "published" / "table2.json").unlink()
     lines = []
     paths = tables.write_tables("mini", root, lines.append)
-    assert {path.stem for path in paths} == {"main", "further", "ablations"} == {path.stem for path in (root / "mini" / "tables").iterdir()}
+    assert {path.stem for path in paths} == {"main", "further", "ablation_differences", "ablations"} == {path.stem for path in (root / "mini" / "tables").iterdir()}
     assert len(lines) == 2 and "'published'" in lines[0] and "'differences'" in lines[1] and "comparison.json is not there yet" in lines[1]
 
 
