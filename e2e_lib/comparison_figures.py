@@ -35,6 +35,7 @@ def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), li
             reach = [[max(0, pair["difference"] - pair["low"])], [max(0, pair["high"] - pair["difference"])]]
             ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=named(pair["system"])[1] if apart else GREY)
         ax.axvline(0, color="black", linewidth=0.8)
+        ax.locator_params(axis="x", nbins=4)
         name, better, _ = METRICS[metrics[number]]
         dress(ax, name, "worse ← → better" if better == "higher" else "better ← → worse", "")
         labels = [f"{named(pair['system'])[0]} − {named(pair['than'])[0]}" for pair in pairs]
