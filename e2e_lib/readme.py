@@ -52,7 +52,8 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
     return "\n".join([_markdown(headings, rows), "", note, "",
                       "Every map and estimator beside the same training with no gradient from the image (*none*), other ingredients beside the "
                       f"paper's way (*sentence*): differences with their 95 % intervals ({compared['draws']:,} paired bootstrap draws of "
-                      f"{compared['dialogues']} test dialogues, {len(compared['pairs'])} differences, of which chance puts one in twenty apart):",
+                      f"{compared['dialogues']} test dialogues, {len(compared['pairs'])} differences, of which chance puts one in "
+                      "twenty apart; of these training seeds, not of seeds to come):",
                       "", *verdicts])
 
 
