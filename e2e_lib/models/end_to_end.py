@@ -22,6 +22,7 @@ from e2e_lib.data.minichat import caption_words
 from e2e_lib.models.captioner import Captioner, CaptionLayout
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.perceptron import ImagePerceptron
+from e2e_lib.randomness import generator
 
 REMEMBERED = 256  # photos
 
@@ -111,14 +112,17 @@ class EndToEndModel(nn.Module):
     def write_captions(self, logits: Tensor, batch: Batch, temperature: float, rng: torch.Generator) -> tuple[Tensor, list[str], int]:
         """The text encoder's hidden states for the response captions, with the gradient to ``logits`` that the bridge lets through."""
         caption_logits, gold_ids, positions = caption_positions(logits, batch)  # (R, C, V1), (R, C), (R, C)
-        noise = gumbel_noise(caption_logits.shape, rng).to(caption_logits) if self.bridge_settings.noise else None  # Eq. 4
+        # The noise is drawn even where it is not used, and what an estimator draws besides comes from a stream of its own: so all of them
+        # meet the same noise of Eq. 12, and only what they do differently makes a difference.
+        drawn = gumbel_noise(caption_logits.shape, rng).to(caption_logits)
+        noise, own_rng = drawn if self.bridge_settings.noise else None, generator("bridge", rng.initial_seed())  # Eq. 4
         if self.bridge_settings.caption_source == "gold":
             source_ids, captions = gold_ids, batch.captions
         else:
             chosen = caption_logits if noise is None else caption_logits + noise
             source_ids = chosen.detach().argmax(-1)  # Eq. 6: the words h stands for, one for each position under teacher forcing
             captions = [self.tokenizer.decode(ids[keep], skip_special_tokens=True).strip() for ids, keep in zip(source_ids, positions, strict=True)]
-        out = self.bridge(captions, caption_logits, self.generator.text_encoder.get_input_embeddings(), temperature, noise, rng,
+        out = self.bridge(captions, caption_logits, self.generator.text_encoder.get_input_embeddings(), temperature, noise, own_rng,
                           source_ids=source_ids, source_mask=positions)
         return self.generator.encode(out.input_ids, out.embeddings), captions, out.truncated
 

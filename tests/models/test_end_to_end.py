@@ -74,6 +74,12 @@ def test_the_mapping_changes_no_number_of_the_forward_pass(new_model, batch):
         assert outputs[0].drawn == output.drawn
 
 
+@pytest.mark.parametrize("change", [("bridge.noise", False), ("bridge.estimator", "gumbel_rao"), ("bridge.estimator", "reinmax")])
+def test_whatever_an_estimator_draws_the_photos_noise_is_the_same(new_model, batch, change):
+    outputs = [forward(new_model(*changes), batch) for changes in ((), (change,))]
+    assert outputs[0].image_loss == outputs[1].image_loss
+
+
 def test_pooling_by_sum_gives_a_larger_gradient_than_the_mean(new_model, batch):
     sizes = {}
     for pooling in ("mean", "sum"):
