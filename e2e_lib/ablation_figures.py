@@ -97,6 +97,23 @@ def gradient_verdicts(found: Mapping[str, Any]) -> Markdown:
     return Markdown("\n".join(f"- {line}" for line in lines))
 
 
+def said(found: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    """One difference: whose, in which direction, how large."""
+    better = (pair["difference"] > 0) == found["higher_is_better"][pair["metric"]]
+    numbers = f"({pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], corrected p {pair['p_corrected']:.2g})"
+    return f"{named(pair['system'])[0]} {'better' if better else 'worse'} {numbers.replace('-', '−')}"
+
+
+def gradient_line(found: Mapping[str, Any]) -> str:
+    """Of ``ablation_differences.json``: which differences hold after correction between training with a gradient from the photo to the words
+    and the same training without."""
+    pairs = [pair for pair in found["pairs"] if pair["than"].endswith("none") and not pair["system"].endswith("none")]
+    sure = [f"{METRICS[pair['metric']][0]}, {said(found, pair)}" for pair in pairs if pair["p_corrected"] < 0.05]
+    return (f"A gradient from the photo to the words, by whatever map, estimator and weight: of {len(pairs)} differences from the same "
+            f"training without it, **{len(sure)}** hold{'s' * (len(sure) == 1)} after correction for all {len(found['pairs'])}"
+            f"{': ' * bool(sure)}{'; '.join(sure)}.")
+
+
 def difference_lines(found: Mapping[str, Any], variants: Sequence[str] = ()) -> list[str]:
     """Of ``ablation_differences.json``: for each metric and what is compared with, which variants (all by default) have a 95 % interval that
     excludes zero, in which direction, and what is left of it after correcting for all rows."""
@@ -106,9 +123,6 @@ def difference_lines(found: Mapping[str, Any], variants: Sequence[str] = ()) -> 
             groups.setdefault((pair["than"], pair["metric"]), []).append(pair)
     lines = []
     for (than, metric), pairs in groups.items():
-        apart = [pair for pair in pairs if pair["low"] > 0 or pair["high"] < 0]
-        said = [f"{named(pair['system'])[0]} {'better' if (pair['difference'] > 0) == found['higher_is_better'][metric] else 'worse'} "
-                + f"({pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], corrected p {pair['p_corrected']:.2g})".replace("-", "−")
-                for pair in apart]
-        lines.append(f"{METRICS[metric][0]}, {len(pairs)} beside *{named(than)[0]}*: {'; '.join(said) or 'every interval holds zero'}.")
+        told = "; ".join(said(found, pair) for pair in pairs if pair["low"] > 0 or pair["high"] < 0)
+        lines.append(f"{METRICS[metric][0]}, {len(pairs)} beside *{named(than)[0]}*: {told or 'every interval holds zero'}.")
     return lines

@@ -95,6 +95,18 @@ def test_lines_say_which_variants_are_apart_in_which_direction():
         "FID*, 1 beside *none*: span better (−0.200 [−0.300, −0.100], corrected p 0.02)."]
 
 
+def test_a_gradient_is_compared_with_the_same_training_without():
+    def pair(name, than, p):
+        return {**DIFFERENCES["pairs"][0], "system": name, "than": than, "p_corrected": p}
+
+    pairs = [pair("span", "none", 0.01), pair("word", "none", 0.5), pair("weight_100", "weight_100_none", 0.9), pair("weight_100_none", "none", 0.01),
+             pair("no_noise", "sentence", 0.01)]
+    line = ablation_figures.gradient_line({**DIFFERENCES, "pairs": pairs})
+    assert "of 3 differences from the same training without it, **1** holds after correction for all 5: FID*, span better (−0.200 [" in line
+    assert "of 1 differences" in ablation_figures.gradient_line({**DIFFERENCES, "pairs": pairs[1:2]}) and "**0** hold after" in \
+        ablation_figures.gradient_line({**DIFFERENCES, "pairs": pairs[1:2]})
+
+
 def test_differences_of_variants_are_drawn_with_their_names_and_colours():
     figure = differences_figure(DIFFERENCES, ("fid", "bleu2"), 1, ablation_figures.named)
     assert len(figure.axes) == 2 and [len(ax.containers) for ax in figure.axes] == [2, 2]

@@ -32,11 +32,11 @@ def make_results(root: Path) -> None:
 def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
     make_results(tmp_path)
     page = tmp_path / "README.md"
-    page.write_text("a\n<!-- reproduce:begin -->\nold\n<!-- reproduce:end -->\nb\n<!-- results:begin -->\nold\n<!-- results:end -->\nc\n<!-- ablation:begin --><!-- ablation:end -->")
+    page.write_text("a\n<!-- reproduce:begin -->\nstale\n<!-- reproduce:end -->\nb\n<!-- results:begin -->\nstale\n<!-- results:end -->\nc\n<!-- ablation:begin --><!-- ablation:end -->")
     readme.update(page, root=tmp_path)
     text = page.read_text()
     assert "| metric | End-to-end |\n|---|---|\n| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy | 0.800 |" in text
-    assert "1,234 examples" in text and "3 seeds" in text and "10.0 minutes" in text and "2.5 GB" in text and "old" not in text
+    assert "1,234 examples" in text and "3 seeds" in text and "10.0 minutes" in text and "2.5 GB" in text and "stale" not in text
     assert "| FID* | – |" in text  # a missing score is shown as missing
     assert "| none | – | 0.912 ± 0.010 | 0.912 ± 0.010 | – | 1.000 ± 0.020 |" in text
     assert "| sentence (Eq. 10, the default) | -0.250 ± 0.500 | – | – | 0.912 ± 0.010 | 1.050 ± 0.020 |" in text and "988 examples" in text
