@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from e2e_lib import comparison, files, gradients, lessons, results
@@ -102,8 +101,8 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
         for seed in seeds:
             echo(f"== variant {number} of {len(names)}: {name} ({', '.join(VARIANTS[name])}), seed {seed}")
             train(variant, seed, echo, root=root)
-            evaluate(configuration.replace(variant, "inference.others", OTHERS), seed, echo, label=name.replace(".", "_"), into="ablations",
-                     answers=ANSWERS, runs_root=root)
+            evaluate(configuration.replace(variant, "inference.others", OTHERS), seed, echo, label=name, into="ablations", answers=ANSWERS,
+                     runs_root=root)
     return results.summarise(config.profile, folder="ablations")
 
 
@@ -117,24 +116,21 @@ def differences(config: Config, seeds: Sequence[int], reader: SceneReader, echo:
     runs = {(run["system"], run["seed"]): run["provenance"]["weights"] for run in results.read_runs(config.profile, folder="ablations")}
 
     def stands(name: str, seed: int) -> bool:
-        return (name.replace(".", "_"), seed) in runs and (run_folder(config, seed, root_of(config, name)) / ANSWERS).is_dir()
+        return (name, seed) in runs and (run_folder(config, seed, root_of(config, name)) / ANSWERS).is_dir()
 
     wanted = {name: ("end_to_end", root_of(config, name)) for name in VARIANTS if all(stands(name, seed) for seed in seeds)}
     pairs = [(name, beside(name)) for name in wanted if name != "none" and beside(name) in wanted]
     echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} and are compared; "
          f"without: {', '.join(name for name in VARIANTS if name not in wanted) or 'none'}")
     asked = {"draws": draws, "seeds": list(seeds), "code": code_hash(Path(__file__).parent / "evaluation"),
-             "weights": {f"{name}-seed{seed}": runs[name.replace(".", "_"), seed] for name in wanted for seed in seeds}}
+             "weights": {f"{name}-seed{seed}": runs[name, seed] for name in wanted for seed in seeds}}
     if not pairs:
         return None
     if _kept(path, asked, echo):
         return path
     answers, dialogues = comparison.read_all(config, wanted, seeds, prepare(config, echo), reader, ANSWERS)
-    weights = comparison.resamplings(dialogues, draws, np.random.default_rng(0))
-    return files.write_json(path, {
-        "command": f"e2e ablate --profile {config.profile}", "asked": asked, "profile": config.profile, "seeds": list(seeds), "draws": draws,
-        "dialogues": len(set(dialogues)), "examples": len(dialogues), "pairs": comparison.differences(answers, pairs, weights, COMPARED),
-        "higher_is_better": {name: comparison.METRICS[name][1] for name in COMPARED}, "provenance": stamp(config, seeds={"bootstrap": 0})})
+    return files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "asked": asked,
+                                   **comparison.compared(config, seeds, answers, dialogues, pairs, COMPARED, draws=draws)})
 
 
 def _made_by(config: Config) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The ablation's tables and figures, from the JSON files that `e2e ablate` writes into ``results/<profile>/``: notebook 03's last part."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,8 @@ def estimators_figure(found: Mapping[str, Any], key: str, title: str, log: bool 
 
 
 def named(variant: str) -> tuple[str, str]:
-    """A variant's label and colour, by its name or that of its runs, which has no dots: 0_1 was 0.1."""
-    label = re.sub(r"(?<=\d)_(?=\d)", ".", variant).replace("_", " ") + " (Eq. 10)" * (variant == "sentence")
+    """A variant's label and colour."""
+    label = variant.replace("_", " ") + " (Eq. 10)" * (variant == "sentence")
     return label, MAPS.get(variant, MAPS.get(variant.partition("_")[0], ("", PURPLE)))[1]
 
 
@@ -116,13 +115,15 @@ def gradient_line(found: Mapping[str, Any]) -> str:
 
 def difference_lines(found: Mapping[str, Any], variants: Sequence[str] = ()) -> list[str]:
     """Of ``ablation_differences.json``: for each metric and what is compared with, which variants (all by default) have a 95 % interval that
-    excludes zero, in which direction, and what is left of it after correcting for all rows."""
+    excludes zero, in which direction, and what is left of it after correcting for all rows; last, in how many such groups none has."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for pair in found["pairs"]:
         if not variants or pair["system"] in variants:
             groups.setdefault((pair["than"], pair["metric"]), []).append(pair)
-    lines = []
+    lines, silent = [], 0
     for (than, metric), pairs in groups.items():
-        told = "; ".join(said(found, pair) for pair in pairs if pair["low"] > 0 or pair["high"] < 0)
-        lines.append(f"{METRICS[metric][0]}, {len(pairs)} beside *{named(than)[0]}*: {told or 'every interval holds zero'}.")
-    return lines
+        if told := "; ".join(said(found, pair) for pair in pairs if pair["low"] > 0 or pair["high"] < 0):
+            lines.append(f"{METRICS[metric][0]}, {len(pairs)} beside *{named(than)[0]}*: {told}.")
+        else:
+            silent += 1
+    return [*lines, f"In {silent} of {len(groups)} groups, every interval holds zero."]

@@ -39,6 +39,10 @@ class Question:
     attribute: str
     truth: Any
 
+    def answered_by(self, reply: str) -> bool:
+        """Whether a reply gives the true answer."""
+        return answered(reply, self.attribute) == self.truth
+
 
 def unsaid(scene: Scene, caption: str) -> list[str]:
     """The attributes of a scene that its caption does not tell: size is asked of single things, number of several."""
@@ -70,7 +74,7 @@ def answered(text: str, attribute: str) -> Any:
 
 def detail_accuracy(questions: Sequence[Question | None], replies: Sequence[str]) -> dict[str, float | int | None]:
     """The share of questions answered rightly, in all and for each attribute, and how many were asked; None where none was."""
-    rows = [(q, answered(reply, q.attribute) == q.truth) for q, reply in zip(questions, replies, strict=True) if q]
+    rows = [(q, q.answered_by(reply)) for q, reply in zip(questions, replies, strict=True) if q]
     scores: dict[str, float | int | None] = {"details": sum(right for _, right in rows) / len(rows) if rows else None, "details_n": len(rows)}
     for name in _SAID:
         of_kind = [right for q, right in rows if q.attribute == name]

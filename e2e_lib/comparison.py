@@ -151,24 +151,26 @@ def resamplings(dialogues: Sequence[str], draws: int, rng: np.random.Generator) 
 
 
 def resampled(runs: Sequence[Answers], weights: Array, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Array]:
-    """Each metric, a mean over runs (one a seed): on the test set as it is and then in each draw of ``weights`` (K, E), together (1 + K,)."""
+    """Each metric of S runs (one a seed): on the test set as it is and then in each draw of ``weights`` (K, E), together (S, 1 + K)."""
     weights = np.vstack([np.ones((1, weights.shape[1])), weights])
-    return {name: np.mean([METRICS[name][0](run, weights) for run in runs], 0) for name in metrics}
+    return {name: np.stack([METRICS[name][0](run, weights) for run in runs]) for name in metrics}
 
 
-def compare(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, dict[str, float]]:
-    """``one`` minus ``other``, as ``resampled`` gives them, in every metric: the difference on the test set as it is, its 95 % interval over
-    the draws, and the two-sided p-value (at least 1 over the draws and one). A metric without anything to count is left out; so are draws in
-    which nothing counts."""
+def compare(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    """``one`` minus ``other``, as ``resampled`` gives them for the same seeds, in every metric. "difference" is that of the means over seeds
+    on the test set as it is, "by_seed" that of each seed; "low" and "high" bound the 95 % interval of the former over the draws, and "p" is
+    two-sided (at least 1 over the draws and one). A metric without anything to count is left out; so are draws in which nothing counts."""
     found = {}
     for name in one:
-        whole, drawn = np.split(one[name] - other[name], [1])
+        differences = one[name] - other[name]  # (S, 1 + K)
+        whole, drawn = np.split(differences.mean(0), [1])
         drawn = drawn[np.isfinite(drawn)]
         if not np.isfinite(whole[0]) or not len(drawn):
             continue
         low, high = np.quantile(drawn, (0.025, 0.975))
         tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-        found[name] = {"difference": float(whole[0]), "low": float(low), "high": float(high), "p": float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))}
+        found[name] = {"difference": float(whole[0]), "by_seed": differences[:, 0].tolist(), "low": float(low), "high": float(high),
+                       "p": float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))}
     return found
 
 
@@ -235,7 +237,7 @@ def read_all(config: Config, wanted: Mapping[str, tuple[str, Path]], seeds: Sequ
 def differences(runs: Mapping[str, Sequence[Answers]], pairs: Iterable[tuple[str, str]], weights: Array,
                 metrics: Sequence[str] = tuple(METRICS)) -> list[dict[str, Any]]:
     """A row for each pair and metric: "system" minus "than", with ``compare``'s figures and "p_corrected", Holm's, for all rows together.
-    A run is scored once, however many pairs it is in."""
+    A run is scored once, however many pairs it is in. ``runs`` has the same seeds for every name."""
     scored = {name: resampled(of, weights, metrics) for name, of in runs.items()}
     rows: list[dict[str, Any]] = [{"system": one, "than": other, "metric": name, **found} for one, other in pairs
                                   for name, found in compare(scored[one], scored[other]).items()]
@@ -244,18 +246,25 @@ def differences(runs: Mapping[str, Sequence[Answers]], pairs: Iterable[tuple[str
     return rows
 
 
+def compared(config: Config, seeds: Sequence[int], runs: Mapping[str, Sequence[Answers]], dialogues: Sequence[str],
+             pairs: Iterable[tuple[str, str]], metrics: Sequence[str] = tuple(METRICS), *, draws: int, seed: int = 0) -> dict[str, Any]:
+    """What a file of differences holds: the rows of ``differences`` as "pairs", and what they were computed from. ``runs`` and ``dialogues``
+    are as ``read_all`` gives them."""
+    weights = resamplings(dialogues, draws, np.random.default_rng(seed))
+    return {"profile": config.profile, "seeds": list(seeds), "draws": draws, "dialogues": len(set(dialogues)), "examples": len(dialogues),
+            "pairs": differences(runs, pairs, weights, metrics), "higher_is_better": {name: METRICS[name][1] for name in metrics},
+            "provenance": stamp(config, seeds={"bootstrap": seed})}
+
+
 def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
-                    draws: int = 2000, seed: int = 0, root: Path = RUNS) -> Path:
+                    draws: int = 2000, root: Path = RUNS) -> Path:
     """Every pair of systems in every metric, and FID by the number of photos (of the first seed); writes
     ``results/<profile>/comparison.json``. All p-values are corrected together.
 
     Raises ResultsError for missing answers, and where systems have answered different test examples.
     """
-    runs, asked = read_all(config, {system: (system, root) for system in systems}, seeds, prepare(config, echo), reader)
-    rng = np.random.default_rng(seed)
-    pairs = differences(runs, itertools.combinations(systems, 2), resamplings(asked, draws, rng))
-    path = results.RESULTS / config.profile / "comparison.json"
-    return files.write_json(path, {
-        "profile": config.profile, "seeds": list(seeds), "draws": draws, "dialogues": len(set(asked)), "examples": len(asked), "pairs": pairs,
-        "fid_by_number": {system: fid_by_number(runs[system][0], rng) for system in systems},
-        "higher_is_better": {name: better for name, (_, better) in METRICS.items()}, "provenance": stamp(config, seeds={"bootstrap": seed})})
+    runs, dialogues = read_all(config, {system: (system, root) for system in systems}, seeds, prepare(config, echo), reader)
+    rng = np.random.default_rng(0)
+    return files.write_json(results.RESULTS / config.profile / "comparison.json", {
+        **compared(config, seeds, runs, dialogues, itertools.combinations(systems, 2), draws=draws),
+        "fid_by_number": {system: fid_by_number(runs[system][0], rng) for system in systems}})

@@ -17,12 +17,12 @@ from e2e_lib.tables import SYSTEMS
 def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2,
                        named: Callable[[str], tuple[str, str]] = STYLES.__getitem__) -> Plot:
     """Of ``comparison.json`` and its like: a panel a metric (all by default), in ``lines`` lines, with a row a pair, the difference and its
-    95 % interval, grey where that holds zero. ``named`` gives the label and the colour of what is compared."""
+    95 % interval, grey where that holds zero; a tick is one seed's difference. ``named`` gives the label and the colour of what is compared."""
     metrics = metrics or list(dict.fromkeys(pair["metric"] for pair in found["pairs"]))
     columns = -(-len(metrics) // lines)
     most = max(sum(pair["metric"] == metric for pair in found["pairs"]) for metric in metrics)
     note = note_of(found["profile"], found["seeds"], f"{found['examples']:,} answers in {found['dialogues']} dialogues") + \
-        f" · {found['draws']:,} bootstrap draws of dialogues"
+        f" · {found['draws']:,} bootstrap draws of dialogues · ticks: single seeds"
     figure = Plot(10, lines * (1.46 + 0.28 * most), note)
     panels = figure.subplots(lines, columns, squeeze=False)
     for number, ax in enumerate(panels.flat):
@@ -33,7 +33,9 @@ def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), li
         for place, pair in enumerate(pairs):
             apart = pair["low"] > 0 or pair["high"] < 0
             reach = [[max(0, pair["difference"] - pair["low"])], [max(0, pair["high"] - pair["difference"])]]
-            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=named(pair["system"])[1] if apart else GREY)
+            colour = named(pair["system"])[1] if apart else GREY
+            ax.errorbar(pair["difference"], place, xerr=reach, marker="o", capsize=3, color=colour)
+            ax.plot(pair["by_seed"], [place + 0.28] * len(pair["by_seed"]), "|", markersize=4, color=colour)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.locator_params(axis="x", nbins=4)
         name, better, _ = METRICS[metrics[number]]
@@ -82,27 +84,36 @@ def slopes_table(found: Mapping[str, Any]) -> Markdown:
     return table(["system", "slope: accuracy lost from no wrong word to all", "95 % interval", "accuracy with no wrong word"], rows)
 
 
+def _direction(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) -> int:
+    """1 if a positive difference of the pair speaks for ``one`` of it, else -1."""
+    return (1 if pair["system"] == one else -1) * (1 if found["higher_is_better"][pair["metric"]] else -1)
+
+
+def _seeds_ahead(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) -> str:
+    ahead = sum(_direction(found, pair, one) * difference > 0 for difference in pair["by_seed"])
+    return f"{SYSTEMS[one]} ahead in {ahead} of {len(pair['by_seed'])} seeds"
+
+
 def verdicts(found: Mapping[str, Any], one: str, other: str) -> Markdown:
     """Of ``comparison.json``: a line a metric, which of two systems is ahead, and whether that is beyond chance."""
     lines = []
     for pair in (pair for pair in found["pairs"] if (pair["system"], pair["than"]) == (one, other)):
-        better = found["higher_is_better"][pair["metric"]]
-        ahead = one if (pair["difference"] > 0) == better else other
+        ahead = one if _direction(found, pair, one) * pair["difference"] > 0 else other
         said = f"{pair['difference']:+.3f}, 95 % [{pair['low']:+.3f}, {pair['high']:+.3f}], corrected p {pair['p_corrected']:.3f}".replace("-", "−")
         apart = pair["low"] > 0 or pair["high"] < 0
-        lines.append(f"- **{METRICS[pair['metric']][0]}**: {f'{SYSTEMS[ahead]} ahead' if apart else 'no difference beyond chance'} ({said})")
+        lines.append(f"- **{METRICS[pair['metric']][0]}**: {f'{SYSTEMS[ahead]} ahead' if apart else 'no difference beyond chance'} "
+                     f"({said}; {_seeds_ahead(found, pair, one)})")
     return Markdown("\n".join(lines) or "- nothing was compared")
 
 
 def missed(found: Mapping[str, Any], one: str = "end_to_end") -> list[str]:
-    """Of ``comparison.json``: where a system is not ahead of another with an interval that excludes zero, as "metric, beside system"."""
+    """Of ``comparison.json``: where a system is not ahead of another with an interval that excludes zero, as "metric, beside system: …"."""
     out = []
     for pair in found["pairs"]:
         if one in (pair["system"], pair["than"]):
-            sign = (1 if pair["system"] == one else -1) * (1 if found["higher_is_better"][pair["metric"]] else -1)
-            if min(sign * pair["low"], sign * pair["high"]) <= 0:
+            if min(_direction(found, pair, one) * pair[bound] for bound in ("low", "high")) <= 0:
                 other = pair["than"] if pair["system"] == one else pair["system"]
-                out.append(f"{METRICS[pair['metric']][0]}, beside {SYSTEMS[other]}")
+                out.append(f"{METRICS[pair['metric']][0]}, beside {SYSTEMS[other]}: {_seeds_ahead(found, pair, one)}")
     return out
 
 

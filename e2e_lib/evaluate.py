@@ -8,7 +8,7 @@ from typing import Any
 
 from e2e_lib import files, results
 from e2e_lib.checkpoints import check
-from e2e_lib.claims import Question, answered, detail_accuracy, question_of
+from e2e_lib.claims import Question, detail_accuracy, question_of
 from e2e_lib.config import SHIPPED, Config, completed
 from e2e_lib.data.corpus import DATA, prepare, read_scenes
 from e2e_lib.data.examples import Example, evenly, examples_of, load_split
@@ -91,7 +91,7 @@ def save_answers(folder: Path, examples: Sequence[Example], responses: Sequence[
             if response.image:
                 response.image.save(new / f"{i}.png")
         told = [{"dialogue_id": example.dialogue_id, "index": example.index, **asdict(question), "text": reply.text,
-                 "right": answered(reply.text, question.attribute) == question.truth}
+                 "right": question.answered_by(reply.text)}
                 for (example, question), reply in zip(asked, replies, strict=True)]
         for name, lines in (("answers", rows), ("details", told)):
             files.write_text(new / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

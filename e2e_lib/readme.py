@@ -47,9 +47,7 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
             f"Scores: over {'/'.join(map(str, sorted(seeds)))} seeds; N: {tested(found)}. "
             f"Time: median ± standard deviation over {steps['asked']['rounds']} rounds, {steps['threads']} threads.{outdated(found)}")
     compared = load_json(Path(root) / profile / "ablation_differences.json")
-    lines = ablation_figures.difference_lines(compared)
-    apart = [line for line in lines if not line.endswith("every interval holds zero.")]
-    verdicts = [f"- {line}" for line in apart] + [f"- In the other {len(lines) - len(apart)} of {len(lines)} groups, every interval holds zero."]
+    verdicts = [f"- {line}" for line in ablation_figures.difference_lines(compared)]
     headings = ["map", "cosine with the true gradient", "scene accuracy", "FID*", "caption BLEU-2, cumulative", "step time, × none"]
     return "\n".join([f"{ablation_figures.gradient_line(compared)}", "", _markdown(headings, rows), "", note, "",
                       "Every map and estimator beside the same training with no gradient from the image (*none*), other ingredients beside the "

@@ -64,8 +64,8 @@ def _run_problem(run: Any, profile: str, name: str) -> str | None:
     for key, kind in kinds.items():
         if not isinstance(run.get(key), kind) or isinstance(run[key], bool):
             return f"field {key!r}: expected {kind.__name__}, found {run.get(key)!r:.60}"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", run["system"]):
-        return f"field 'system': expected lower-case letters, digits and underscores, found {run['system']!r}"
+    if not re.fullmatch(r"[a-z][a-z0-9_.]*", run["system"]):
+        return f"field 'system': expected lower-case letters, digits, underscores and dots, found {run['system']!r}"
     if run["seed"] < 0:
         return f"field 'seed': expected 0 or more, found {run['seed']}"
     if run["profile"] != profile:

@@ -26,7 +26,7 @@ GRADIENTS = {
 ABLATIONS = {"profile": "mini", "test": {"examples": 1234}, "runs": [], "systems": {
     "span": {"scene_accuracy": entry(0.9), "fid": entry(0.3), "caption_bleu": entry(50, 1)},
     "none": {"scene_accuracy": entry(0.5), "fid": entry(0.3), "caption_bleu": entry(51, 1)},
-    "weight_0_1": {"scene_accuracy": entry(0.1), "caption_bleu": entry(20, 1)},
+    "weight_0.1": {"scene_accuracy": entry(0.1), "caption_bleu": entry(20, 1)},
     "sentence": {"scene_accuracy": entry(0.6), "fid": entry(0.35), "caption_bleu": entry(52, None, 1)}}}
 
 
@@ -81,7 +81,7 @@ def test_verdicts_are_of_the_numbers_read():
 
 DIFFERENCES = {
     "profile": "mini", "seeds": [0], "draws": 50, "dialogues": 4, "examples": 30, "higher_is_better": {"fid": False, "bleu2": True}, "pairs": [
-        {"system": name, "than": than, "metric": metric, "difference": difference, "low": difference - 0.1, "high": difference + 0.1,
+        {"system": name, "than": than, "metric": metric, "difference": difference, "by_seed": [difference], "low": difference - 0.1, "high": difference + 0.1,
          "p": 0.01, "p_corrected": 0.02} for name, than, metric, difference in (
              ("span", "none", "fid", -0.2), ("span_gumbel", "none", "fid", 0.3), ("sentence", "none", "bleu2", 0.05), ("weight_0.1", "sentence", "bleu2", -0.4))]}
 
@@ -89,10 +89,10 @@ DIFFERENCES = {
 def test_lines_say_which_variants_are_apart_in_which_direction():
     assert ablation_figures.difference_lines(DIFFERENCES) == [
         "FID*, 2 beside *none*: span better (−0.200 [−0.300, −0.100], corrected p 0.02); span gumbel worse (+0.300 [+0.200, +0.400], corrected p 0.02).",
-        "BLEU-2, 1 beside *none*: every interval holds zero.",
-        "BLEU-2, 1 beside *sentence (Eq. 10)*: weight 0.1 worse (−0.400 [−0.500, −0.300], corrected p 0.02)."]
+        "BLEU-2, 1 beside *sentence (Eq. 10)*: weight 0.1 worse (−0.400 [−0.500, −0.300], corrected p 0.02).",
+        "In 1 of 3 groups, every interval holds zero."]
     assert ablation_figures.difference_lines(DIFFERENCES, ["span"]) == [
-        "FID*, 1 beside *none*: span better (−0.200 [−0.300, −0.100], corrected p 0.02)."]
+        "FID*, 1 beside *none*: span better (−0.200 [−0.300, −0.100], corrected p 0.02).", "In 0 of 1 groups, every interval holds zero."]
 
 
 def test_a_gradient_is_compared_with_the_same_training_without():

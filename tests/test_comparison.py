@@ -77,7 +77,7 @@ def test_a_better_system_is_told_from_an_equal_one():
     rows, worse = some_answers(2, examples=400)
     _, better = some_answers(2, examples=400, shift=0.25)
     weights = comparison.resamplings([r["dialogue_id"] for r in rows], 500, np.random.default_rng(0))
-    good, bad = (comparison.resampled(runs, weights) for runs in ([better, better], [worse]))
+    good, bad = (comparison.resampled(runs, weights) for runs in ([better, better], [worse, worse]))
     found = comparison.compare(good, bad)
     assert found["bleu2"]["low"] > 0 and found["bleu2"]["p"] == pytest.approx(2 / 501) and found["bleu2"]["low"] < found["bleu2"]["difference"]
     same = comparison.compare(bad, bad)
@@ -88,13 +88,14 @@ def test_differences_are_of_means_over_runs_and_corrected_together():
     rows, one = some_answers(5, examples=80)
     _, two = some_answers(6, examples=80)
     weights = comparison.resamplings([r["dialogue_id"] for r in rows], 30, np.random.default_rng(0))
-    found = comparison.differences({"a": [one, two], "b": [two], "c": [one]}, [("a", "b"), ("c", "b")], weights, ("bleu1", "fid"))
+    found = comparison.differences({"a": [one, two], "b": [two, two], "c": [one, one]}, [("a", "b"), ("c", "b")], weights, ("bleu1", "fid"))
     assert [(row["system"], row["than"], row["metric"]) for row in found] == [(name, "b", metric) for name in "ac" for metric in ("bleu1", "fid")]
     for metric in ("bleu1", "fid"):
         half, whole = (row["difference"] for row in found if row["metric"] == metric)
         score = comparison.METRICS[metric][0]
         assert half == pytest.approx(whole / 2) and whole == pytest.approx(float((score(one, weights[:1] * 0 + 1) - score(two, weights[:1] * 0 + 1))[0]))
     assert [row["p_corrected"] for row in found] == comparison.holm([row["p"] for row in found])
+    assert all(row["difference"] == pytest.approx(np.mean(row["by_seed"])) for row in found) and found[0]["by_seed"][1] == 0
 
 
 def test_the_interval_of_a_mean_is_the_normal_one():
@@ -117,7 +118,7 @@ def test_a_metric_without_anything_to_count_is_left_out_and_so_are_draws_without
     weights = np.ones((2, len(rows) + 1))
     weights[0, -1] = 0
     scored = comparison.resampled([asked], weights)
-    assert comparison.compare(scored, scored)["details"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    assert comparison.compare(scored, scored)["details"] == {"difference": 0, "by_seed": [0], "low": 0, "high": 0, "p": 1}
     assert np.isnan(comparison.METRICS["details"][0](asked, weights)[0]) and comparison.METRICS["details"][0](asked, weights)[1] == 1
 
 

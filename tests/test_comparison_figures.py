@@ -7,10 +7,10 @@ from e2e_lib import comparison_figures as figures
 from e2e_lib.show import BLUE, GREY
 
 PAIRS = [
-    {"system": "end_to_end", "than": "pipeline", "metric": "bleu2", "difference": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "p_corrected": 0.02},
-    {"system": "end_to_end", "than": "pipeline", "metric": "fid", "difference": -0.1, "low": -0.2, "high": 0.1, "p": 0.3, "p_corrected": 0.6},
-    {"system": "pipeline", "than": "divter", "metric": "bleu2", "difference": 0.2, "low": -0.1, "high": 0.4, "p": 0.2, "p_corrected": 0.4},
-    {"system": "pipeline", "than": "divter", "metric": "fid", "difference": 0.3, "low": 0.1, "high": 0.5, "p": 0.01, "p_corrected": 0.02},
+    {"system": "end_to_end", "than": "pipeline", "metric": "bleu2", "difference": 1.0, "by_seed": [0.9, 1.1], "low": 0.5, "high": 1.5, "p": 0.01, "p_corrected": 0.02},
+    {"system": "end_to_end", "than": "pipeline", "metric": "fid", "difference": -0.1, "by_seed": [-0.3, 0.1], "low": -0.2, "high": 0.1, "p": 0.3, "p_corrected": 0.6},
+    {"system": "pipeline", "than": "divter", "metric": "bleu2", "difference": 0.2, "by_seed": [0.2, 0.2], "low": -0.1, "high": 0.4, "p": 0.2, "p_corrected": 0.4},
+    {"system": "pipeline", "than": "divter", "metric": "fid", "difference": 0.3, "by_seed": [0.2, 0.4], "low": 0.1, "high": 0.5, "p": 0.01, "p_corrected": 0.02},
 ]
 FOUND = {"profile": "smoke", "seeds": [0], "draws": 50, "dialogues": 4, "examples": 30, "pairs": PAIRS,
          "higher_is_better": {"bleu2": True, "fid": False},
@@ -23,6 +23,8 @@ def test_differences_are_drawn_with_their_intervals_and_grey_where_they_hold_zer
     drawn = [container.lines[0] for container in bleu.containers]
     assert [float(line.get_xdata()[0]) for line in drawn] == [1.0, 0.2]
     assert [to_hex(line.get_color()) for line in drawn] == [BLUE.lower(), GREY.lower()]
+    assert [line.get_xdata().tolist() for line in bleu.lines if line.get_marker() == "|" and line not in drawn and len(line.get_xdata()) == 2
+            and line.get_linestyle() == "None" and line.get_markersize() == 4] == [[0.9, 1.1], [0.2, 0.2]]
     reach = bleu.containers[0].lines[2][0].get_segments()[0]
     assert np.allclose(sorted(reach[:, 0]), [0.5, 1.5])
     assert bleu.get_xlabel() == "worse ← → better" and fid.get_xlabel() == "better ← → worse"
@@ -35,8 +37,10 @@ def test_verdicts_name_who_is_ahead_only_beyond_chance():
     assert "**BLEU-2**: End-to-end ahead (+1.000" in said and "**FID***: no difference beyond chance (−0.100" in said
     assert "**FID***: Divter ahead" in figures.verdicts(FOUND, "pipeline", "divter")
     assert figures.verdicts(FOUND, "divter", "end_to_end") == "- nothing was compared"
-    assert figures.missed(FOUND) == ["FID*, beside Pipeline"]
-    assert figures.missed(FOUND, "pipeline") == ["BLEU-2, beside End-to-end", "FID*, beside End-to-end", "BLEU-2, beside Divter", "FID*, beside Divter"]
+    assert "corrected p 0.600; End-to-end ahead in 1 of 2 seeds)" in said
+    assert figures.missed(FOUND) == ["FID*, beside Pipeline: End-to-end ahead in 1 of 2 seeds"]
+    assert figures.missed(FOUND, "pipeline") == [f"{pair}: Pipeline ahead in {n} of 2 seeds" for pair, n in (
+        ("BLEU-2, beside End-to-end", 0), ("FID*, beside End-to-end", 1), ("BLEU-2, beside Divter", 2), ("FID*, beside Divter", 0))]
 
 
 def test_curves_are_drawn_from_what_was_measured():

@@ -89,7 +89,7 @@ class EndToEndModel(nn.Module):
         return queries
 
     def forget(self) -> None:
-        """Looks at every photo anew from now on."""
+        """Looks at every photo anew from now on; what a captioner said stays, since it is frozen."""
         self.seen.clear()
 
     def train(self, mode: bool = True) -> "EndToEndModel":

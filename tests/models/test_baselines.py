@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, LlamaForCausalLM
 
 from e2e_lib import checkpoints, evaluate, files, results, training
 from e2e_lib.checkpoints import CheckpointError
-from e2e_lib.config import Inference, replace
+from e2e_lib.config import ConfigError, Inference, replace
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import IGNORED, Collator, Example
@@ -485,6 +486,29 @@ def test_tokenizers_come_back_as_they_were_saved(built, config):
     for tokenizer in (built["divter"].tokenizer, built["pipeline"].captioner.tokenizer):
         assert tokenizer(text)["input_ids"] == words(text)["input_ids"] and len(tokenizer) == len(words)
     assert built["divter"].generator.tokenizer(text)["input_ids"] == clip(text)["input_ids"] and built["divter"].generator.limit == 32
+
+
+def test_a_dialogue_model_of_the_hub_answers(config, six, tmp_path):
+    # DialoGPT's tokenizer has one mark for everything: no padding, no beginning of its own, and none of ours.
+    words = ByteLevelBPETokenizer()
+    words.train_from_iterator(["User: did you see the red car?\nAssistant: yes, at the beach!\n"], vocab_size=280, special_tokens=["<|endoftext|>"])
+    words.save_model(str(tmp_path))
+    end = {"bos_token_id": 0, "eos_token_id": 0}
+    GPT2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=words.get_vocab_size(), n_positions=512, n_embd=16, n_layer=1, n_head=2, **end)).save_pretrained(tmp_path)
+    chosen = replace(replace(config, "model.system", "divter"), "model.dialogue", str(tmp_path))
+    with pytest.raises(ConfigError, match="make .* tokens, but the language model reads 512 at most: --set data.max_context=480"):
+        build(replace(replace(chosen, "inference.max_new_tokens", 32), "data.max_context", 481))
+    model = build(replace(replace(chosen, "inference.max_new_tokens", 32), "data.max_context", 480))
+    layout, batch = model.layout, Collator(model.layout, six[1], 64)(six[0])
+    assert len({layout.start, layout.end, layout.slot, layout.pad, model.tokenizer.eos_token_id}) == 5
+    assert model.tokenizer.decode(layout.text("a red car [IMG]")) == "a red car [IMG]" and layout.start not in layout.text("a red car [IMG]")
+    out = model(batch, temperature=1.0, rng=generator("step"))
+    out.loss.backward()
+    table = model.language.get_input_embeddings().weight
+    assert out.loss.isfinite() and table.grad[layout.start].abs().sum() > 0 and model.language.lm_head.weight is table
+    answers = respond(model, six[0], six[1], Inference(sampling=False, max_new_tokens=6), generator("answer"))
+    assert len(answers) == len(six[0])
 
 
 PARTS = [("pipeline", "captioner"), ("pipeline", "language"), ("pipeline", "generator"), ("divter", "captioner"), ("divter", "dialogue"), ("divter", "translator")]
