@@ -1,6 +1,7 @@
 """The whole thread at `smoke`: data, training, scores, figures and every notebook through papermill."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # One thread: the other tests run beside it, and two threads that wait for each other are slower than one.
     return subprocess.run([sys.executable, "-m", "e2e_lib", "reproduce", "--profile", "smoke", *arguments], cwd=ROOT, capture_output=True,
-                          text=True, timeout=900)
+                          text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_reproduce_smoke_runs_every_notebook_and_keeps_what_is_done() -> None:
