@@ -3,6 +3,7 @@ of all systems: notebooks 05 and 06."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from e2e_lib.data.examples import evenly
 from e2e_lib.figures import CAUSES, CORE, causes, keyed, wrong
 from e2e_lib.results import METRICS
 from e2e_lib.show import BLUE, GREY, STYLES, VERMILLION, Markdown, Plot, dress, note_of, photo_grid, table
-from e2e_lib.tables import SYSTEMS
+from e2e_lib.tables import SYSTEMS, cell, note
 
 
 def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2,
@@ -21,9 +22,9 @@ def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), li
     metrics = metrics or list(dict.fromkeys(pair["metric"] for pair in found["pairs"]))
     columns = -(-len(metrics) // lines)
     most = max(sum(pair["metric"] == metric for pair in found["pairs"]) for metric in metrics)
-    note = note_of(found["profile"], found["seeds"], f"{found['examples']:,} answers in {found['dialogues']} dialogues") + \
+    below = note_of(found["profile"], found["seeds"], f"{found['examples']:,} answers in {found['dialogues']} dialogues") + \
         f" · {found['draws']:,} bootstrap draws of dialogues · ticks: single seeds"
-    figure = Plot(10, lines * (1.46 + 0.28 * most), note)
+    figure = Plot(10, lines * (1.46 + 0.28 * most), below)
     panels = figure.subplots(lines, columns, squeeze=False)
     for number, ax in enumerate(panels.flat):
         if number >= len(metrics):
@@ -92,6 +93,16 @@ def _direction(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) -> i
 def _seeds_ahead(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) -> str:
     ahead = sum(_direction(found, pair, one) * difference > 0 for difference in pair["by_seed"])
     return f"{SYSTEMS[one]} ahead in {ahead} of {len(pair['by_seed'])} seeds"
+
+
+def fid_table(found: Mapping[str, Any], summary: Mapping[str, Any]) -> Markdown:
+    """Of ``propagation.json``: FID of photos drawn from gold captions beside that of photos drawn from own ones (the summary's), means and
+    standard deviations over seeds; and what MiniChat's own drawing of the same scenes has."""
+    rows = [[SYSTEMS[name], cell({"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}),
+             cell(summary["systems"].get(name, {}).get("fid"))] for name, values in found["fid"]["systems"].items()]
+    rows.append(["MiniChat itself, the same scenes", f"{found['fid']['drawn_anew']:.3f}", "–"])
+    listed = table(["drawn by", "FID*, from gold captions", "FID*, from own captions"], rows)
+    return Markdown(f"{listed}\n\n{note(summary)} From gold captions: all {found['fid']['photos']} of them.")
 
 
 def verdicts(found: Mapping[str, Any], one: str, other: str) -> Markdown:

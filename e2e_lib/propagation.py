@@ -1,4 +1,4 @@
-"""Do errors propagate (section 1)? Photos drawn by every system from captions of which a growing share of words is wrong."""
+"""Do errors propagate (section 1)? Photos drawn by every system from captions of which a growing share of words is wrong, and from gold ones."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from e2e_lib import config as configuration
 from e2e_lib import files, results
 from e2e_lib.checkpoints import check
 from e2e_lib.claims import garbled
 from e2e_lib.config import Config
-from e2e_lib.data.examples import evenly
+from e2e_lib.data.corpus import prepare, read_scenes
+from e2e_lib.data.examples import evenly, examples_of, load_split
 from e2e_lib.data.minichat import caption_words
+from e2e_lib.evaluation.image import image_scores
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.figures import CORE, read_answers
+from e2e_lib.pretraining.fit import draw_photos
 from e2e_lib.provenance import stamp
-from e2e_lib.randomness import generator, python_random
+from e2e_lib.randomness import generator, python_random, seed_of
 from e2e_lib.training import RUNS, load_trained, run_folder
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -29,7 +34,9 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
               photos: int = 48, root: Path = RUNS) -> Path:
     """Draws the gold captions of ``photos`` test photos, evenly spaced, with a share of their words replaced: the same wrong words for every
     system and seed. Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals over photos;
-    "caption" is the share of thing, colour and place that the caption itself still names. Raises CheckpointError and ResultsError."""
+    "caption" is the share of thing, colour and place that the caption itself still names. And "fid": that of the test's gold captions, all
+    of them, as drawn by each system and seed; "drawn_anew" is what MiniChat's own drawing of the same scenes has. Raises CheckpointError
+    and ResultsError."""
     path = results.RESULTS / config.profile / "propagation.json"
     settings = {system: configuration.replace(config, "model.system", system) for system in systems}
     weights = {f"{system}-seed{seed}": check(run_folder(settings[system], seed, root) / "best")["model.safetensors"]
@@ -42,22 +49,43 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
     rows = evenly(due, photos)
     if not rows:
         raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is nothing to draw again")
+    gold, anew, told = shared_photos(config, prepare(config, echo))
     words = caption_words()
     captions = [[garbled(row["gold_caption"], share, words, python_random("garbled", i, share)) for i, row in enumerate(rows)] for share in SHARES]
     golds = [row["scene"]["gold"] for row in rows]
     found = {"caption": described(np.array([[named(caption, gold) for caption, gold in zip(said, golds, strict=True)] for said in captions]))}
+    fid: dict[str, Any] = {"photos": len(gold), "drawn_anew": fid_of(anew, gold, reader), "systems": {}}
     for system in systems:
-        runs = []
+        runs, fid["systems"][system] = [], []
         for seed in seeds:
             model = load_trained(settings[system], seed, root=root)
-            drawn = [model.generator.draw(said, generator(seed, "garbled"), steps=config.inference.diffusion_steps,
-                                          guidance=config.inference.guidance) for said in captions]
-            read = [reader.read(photo) for photo in drawn]
+            read = [reader.read(draw(model, said, config, generator(seed, "garbled"))) for said in captions]
+            fid["systems"][system].append(fid_of(draw(model, told, config, generator(seed, "gold")), gold, reader))
             runs.append([[np.mean([one[name] == gold[name] for name in CORE]) for one, gold in zip(seen, golds, strict=True)] for seen in read])
             echo(f"errors, {system}, seed {seed}: scene accuracy {', '.join(f'{np.mean(right):.2f}' for right in runs[-1])}")
         found[system] = described(np.mean(runs, 0))
-    return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(rows), "systems": found,
+    return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(rows), "systems": found, "fid": fid,
                                    "provenance": stamp(config, seeds=seeds)})
+
+
+def shared_photos(config: Config, corpus: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """The test responses' photos, and the same scenes drawn by MiniChat itself with other accidents, both (N, 3, S, S), uint8; the captions."""
+    dialogues, store, _ = load_split(corpus, "test")
+    shared = [example.response.photo for dialogue in dialogues for example in examples_of(dialogue) if example.response.photo]
+    scenes = read_scenes(corpus / "scenes.jsonl")
+    anew = draw_photos([scenes[photo.photo_id] for photo in shared], [seed_of("drawn anew", i) for i in range(len(shared))])
+    return torch.stack([store.tensor(photo.photo_id, config.data.photo_size) for photo in shared]), anew, [photo.caption for photo in shared]
+
+
+def draw(model: Any, captions: Sequence[str], config: Config, rng: torch.Generator) -> Tensor:
+    """The captions as photos (N, 3, S, S), uint8, drawn as when answering."""
+    size, settings = config.inference.batch_size, config.inference
+    return torch.cat([model.generator.draw(list(captions[i:i + size]), rng, steps=settings.diffusion_steps, guidance=settings.guidance)
+                      for i in range(0, len(captions), size)])
+
+
+def fid_of(drawn: Tensor, gold: Tensor, reader: SceneReader) -> float:
+    return float(image_scores(drawn, gold, reader, kid_subsets=1)["fid"])
 
 
 def named(caption: str, gold: Mapping[str, Any]) -> float:

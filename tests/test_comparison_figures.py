@@ -55,6 +55,15 @@ def test_curves_are_drawn_from_what_was_measured():
     assert "| Divter | -0.670 | [-0.800, -0.500] | 1.000 |" in figures.slopes_table(found)
 
 
+def test_fid_from_gold_captions_stands_beside_fid_from_own_ones():
+    summary = {"profile": "smoke", "test": {"examples": 9}, "systems": {"divter": {"fid": {"mean": 0.5, "std": 0.25, "n": 2}}}}
+    found = {"fid": {"photos": 7, "drawn_anew": 0.0125, "systems": {"divter": [0.25, 0.75], "pipeline": [0.5]}}}
+    said = figures.fid_table(found, summary)
+    assert "| Divter | 0.500 ± 0.354 | 0.500 ± 0.250 |" in said and "| Pipeline | 0.500 | – |" in said
+    assert "| MiniChat itself, the same scenes | 0.013 | – |" in said or "0.012 | – |" in said
+    assert "over 2 seeds" in said and "all 7 of them" in said
+
+
 def test_costs_stand_beside_each_other():
     row = {"parameters": 1234567, "trained_parameters": 1000, "reply_seconds": {"words, batch 1": 0.25}, "reply_over_pipeline": {"words, batch 1": 0.8},
            "trained_examples_per_second": 12.3, "memory": {"answering": {"beyond_libraries_bytes": 5e6}, "training": {"beyond_libraries_bytes": 9e6}}}

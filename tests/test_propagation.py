@@ -53,6 +53,10 @@ def test_every_system_draws_the_same_wrong_captions_once(config, shipped, tmp_pa
     path = propagation.propagate(config, [0], systems, reader, said.append, photos=3)
     found = json.loads(path.read_text())
     shares = len(propagation.SHARES)
+    golds = [drawn.pop(2 * shares + 1), drawn.pop(shares)]  # after the garbled captions of a system come all gold ones
+    assert golds[0] == golds[1] and len(golds[0]) == found["fid"]["photos"] >= 3 and set(drawn[0]) <= set(golds[0])
+    assert set(found["fid"]["systems"]) == set(systems) and all(len(values) == 1 for values in found["fid"]["systems"].values())
+    assert found["fid"]["drawn_anew"] < min(values[0] for values in found["fid"]["systems"].values())  # untrained drawers
     assert found["photos"] == 3 and len(drawn) == 2 * shares and drawn[:shares] == drawn[shares:]  # system by system
     changed = [sum(a != b for one, other in zip(drawn[0], captions, strict=True) for a, b in zip(one.split(), other.split(), strict=True))
                for captions in drawn[:shares]]
