@@ -78,12 +78,17 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from e2e_lib import propagation
     from e2e_lib.config import SYSTEMS
+    from e2e_lib.evaluation.scores import load_reader
     from e2e_lib.reproduce import compare, run_all, staged
     config = _config(arguments)
-    stage = staged(1 + 2 * len(SYSTEMS) * len(arguments.seeds), say)
+    stage = staged(2 + 2 * len(SYSTEMS) * len(arguments.seeds), say)
     run_all(config, arguments.seeds, stage, say)
-    say(compare(config, arguments.seeds, stage, say))
+    scores = compare(config, arguments.seeds, stage, say)
+    stage("FID of photos from gold captions")
+    propagation.gold_fid(config, arguments.seeds, SYSTEMS, load_reader(configuration.SHIPPED), say)
+    say(scores)
 
 
 def _figures(arguments: argparse.Namespace) -> None:

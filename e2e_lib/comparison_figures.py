@@ -10,9 +10,9 @@ import numpy as np
 
 from e2e_lib.data.examples import evenly
 from e2e_lib.figures import CAUSES, CORE, causes, keyed, wrong
-from e2e_lib.results import METRICS
+from e2e_lib.results import METRICS, spread
 from e2e_lib.show import BLUE, GREY, STYLES, VERMILLION, Markdown, Plot, dress, note_of, photo_grid, table
-from e2e_lib.tables import SYSTEMS, cell, note
+from e2e_lib.tables import SYSTEMS
 
 
 def differences_figure(found: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2,
@@ -95,14 +95,17 @@ def _seeds_ahead(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) ->
     return f"{SYSTEMS[one]} ahead in {ahead} of {len(pair['by_seed'])} seeds"
 
 
-def fid_table(found: Mapping[str, Any], summary: Mapping[str, Any]) -> Markdown:
-    """Of ``propagation.json``: FID of photos drawn from gold captions beside that of photos drawn from own ones (the summary's), means and
-    standard deviations over seeds; and what MiniChat's own drawing of the same scenes has."""
-    rows = [[SYSTEMS[name], cell({"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}),
-             cell(summary["systems"].get(name, {}).get("fid"))] for name, values in found["fid"]["systems"].items()]
-    rows.append(["MiniChat itself, the same scenes", f"{found['fid']['drawn_anew']:.3f}", "–"])
-    listed = table(["drawn by", "FID*, from gold captions", "FID*, from own captions"], rows)
-    return Markdown(f"{listed}\n\n{note(summary)} From gold captions: all {found['fid']['photos']} of them.")
+def gold_fid_table(found: Mapping[str, Any]) -> Markdown:
+    """Of ``gold_fid.json``: FID of photos that a system drew from gold captions and from its own, and what MiniChat's own drawing of the same
+    scenes has."""
+    def cell(values: Sequence[float]) -> str:
+        return spread({"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}, ".3f")
+
+    rows = [[SYSTEMS[name], cell(fids["from_gold"]), cell(fids["from_own"])] for name, fids in found["systems"].items()]
+    rows.append(["MiniChat itself, the same scenes", f"{found['drawn_anew']:.3f}", "–"])
+    seeds = found["asked"]["seeds"]
+    return Markdown(f"{table(['drawn by', 'FID*, from gold captions', 'FID*, from own captions'], rows)}\n\nProfile {found['profile']}; mean ± "
+                    f"standard deviation over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; N: {found['photos']} gold photos.")
 
 
 def verdicts(found: Mapping[str, Any], one: str, other: str) -> Markdown:

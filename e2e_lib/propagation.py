@@ -34,14 +34,9 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
               photos: int = 48, root: Path = RUNS) -> Path:
     """Draws the gold captions of ``photos`` test photos, evenly spaced, with a share of their words replaced: the same wrong words for every
     system and seed. Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals over photos;
-    "caption" is the share of thing, colour and place that the caption itself still names. And "fid": that of the test's gold captions, all
-    of them, as drawn by each system and seed; "drawn_anew" is what MiniChat's own drawing of the same scenes has. Raises CheckpointError
-    and ResultsError."""
-    path = results.RESULTS / config.profile / "propagation.json"
-    settings = {system: configuration.replace(config, "model.system", system) for system in systems}
-    weights = {f"{system}-seed{seed}": check(run_folder(settings[system], seed, root) / "best")["model.safetensors"]
-               for system in systems for seed in seeds}
-    asked = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds), "weights": weights}
+    "caption" is the share of thing, colour and place that the caption itself still names. Raises CheckpointError and ResultsError."""
+    path, settings = results.RESULTS / config.profile / "propagation.json", _settings(config, systems)
+    asked = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds), "weights": _weights(settings, seeds, root)}
     if path.is_file() and results.load_json(path).get("asked") == asked:
         echo(f"{path} is there already")
         return path
@@ -49,23 +44,54 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
     rows = evenly(due, photos)
     if not rows:
         raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is nothing to draw again")
-    gold, anew, told = shared_photos(config, prepare(config, echo))
     words = caption_words()
     captions = [[garbled(row["gold_caption"], share, words, python_random("garbled", i, share)) for i, row in enumerate(rows)] for share in SHARES]
     golds = [row["scene"]["gold"] for row in rows]
     found = {"caption": described(np.array([[named(caption, gold) for caption, gold in zip(said, golds, strict=True)] for said in captions]))}
-    fid: dict[str, Any] = {"photos": len(gold), "drawn_anew": fid_of(anew, gold, reader), "systems": {}}
     for system in systems:
-        runs, fid["systems"][system] = [], []
+        runs = []
         for seed in seeds:
             model = load_trained(settings[system], seed, root=root)
             read = [reader.read(draw(model, said, config, generator(seed, "garbled"))) for said in captions]
-            fid["systems"][system].append(fid_of(draw(model, told, config, generator(seed, "gold")), gold, reader))
             runs.append([[np.mean([one[name] == gold[name] for name in CORE]) for one, gold in zip(seen, golds, strict=True)] for seen in read])
             echo(f"errors, {system}, seed {seed}: scene accuracy {', '.join(f'{np.mean(right):.2f}' for right in runs[-1])}")
         found[system] = described(np.mean(runs, 0))
-    return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(rows), "systems": found, "fid": fid,
+    return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(rows), "systems": found,
                                    "provenance": stamp(config, seeds=seeds)})
+
+
+def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
+             root: Path = RUNS) -> Path:
+    """How much of FID is the drawing, and how much the words? Every system and seed draws the gold captions of all test photos. Writes
+    ``results/<profile>/gold_fid.json``: for each system, a number a seed, "from_gold" such captions and "from_own" (as its run was scored);
+    and "drawn_anew", what the same scenes have when MiniChat itself draws them with other accidents. Raises CheckpointError and
+    ResultsError."""
+    path, settings = results.RESULTS / config.profile / "gold_fid.json", _settings(config, systems)
+    asked = {"seeds": list(seeds), "weights": _weights(settings, seeds, root)}
+    if path.is_file() and results.load_json(path).get("asked") == asked:
+        echo(f"{path} is there already")
+        return path
+    scored = {(run["system"], run["seed"]): run["metrics"]["fid"] for run in results.read_runs(config.profile)}
+    gold, anew, captions = shared_photos(config, prepare(config, echo))
+    found: dict[str, dict[str, list[float]]] = {}
+    for system in systems:
+        found[system] = {"from_gold": [], "from_own": [scored[system, seed] for seed in seeds]}
+        for seed in seeds:
+            drawn = draw(load_trained(settings[system], seed, root=root), captions, config, generator(seed, "gold"))
+            found[system]["from_gold"].append(fid_of(drawn, gold, reader))
+            echo(f"gold captions, {system}, seed {seed}: FID* {found[system]['from_gold'][-1]:.3f}")
+    return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(gold), "drawn_anew": fid_of(anew, gold, reader),
+                                   "systems": found, "provenance": stamp(config, seeds=seeds)})
+
+
+def _settings(config: Config, systems: Sequence[str]) -> dict[str, Config]:
+    return {system: configuration.replace(config, "model.system", system) for system in systems}
+
+
+def _weights(settings: Mapping[str, Config], seeds: Sequence[int], root: Path) -> dict[str, str]:
+    """The hash of every trained run's weights. Raises CheckpointError for a run that is missing or damaged."""
+    return {f"{system}-seed{seed}": check(run_folder(made, seed, root) / "best")["model.safetensors"]
+            for system, made in settings.items() for seed in seeds}
 
 
 def shared_photos(config: Config, corpus: Path) -> tuple[Tensor, Tensor, list[str]]:

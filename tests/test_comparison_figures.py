@@ -56,12 +56,11 @@ def test_curves_are_drawn_from_what_was_measured():
 
 
 def test_fid_from_gold_captions_stands_beside_fid_from_own_ones():
-    summary = {"profile": "smoke", "test": {"examples": 9}, "systems": {"divter": {"fid": {"mean": 0.5, "std": 0.25, "n": 2}}}}
-    found = {"fid": {"photos": 7, "drawn_anew": 0.0125, "systems": {"divter": [0.25, 0.75], "pipeline": [0.5]}}}
-    said = figures.fid_table(found, summary)
-    assert "| Divter | 0.500 ± 0.354 | 0.500 ± 0.250 |" in said and "| Pipeline | 0.500 | – |" in said
-    assert "| MiniChat itself, the same scenes | 0.013 | – |" in said or "0.012 | – |" in said
-    assert "over 2 seeds" in said and "all 7 of them" in said
+    found = {"profile": "smoke", "asked": {"seeds": [0, 1]}, "photos": 7, "drawn_anew": 0.0126,
+             "systems": {"divter": {"from_gold": [0.25, 0.75], "from_own": [1.0, 1.5]}}}
+    said = figures.gold_fid_table(found)
+    assert "| Divter | 0.500 ± 0.354 | 1.250 ± 0.354 |" in said and "| MiniChat itself, the same scenes | 0.013 | – |" in said
+    assert "over seeds 0, 1; N: 7 gold photos" in said
 
 
 def test_costs_stand_beside_each_other():

@@ -53,10 +53,6 @@ def test_every_system_draws_the_same_wrong_captions_once(config, shipped, tmp_pa
     path = propagation.propagate(config, [0], systems, reader, said.append, photos=3)
     found = json.loads(path.read_text())
     shares = len(propagation.SHARES)
-    golds = [drawn.pop(2 * shares + 1), drawn.pop(shares)]  # after the garbled captions of a system come all gold ones
-    assert golds[0] == golds[1] and len(golds[0]) == found["fid"]["photos"] >= 3 and set(drawn[0]) <= set(golds[0])
-    assert set(found["fid"]["systems"]) == set(systems) and all(len(values) == 1 for values in found["fid"]["systems"].values())
-    assert found["fid"]["drawn_anew"] < min(values[0] for values in found["fid"]["systems"].values())  # untrained drawers
     assert found["photos"] == 3 and len(drawn) == 2 * shares and drawn[:shares] == drawn[shares:]  # system by system
     changed = [sum(a != b for one, other in zip(drawn[0], captions, strict=True) for a, b in zip(one.split(), other.split(), strict=True))
                for captions in drawn[:shares]]
@@ -66,3 +62,14 @@ def test_every_system_draws_the_same_wrong_captions_once(config, shipped, tmp_pa
     before = path.read_bytes()
     propagation.propagate(config, [0], systems, reader, said.append, photos=3)
     assert "is there already" in said[-1] and path.read_bytes() == before and len(drawn) == 2 * shares
+
+    path = propagation.gold_fid(config, [0], systems, reader, said.append)
+    found = json.loads(path.read_text())
+    assert drawn[-1] == drawn[-2] and len(drawn[-1]) == found["photos"] >= 3 and set(drawn[0]) <= set(drawn[-1])  # every gold caption, once
+    for system in systems:
+        fids, run = found["systems"][system], json.loads((tmp_path / "results" / "smoke" / "runs" / f"{system}-seed0.json").read_text())
+        assert len(fids["from_gold"]) == 1 and fids["from_own"] == [run["metrics"]["fid"]]
+        assert found["drawn_anew"] < fids["from_gold"][0]  # drawers of random weights
+    before = path.read_bytes()
+    propagation.gold_fid(config, [0], systems, reader, said.append)
+    assert "is there already" in said[-1] and path.read_bytes() == before
