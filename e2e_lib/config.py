@@ -121,6 +121,7 @@ class Pretrain:
     looking_steps: int = setting(1500, "steps of language model and perceptron together, on responses to photos", low=1)
     text_steps: int = setting(800, "steps of the generator's text encoder, on naming what a caption says", low=1)
     generator_steps: int = setting(7000, "steps of the UNet and its text encoder", low=1)
+    light_steps: int = setting(1500, "further steps of both, most on the noisiest timesteps, where a photo's light is decided", low=1)
     captioner_steps: int = setting(3000, "steps of the baselines' captioner", low=1)
     vqvae_steps: int = setting(5000, "steps of Divter's VQ autoencoder", low=1)
     translator_steps: int = setting(6000, "steps of Divter's translator", low=1)
@@ -154,7 +155,7 @@ PROFILES: dict[str, Config] = {
         train=Train(epochs=2, epoch_examples=16, batch_size=8, warmup_steps=1, dev_examples=8, log_every=1, checkpoint_every=2),
         inference=Inference(diffusion_steps=4, max_new_tokens=32),
         pretrain=Pretrain(photos=64, chats=64, reader_steps=2, autoencoder_steps=2, decoder_steps=2, language_steps=2, answer_steps=2,
-                          sight_steps=2, perceptron_steps=2, looking_steps=2, text_steps=2, generator_steps=2,
+                          sight_steps=2, perceptron_steps=2, looking_steps=2, text_steps=2, generator_steps=2, light_steps=2,
                           captioner_steps=2, vqvae_steps=2, translator_steps=2),
     ),
     "small": Config(

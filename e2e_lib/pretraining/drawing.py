@@ -111,7 +111,11 @@ def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionM
 def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> ImageGenerator:
     """First the text encoder, which must know what a caption says (linear probes stand in for CLIP's pictures); then Eq. 12 on the frozen
     autoencoder's latents, text encoder and UNet together. A tenth of the captions are empty, for guidance. Timesteps are drawn around the
-    middle, where shapes are decided (logit-normal, Esser et al. 2024)."""
+    middle, where shapes are decided (logit-normal, Esser et al. 2024).
+
+    Whether it is day or night is decided before that. But Stable Diffusion's schedule leaves a trace of the photo at its last timestep, enough
+    to tell them apart, and so the UNet learns to see the light in the noise instead of reading it in the caption. Therefore it goes on with a
+    schedule that ends in pure noise, and draws from there (Lin et al. 2024)."""
     seed = config.pretrain.seed
     tokenizer = AutoTokenizer.from_pretrained(folder / "generator" / "tokenizer")
     vae = AutoencoderDC.from_pretrained(folder / "generator" / "vae", torch_dtype=torch.float32)
@@ -135,15 +139,29 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
     fit("text_encoder", nn.ModuleDict({"text_encoder": text_encoder, "probes": probes}), reading_of, steps=config.pretrain.text_steps,
         learning_rate=1e-3, seed=seed, work=work, echo=echo)
 
+    last = scheduler.config.num_train_timesteps
+
     def loss_of(step_rng: torch.Generator) -> Tensor:
         index = pick(len(latents), 16, step_rng)
         ids = captions[pick(len(captions), 16, step_rng), index]
         ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, ids)
-        timesteps = (torch.randn(16, generator=step_rng).sigmoid() * scheduler.config.num_train_timesteps).long()
+        timesteps = (torch.randn(16, generator=step_rng).sigmoid() * last).long()
         return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng, timesteps)
 
-    fit("generator", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_of, steps=config.pretrain.generator_steps,
-        learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    fit("generator", both, loss_of, steps=config.pretrain.generator_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
+    made.scheduler = DDPMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+    def light_loss_of(step_rng: torch.Generator) -> Tensor:
+        index = pick(len(latents), 16, step_rng)
+        late = torch.rand(16, generator=step_rng) < 0.6  # the noisiest fifth, with captions that leave nothing out
+        ids = captions[torch.where(late, len(captions) - 1, pick(len(captions), 16, step_rng)), index]
+        ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, ids)
+        timesteps = (torch.randn(16, generator=step_rng).sigmoid() * last).long()
+        timesteps = torch.where(late, torch.randint(last * 4 // 5, last, (16,), generator=step_rng), timesteps)
+        return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng, timesteps)
+
+    fit("light", both, light_loss_of, steps=config.pretrain.light_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
     return made
 
 

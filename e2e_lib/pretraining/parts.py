@@ -71,7 +71,7 @@ def pretrain_baselines(config: Config, echo: Echo, shipped: Path, out: Path | No
 
 
 BASELINE_STEPS = ("captioner", "dialogue", "dialogue_answers", "vqvae", "translator")
-STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "looking", "text_encoder", "generator")
+STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "looking", "text_encoder", "generator", "light")
 
 
 def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
@@ -126,13 +126,16 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
     for kind in ("seen", "unseen"):
         wanted = [scene_of(kind, i, seed) for i in range(photos)]
         drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(model.generator, config, wanted)), wanted))
+    told = [scene_of("seen", i, seed) for i in range(photos)]
     return {
         "scene_reader": sight.reading_accuracy(reader.read(every), shown),
         "autoencoder_psnr_db": drawing.psnr_db(drawing.redrawn(model.generator.vae, fresh), fresh).mean().item(),
         "drawn_from_gold": drawn,
+        "drawn_from_everything": sight.reading_accuracy(reader.read(draw_captions(model.generator, config, told, detail=1.0)), told),
         "perceptron": core(sight.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
         "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
-        "n": {"scene_reader": photos, "autoencoder_psnr_db": photos, "drawn_from_gold": photos, "perceptron": photos},
+        "n": {"scene_reader": photos, "autoencoder_psnr_db": photos, "drawn_from_gold": photos, "drawn_from_everything": photos,
+              "perceptron": photos},
         "command": f"e2e pretrain --profile {config.profile}", "inference": asdict(config.inference),
     }
 
@@ -172,11 +175,12 @@ def scene_of(kind: str, index: int, seed: int) -> Scene:
     return replace(scene, thing=thing, colour=colour, place=place)
 
 
-def draw_captions(drawer: Any, config: Config, scenes: list[Scene]) -> Tensor:
-    """A photo (3, S, S) by ``drawer`` (an image generator or translator) for a gold caption of each scene, as dialogues hold them."""
+def draw_captions(drawer: Any, config: Config, scenes: list[Scene], detail: float = 0.35) -> Tensor:
+    """A photo (3, S, S) by ``drawer`` (an image generator or translator) for a gold caption of each scene: as dialogues hold them, or with more
+    ``detail``, up to 1 for all that there is."""
     rng, captions = generator(config.pretrain.seed, "drawn from gold"), []
     for i, scene in enumerate(scenes):
-        captions.append(describe(scene, python_random(config.pretrain.seed, "gold caption", i), 0.35))
+        captions.append(describe(scene, python_random(config.pretrain.seed, "gold caption", i), detail))
     parts = [captions[i:i + 64] for i in range(0, len(captions), 64)]
     return torch.cat([drawer.draw(part, rng, steps=config.inference.diffusion_steps, guidance=config.inference.guidance) for part in parts])
 
