@@ -58,9 +58,10 @@ def ablation_table(profile: str, root: Path | str = RESULTS) -> str:
 
 
 def transcript(profile: str, root: Path | str = RESULTS) -> str:
-    """What the last uninterrupted `make reproduce` printed, its stages and scores, with its time and memory."""
+    """The stages of the last uninterrupted `make reproduce`, with its time and memory; its scores are left out, which are the table's."""
     run = load_json(Path(root) / profile / "reproduce.json")
-    return ("```\n" + "\n".join(run["transcript"]) + "\n```\n\n"
+    lines = [line for line in run["transcript"] if line.startswith(("== ", "All done"))]
+    return ("```\n" + "\n".join(lines) + "\n```\n\n"
             f"That was on {run['cpu_count']} cores ({run['device']}): {run['wall_seconds'] / 60:.1f} minutes, "
             f"at most {run['peak_memory_bytes'] / 1e9:.1f} GB of memory.")
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 def make_results(root: Path) -> None:
     summary = {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": 31.256, "std": 0.5, "n": 3}, "scene_accuracy": {"mean": 0.8, "std": None, "n": 3}}},
                "test": {"examples": 1234}}
-    run = {"transcript": ["== stage 1 of 9: data"], "cpu_count": 2, "device": "a processor", "wall_seconds": 600.0, "peak_memory_bytes": 2_500_000_000}
+    run = {"transcript": ["== stage 1 of 9: data", "  end_to_end BLEU-1 12.345", "All done in 1:00"], "cpu_count": 2, "device": "a processor", "wall_seconds": 600.0, "peak_memory_bytes": 2_500_000_000}
     (root / "mini").mkdir(parents=True)
     (root / "mini" / "summary.json").write_text(json.dumps(summary))
     (root / "mini" / "reproduce.json").write_text(json.dumps(run))
@@ -37,6 +37,7 @@ def test_numbers_come_from_results_with_spread_and_n(tmp_path: Path) -> None:
     text = page.read_text()
     assert "| metric | End-to-end |\n|---|---|\n| BLEU-1 | 31.26 ± 0.50 |" in text and "| scene accuracy | 0.800 |" in text
     assert "1,234 examples" in text and "3 seeds" in text and "10.0 minutes" in text and "2.5 GB" in text and "stale" not in text
+    assert "== stage 1 of 9: data\nAll done in 1:00\n" in text and "12.345" not in text  # scores are those of the table
     assert "| FID* | – |" in text  # a missing score is shown as missing
     assert "| none | – | 0.912 ± 0.010 | 0.912 ± 0.010 | – | 1.000 ± 0.020 |" in text
     assert "| sentence (Eq. 10, the default) | -0.250 ± 0.500 | – | – | 0.912 ± 0.010 | 1.050 ± 0.020 |" in text and "988 examples" in text
