@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from e2e_lib.lessons import STYLES
-from e2e_lib.results import METRICS, RESULTS, load_json, spread, tested, verdict
+from e2e_lib.results import METRICS, RESULTS, load_json, outdated, spread, tested, verdict
 from e2e_lib.show import PURPLE, Markdown, Plot, dress, plain, table
 from e2e_lib.vocabulary_lesson import MAPS, heat
 
@@ -69,7 +69,8 @@ def variants_figure(found: Mapping[str, Any], metrics: Sequence[str] = SCORES) -
     first = ["none", *MAPS]
     systems = sorted(found["systems"], key=lambda name: (first.index(name) if name in first else len(first), name))
     seeds = sorted({entry["n"] for scores in found["systems"].values() for entry in scores.values()})
-    note = f"profile {found['profile']} · N = {tested(found)} · bars: sd over {', '.join(map(str, seeds))} seed(s)"
+    note = f"profile {found['profile']} · N = {tested(found)} · bars: sd over {', '.join(map(str, seeds))} seed(s)" + \
+        " · trained from earlier parts than now ship" * bool(outdated(found))
     figure = Plot(10, 1.5 + 0.28 * len(systems), note)
     for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
         for place, system in enumerate(systems):

@@ -62,7 +62,8 @@ def test_variants_stand_in_order_with_their_spread():
     means = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
     assert means == [0.5, 0.6, 0.9, 0.1]
     assert len(figure.axes[1].containers) == 3  # one has no FID
-    assert "1,234 examples" in figure.get_supxlabel() and "1, 3 seed(s)" in figure.get_supxlabel()
+    assert "1,234 examples" in figure.get_supxlabel() and "1, 3 seed(s)" in figure.get_supxlabel() and "earlier" not in figure.get_supxlabel()
+    assert "earlier parts" in ablation_figures.variants_figure({**ABLATIONS, "shipped": "of others"}).get_supxlabel()
 
 
 def test_a_verdict_asks_for_more_than_both_spreads():
