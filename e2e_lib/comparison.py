@@ -247,13 +247,13 @@ def differences(runs: Mapping[str, Sequence[Answers]], pairs: Iterable[tuple[str
 
 
 def compared(config: Config, seeds: Sequence[int], runs: Mapping[str, Sequence[Answers]], dialogues: Sequence[str],
-             pairs: Iterable[tuple[str, str]], metrics: Sequence[str] = tuple(METRICS), *, draws: int, seed: int = 0) -> dict[str, Any]:
+             pairs: Iterable[tuple[str, str]], metrics: Sequence[str] = tuple(METRICS), *, draws: int) -> dict[str, Any]:
     """What a file of differences holds: the rows of ``differences`` as "pairs", and what they were computed from. ``runs`` and ``dialogues``
     are as ``read_all`` gives them."""
-    weights = resamplings(dialogues, draws, np.random.default_rng(seed))
+    weights = resamplings(dialogues, draws, np.random.default_rng(0))
     return {"profile": config.profile, "seeds": list(seeds), "draws": draws, "dialogues": len(set(dialogues)), "examples": len(dialogues),
             "pairs": differences(runs, pairs, weights, metrics), "higher_is_better": {name: METRICS[name][1] for name in metrics},
-            "provenance": stamp(config, seeds={"bootstrap": seed})}
+            "provenance": stamp(config, seeds={"bootstrap": 0})}
 
 
 def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,

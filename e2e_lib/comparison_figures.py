@@ -3,14 +3,13 @@ of all systems: notebooks 05 and 06."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
 from e2e_lib.data.examples import evenly
 from e2e_lib.figures import CAUSES, CORE, causes, keyed, wrong
-from e2e_lib.results import METRICS, spread
+from e2e_lib.results import METRICS, mean_and_std, spread
 from e2e_lib.show import BLUE, GREY, STYLES, VERMILLION, Markdown, Plot, dress, note_of, photo_grid, table
 from e2e_lib.tables import SYSTEMS
 
@@ -98,10 +97,8 @@ def _seeds_ahead(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) ->
 def gold_fid_table(found: Mapping[str, Any]) -> Markdown:
     """Of ``gold_fid.json``: FID of photos that a system drew from gold captions and from its own, and what MiniChat's own drawing of the same
     scenes has."""
-    def cell(values: Sequence[float]) -> str:
-        return spread({"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}, ".3f")
-
-    rows = [[SYSTEMS[name], cell(fids["from_gold"]), cell(fids["from_own"])] for name, fids in found["systems"].items()]
+    rows = [[SYSTEMS[name], *(spread(mean_and_std(fids[kind]), ".3f") for kind in ("from_gold", "from_own"))]
+            for name, fids in found["systems"].items()]
     rows.append(["MiniChat itself, the same scenes", f"{found['drawn_anew']:.3f}", "–"])
     seeds = found["asked"]["seeds"]
     return Markdown(f"{table(['drawn by', 'FID*, from gold captions', 'FID*, from own captions'], rows)}\n\nProfile {found['profile']}; mean ± "

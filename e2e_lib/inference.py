@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,12 @@ def respond(model: System, examples: Sequence[Example], store: PhotoSource, sett
         if progress:
             progress("drawn", first + len(chosen), len(sharing))
     return responses
+
+
+def draw(drawer: Any, captions: Sequence[str], settings: Inference, rng: torch.Generator) -> Tensor:
+    """Captions as photos (N, 3, S, S), uint8, by ``drawer`` (an image generator or translator), as when answering."""
+    return torch.cat([drawer.draw(list(captions[first:first + settings.batch_size]), rng, steps=settings.diffusion_steps, guidance=settings.guidance)
+                      for first in range(0, len(captions), settings.batch_size)])
 
 
 class PhotoAlbum:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +19,9 @@ from e2e_lib.data.examples import evenly, examples_of, load_split
 from e2e_lib.data.minichat import caption_words
 from e2e_lib.evaluation.image import image_scores
 from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.evaluation.scores import gold_photos
 from e2e_lib.figures import CORE, read_answers
+from e2e_lib.inference import draw
 from e2e_lib.pretraining.fit import draw_photos
 from e2e_lib.provenance import stamp
 from e2e_lib.randomness import generator, python_random, seed_of
@@ -52,7 +53,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
         runs = []
         for seed in seeds:
             model = load_trained(settings[system], seed, root=root)
-            read = [reader.read(draw(model, said, config, generator(seed, "garbled"))) for said in captions]
+            read = [reader.read(draw(model.generator, said, config.inference, generator(seed, "garbled"))) for said in captions]
             runs.append([[np.mean([one[name] == gold[name] for name in CORE]) for one, gold in zip(seen, golds, strict=True)] for seen in read])
             echo(f"errors, {system}, seed {seed}: scene accuracy {', '.join(f'{np.mean(right):.2f}' for right in runs[-1])}")
         found[system] = described(np.mean(runs, 0))
@@ -77,7 +78,8 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], reade
     for system in systems:
         found[system] = {"from_gold": [], "from_own": [scored[system, seed] for seed in seeds]}
         for seed in seeds:
-            drawn = draw(load_trained(settings[system], seed, root=root), captions, config, generator(seed, "gold"))
+            model = load_trained(settings[system], seed, root=root)
+            drawn = draw(model.generator, captions, config.inference, generator(seed, "gold"))
             found[system]["from_gold"].append(fid_of(drawn, gold, reader))
             echo(f"gold captions, {system}, seed {seed}: FID* {found[system]['from_gold'][-1]:.3f}")
     return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(gold), "drawn_anew": fid_of(anew, gold, reader),
@@ -97,17 +99,10 @@ def _weights(settings: Mapping[str, Config], seeds: Sequence[int], root: Path) -
 def shared_photos(config: Config, corpus: Path) -> tuple[Tensor, Tensor, list[str]]:
     """The test responses' photos, and the same scenes drawn by MiniChat itself with other accidents, both (N, 3, S, S), uint8; the captions."""
     dialogues, store, _ = load_split(corpus, "test")
-    shared = [example.response.photo for dialogue in dialogues for example in examples_of(dialogue) if example.response.photo]
-    scenes = read_scenes(corpus / "scenes.jsonl")
+    examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
+    shared, scenes = [example.response.photo for example in examples if example.response.photo], read_scenes(corpus / "scenes.jsonl")
     anew = draw_photos([scenes[photo.photo_id] for photo in shared], [seed_of("drawn anew", i) for i in range(len(shared))])
-    return torch.stack([store.tensor(photo.photo_id, config.data.photo_size) for photo in shared]), anew, [photo.caption for photo in shared]
-
-
-def draw(model: Any, captions: Sequence[str], config: Config, rng: torch.Generator) -> Tensor:
-    """The captions as photos (N, 3, S, S), uint8, drawn as when answering."""
-    size, settings = config.inference.batch_size, config.inference
-    return torch.cat([model.generator.draw(list(captions[i:i + size]), rng, steps=settings.diffusion_steps, guidance=settings.guidance)
-                      for i in range(0, len(captions), size)])
+    return gold_photos(examples, store, config.data.photo_size), anew, [photo.caption for photo in shared]
 
 
 def fid_of(drawn: Tensor, gold: Tensor, reader: SceneReader) -> float:

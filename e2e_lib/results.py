@@ -145,7 +145,8 @@ def _check_version(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
                                f"`e2e evaluate --profile {other['profile']}`, or move one of them away")
 
 
-def _mean_and_std(values: list[float]) -> dict[str, float | int | None]:
+def mean_and_std(values: Sequence[float]) -> dict[str, float | int | None]:
+    """ "mean", sample standard deviation "std" (None for a single value) and number "n"."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std, "n": len(values)}
 
@@ -177,7 +178,7 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs", se
     systems = {}
     for system, group in by_system.items():
         names = [key for key in group[0]["metrics"] if all(_is_number(run["metrics"].get(key)) for run in group)]
-        systems[system] = {key: _mean_and_std([run["metrics"][key] for run in group]) for key in names}
+        systems[system] = {key: mean_and_std([run["metrics"][key] for run in group]) for key in names}
     summary = {"profile": profile, "systems": systems, "runs": [_name(run) for run in runs], "test": runs[0]["metrics"].get("n") or {}}
     if shipped := runs[0]["provenance"].get("weights", {}).get("shipped"):
         summary["shipped"] = shipped

@@ -142,25 +142,25 @@ def train_generator(config: Config, work: Path, folder: Path, echo: Echo) -> Ima
 
     last = scheduler.config.num_train_timesteps
 
-    def loss_of(step_rng: torch.Generator) -> Tensor:
-        index = pick(len(latents), 16, step_rng)
-        ids = captions[pick(len(captions), 16, step_rng), index]
-        ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, ids)
+    def denoising_loss(step_rng: torch.Generator, index: Tensor, kinds: Tensor, late: Tensor | None = None) -> Tensor:
+        """Eq. 12 for the photos ``index``, told in captions of ``kinds``; those that are ``late`` at the noisiest fifth of the timesteps."""
+        ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, captions[kinds, index])
         timesteps = (torch.randn(16, generator=step_rng).sigmoid() * last).long()
+        if late is not None:
+            timesteps = torch.where(late, torch.randint(last * 4 // 5, last, (16,), generator=step_rng), timesteps)
         return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng, timesteps)
 
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    fit("generator", both, loss_of, steps=config.pretrain.generator_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
+    def loss_of(step_rng: torch.Generator) -> Tensor:
+        index = pick(len(latents), 16, step_rng)
+        return denoising_loss(step_rng, index, pick(len(captions), 16, step_rng))
 
     def light_loss_of(step_rng: torch.Generator) -> Tensor:
         index = pick(len(latents), 16, step_rng)
-        late = torch.rand(16, generator=step_rng) < 0.6  # the noisiest fifth, with captions that leave nothing out
-        ids = captions[torch.where(late, len(captions) - 1, pick(len(captions), 16, step_rng)), index]
-        ids = torch.where(torch.rand(16, 1, generator=step_rng) < 0.1, empty, ids)
-        timesteps = (torch.randn(16, generator=step_rng).sigmoid() * last).long()
-        timesteps = torch.where(late, torch.randint(last * 4 // 5, last, (16,), generator=step_rng), timesteps)
-        return made.denoising_loss(latents[index].contiguous(memory_format=torch.channels_last), made.encode(ids), step_rng, timesteps)
+        late = torch.rand(16, generator=step_rng) < 0.6  # with captions that leave nothing out
+        return denoising_loss(step_rng, index, torch.where(late, len(captions) - 1, pick(len(captions), 16, step_rng)), late)
 
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    fit("generator", both, loss_of, steps=config.pretrain.generator_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
     made.scheduler = DDPMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
     fit("light", both, light_loss_of, steps=config.pretrain.light_steps, learning_rate=1.5e-3, seed=seed, work=work, echo=echo)
     made.scheduler = scheduler

@@ -19,7 +19,7 @@ from e2e_lib.data.minichat import HELD_OUT, describe, sample_scene
 from e2e_lib.data.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
-from e2e_lib.inference import write
+from e2e_lib.inference import draw, write
 from e2e_lib.models.captioner import load_captioner
 from e2e_lib.models.end_to_end import EndToEndModel, to_floats
 from e2e_lib.models.sources import load_own
@@ -122,16 +122,16 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
     seed = config.pretrain.seed
     every, shown = photo_pool(photos, seed, "unseen photos", every_triple=True)
     fresh, scenes = photo_pool(photos, seed, "unseen seen-triple photos")
-    drawn = {}
-    for kind in ("seen", "unseen"):
-        wanted = [scene_of(kind, i, seed) for i in range(photos)]
-        drawn[kind] = core(sight.reading_accuracy(reader.read(draw_captions(model.generator, config, wanted)), wanted))
-    told = [scene_of("seen", i, seed) for i in range(photos)]
+    wanted = {kind: [scene_of(kind, i, seed) for i in range(photos)] for kind in ("seen", "unseen")}
+
+    def drawn(kind: str, detail: float) -> dict[str, float]:
+        return sight.reading_accuracy(reader.read(draw_captions(model.generator, config, wanted[kind], detail)), wanted[kind])
+
     return {
         "scene_reader": sight.reading_accuracy(reader.read(every), shown),
         "autoencoder_psnr_db": drawing.psnr_db(drawing.redrawn(model.generator.vae, fresh), fresh).mean().item(),
-        "drawn_from_gold": drawn,
-        "drawn_from_everything": sight.reading_accuracy(reader.read(draw_captions(model.generator, config, told, detail=1.0)), told),
+        "drawn_from_gold": {kind: core(drawn(kind, 0.35)) for kind in wanted},
+        "drawn_from_everything": drawn("seen", 1.0),
         "perceptron": core(sight.reading_accuracy([words_of(caption) for caption in tell(model, config, fresh)], scenes)),
         "weights_bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "seconds": round(seconds),
         "n": {"scene_reader": photos, "autoencoder_psnr_db": photos, "drawn_from_gold": photos, "drawn_from_everything": photos,
@@ -178,11 +178,8 @@ def scene_of(kind: str, index: int, seed: int) -> Scene:
 def draw_captions(drawer: Any, config: Config, scenes: list[Scene], detail: float = 0.35) -> Tensor:
     """A photo (3, S, S) by ``drawer`` (an image generator or translator) for a gold caption of each scene: as dialogues hold them, or with more
     ``detail``, up to 1 for all that there is."""
-    rng, captions = generator(config.pretrain.seed, "drawn from gold"), []
-    for i, scene in enumerate(scenes):
-        captions.append(describe(scene, python_random(config.pretrain.seed, "gold caption", i), detail))
-    parts = [captions[i:i + 64] for i in range(0, len(captions), 64)]
-    return torch.cat([drawer.draw(part, rng, steps=config.inference.diffusion_steps, guidance=config.inference.guidance) for part in parts])
+    captions = [describe(scene, python_random(config.pretrain.seed, "gold caption", i), detail) for i, scene in enumerate(scenes)]
+    return draw(drawer, captions, config.inference, generator(config.pretrain.seed, "drawn from gold"))
 
 
 def tell(model: EndToEndModel, config: Config, photos: Tensor) -> list[str]:
