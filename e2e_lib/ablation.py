@@ -13,6 +13,7 @@ import torch
 
 from e2e_lib import comparison, files, gradients, lessons, results
 from e2e_lib import config as configuration
+from e2e_lib.checkpoints import check
 from e2e_lib.config import Config, ConfigError
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Collator, Example, examples_of, load_split
@@ -158,7 +159,7 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 36, positio
     ``results/<profile>/gradients.json``, one row each: mean, standard deviation and number over captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"
     asked = {"captions": captions, "positions": positions, "words": words, "noises": noises, "draws": draws, "seed": seed,
-             **_made_by(config)}
+             "weights": check(run_folder(config, seed) / "best")["model.safetensors"], **_made_by(config)}
     if _kept(path, asked, echo):
         return path
     examples, store = _examples(config, echo)
