@@ -95,13 +95,14 @@ def _seeds_ahead(found: Mapping[str, Any], pair: Mapping[str, Any], one: str) ->
 
 
 def gold_fid_table(found: Mapping[str, Any]) -> Markdown:
-    """Of ``gold_fid.json``: FID of photos that a system drew from gold captions and from its own, and what MiniChat's own drawing of the same
-    scenes has."""
-    rows = [[SYSTEMS[name], *(spread(mean_and_std(fids[kind]), ".3f") for kind in ("from_gold", "from_own"))]
+    """Of ``gold_fid.json``: FID of photos that a system drew from gold captions, before and after training, and from its own; and what MiniChat's
+    own drawing of the same scenes has."""
+    rows = [[SYSTEMS[name], *(spread(mean_and_std(fids[kind]), ".3f") for kind in ("before", "from_gold", "from_own"))]
             for name, fids in found["systems"].items()]
-    rows.append(["MiniChat itself, the same scenes", f"{found['drawn_anew']:.3f}", "–"])
+    rows.append(["MiniChat itself, the same scenes", f"{found['drawn_anew']:.3f}", "–", "–"])
+    headings = ["FID* of photos drawn by", "from gold captions, before training", "from gold captions, trained", "from own captions, trained"]
     seeds = found["asked"]["seeds"]
-    return Markdown(f"{table(['drawn by', 'FID*, from gold captions', 'FID*, from own captions'], rows)}\n\nProfile {found['profile']}; mean ± "
+    return Markdown(f"{table(headings, rows)}\n\nProfile {found['profile']}; mean ± "
                     f"standard deviation over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; N: {found['photos']} gold photos.")
 
 

@@ -22,8 +22,9 @@ from e2e_lib.evaluation.reader import SceneReader
 from e2e_lib.evaluation.scores import gold_photos
 from e2e_lib.figures import CORE, read_answers
 from e2e_lib.inference import draw
+from e2e_lib.models.systems import build
 from e2e_lib.pretraining.fit import draw_photos
-from e2e_lib.provenance import stamp
+from e2e_lib.provenance import code_hash, stamp
 from e2e_lib.randomness import generator, python_random, seed_of
 from e2e_lib.training import RUNS, load_trained, run_folder
 
@@ -64,11 +65,11 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
 def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], reader: SceneReader, echo: Callable[[str], None], *,
              root: Path = RUNS) -> Path:
     """How much of FID is the drawing, and how much the words? Every system and seed draws the gold captions of all test photos. Writes
-    ``results/<profile>/gold_fid.json``: for each system, a number a seed, "from_gold" such captions and "from_own" (as its run was scored);
-    and "drawn_anew", what the same scenes have when MiniChat itself draws them with other accidents. Raises CheckpointError and
-    ResultsError."""
+    ``results/<profile>/gold_fid.json``: for each system, a number a seed, "from_gold" such captions, the same "before" the system was
+    trained (seeds are then those of drawing alone), and "from_own" captions (as its run was scored); and "drawn_anew", what the same
+    scenes have when MiniChat itself draws them with other accidents. Raises CheckpointError and ResultsError."""
     path, settings = results.RESULTS / config.profile / "gold_fid.json", _settings(config, systems)
-    asked = {"seeds": list(seeds), "weights": _weights(settings, seeds, root)}
+    asked = {"seeds": list(seeds), "weights": _weights(settings, seeds, root), "code": code_hash(Path(__file__).parent / "evaluation")}
     if path.is_file() and results.load_json(path).get("asked") == asked:
         echo(f"{path} is there already")
         return path
@@ -76,12 +77,12 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], reade
     gold, anew, captions = shared_photos(config, prepare(config, echo))
     found: dict[str, dict[str, list[float]]] = {}
     for system in systems:
-        found[system] = {"from_gold": [], "from_own": [scored[system, seed] for seed in seeds]}
+        found[system] = {"before": [], "from_gold": [], "from_own": [scored[system, seed] for seed in seeds]}
         for seed in seeds:
-            model = load_trained(settings[system], seed, root=root)
-            drawn = draw(model.generator, captions, config.inference, generator(seed, "gold"))
-            found[system]["from_gold"].append(fid_of(drawn, gold, reader))
-            echo(f"gold captions, {system}, seed {seed}: FID* {found[system]['from_gold'][-1]:.3f}")
+            for when, model in (("before", build(settings[system])), ("from_gold", load_trained(settings[system], seed, root=root))):
+                drawn = draw(model.generator, captions, config.inference, generator(seed, "gold"))
+                found[system][when].append(fid_of(drawn, gold, reader))
+            echo(f"gold captions, {system}, seed {seed}: FID* {found[system]['before'][-1]:.3f}, trained {found[system]['from_gold'][-1]:.3f}")
     return files.write_json(path, {"profile": config.profile, "asked": asked, "photos": len(gold), "drawn_anew": fid_of(anew, gold, reader),
                                    "systems": found, "provenance": stamp(config, seeds=seeds)})
 

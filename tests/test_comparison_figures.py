@@ -57,9 +57,9 @@ def test_curves_are_drawn_from_what_was_measured():
 
 def test_fid_from_gold_captions_stands_beside_fid_from_own_ones():
     found = {"profile": "smoke", "asked": {"seeds": [0, 1]}, "photos": 7, "drawn_anew": 0.0126,
-             "systems": {"divter": {"from_gold": [0.25, 0.75], "from_own": [1.0, 1.5]}}}
+             "systems": {"divter": {"before": [0.2, 0.2], "from_gold": [0.25, 0.75], "from_own": [1.0, 1.5]}}}
     said = figures.gold_fid_table(found)
-    assert "| Divter | 0.500 ± 0.354 | 1.250 ± 0.354 |" in said and "| MiniChat itself, the same scenes | 0.013 | – |" in said
+    assert "| Divter | 0.200 ± 0.000 | 0.500 ± 0.354 | 1.250 ± 0.354 |" in said and "| MiniChat itself, the same scenes | 0.013 | – | – |" in said
     assert "over seeds 0, 1; N: 7 gold photos" in said
 
 

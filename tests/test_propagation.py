@@ -68,7 +68,7 @@ def test_every_system_draws_the_same_wrong_captions_once(config, shipped, tmp_pa
     assert drawn[-1] == drawn[-2] and len(drawn[-1]) == found["photos"] >= 3 and set(drawn[0]) <= set(drawn[-1])  # every gold caption, once
     for system in systems:
         fids, run = found["systems"][system], json.loads((tmp_path / "results" / "smoke" / "runs" / f"{system}-seed0.json").read_text())
-        assert len(fids["from_gold"]) == 1 and fids["from_own"] == [run["metrics"]["fid"]]
+        assert len(fids["from_gold"]) == len(fids["before"]) == 1 and fids["from_own"] == [run["metrics"]["fid"]]
         assert found["drawn_anew"] < fids["from_gold"][0]  # drawers of random weights
     before = path.read_bytes()
     propagation.gold_fid(config, [0], systems, reader, said.append)
