@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     **{name: (f"bridge.mapping={name}",) for name in MAPS},
     # Estimators with the map that tells words apart. ReinMax needs a temperature of at least 1, so it and its rivals have no annealing.
     # "soft" would be "gumbel" again: the bridge gives the text encoder whole tokens. REINFORCE would draw many photos for each caption.
+    # "straight_through" and "decoupled" are alike as long as the caption that is drawn is the gold one: a check that training repeats itself.
     "span_straight_through": ("bridge.mapping=span", "bridge.estimator=straight_through", "bridge.temperature_end=1"),
     "span_gumbel": ("bridge.mapping=span", "bridge.temperature_end=1"),
     "span_decoupled": ("bridge.mapping=span", "bridge.estimator=decoupled", "bridge.temperature_end=1"),
