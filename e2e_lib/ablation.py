@@ -1,7 +1,6 @@
 """What each vocabulary map, estimator and ingredient is worth (sections 2.4.1-2.5; the paper has no ablation): a gradient beside the true one,
 the same joint training with it, and its cost. Every part is kept once it is done, so that an interrupted ablation goes on."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import torch
 
 from e2e_lib import comparison, files, gradients, lessons, results
 from e2e_lib import config as configuration
-from e2e_lib.checkpoints import check
+from e2e_lib.checkpoints import weights_hash
 from e2e_lib.config import Config, ConfigError
 from e2e_lib.data.corpus import prepare
 from e2e_lib.data.examples import Collator, Example, examples_of, load_split
@@ -128,7 +127,7 @@ def differences(config: Config, seeds: Sequence[int], reader: SceneReader, echo:
              "weights": {f"{name}-seed{seed}": runs[name, seed] for name in wanted for seed in seeds}}
     if not pairs:
         return None
-    if _kept(path, asked, echo):
+    if results.is_kept(path, asked, echo):
         return path
     answers, dialogues = comparison.read_all(config, wanted, seeds, prepare(config, echo), reader, ANSWERS)
     return files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "asked": asked,
@@ -139,14 +138,6 @@ def _made_by(config: Config) -> dict[str, Any]:
     """What a measurement depends on, beside its own arguments."""
     return {"code": code_hash(Path(__file__).parent / "bridge"),
             "settings": {section: asdict(config)[section] for section in ("profile", "data", "bridge", "train")}}
-
-
-def _kept(path: Path, asked: dict[str, Any], echo: Echo) -> bool:
-    """Whether what was asked stands already."""
-    kept = path.is_file() and results.load_json(path).get("asked") == json.loads(json.dumps(asked))
-    if kept:
-        echo(f"{path} is there already")
-    return kept
 
 
 def _examples(config: Config, echo: Echo) -> tuple[list[Example], Any]:
@@ -160,8 +151,8 @@ def truths(config: Config, seed: int, echo: Echo, *, captions: int = 36, positio
     ``results/<profile>/gradients.json``, one row each: mean, standard deviation and number over captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"
     asked = {"captions": captions, "positions": positions, "words": words, "noises": noises, "draws": draws, "seed": seed,
-             "weights": check(run_folder(config, seed) / "best")["model.safetensors"], **_made_by(config)}
-    if _kept(path, asked, echo):
+             "weights": weights_hash(run_folder(config, seed) / "best"), **_made_by(config)}
+    if results.is_kept(path, asked, echo):
         return path
     examples, store = _examples(config, echo)
     sharing = [e for e in examples if e.response.photo and not e.response.text][:captions]
@@ -194,7 +185,7 @@ def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 1
     median seconds, and the ratio to a step without a gradient, mean and standard deviation over ``rounds``."""
     path = results.RESULTS / config.profile / "steps.json"
     asked = {"rounds": rounds, "batch": batch, **_made_by(config)}
-    if _kept(path, asked, echo):
+    if results.is_kept(path, asked, echo):
         return path
     examples, store = _examples(config, echo)
     models = {name: build(changed(config, name)).train() for name in MAPS}
@@ -219,7 +210,7 @@ def coins(echo: Echo, *, steps: int = 8000, learning_rate: float = 1e-3, seed: i
     """Where polynomial programming (notebook 02) ends with each estimator after long training; writes ``results/estimators/polynomial.json``."""
     path = results.RESULTS / "estimators" / "polynomial.json"
     asked = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "code": code_hash(Path(__file__).parent / "bridge")}
-    if _kept(path, asked, echo):
+    if results.is_kept(path, asked, echo):
         return path
     rows = []
     for name, temperature in COINS:

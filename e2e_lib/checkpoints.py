@@ -77,6 +77,11 @@ def check(folder: Path | str) -> dict[str, str]:
     return dict(hashes)
 
 
+def weights_hash(folder: Path | str) -> str:
+    """The SHA-256 of a checkpoint's weights, all its files verified. Raises CheckpointError as ``check`` does."""
+    return check(folder)["model.safetensors"]
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as stored:
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict

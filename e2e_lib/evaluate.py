@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import files, results
-from e2e_lib.checkpoints import check
+from e2e_lib.checkpoints import weights_hash
 from e2e_lib.claims import Question, detail_accuracy, question_of
 from e2e_lib.config import SHIPPED, Config, completed
 from e2e_lib.data.corpus import DATA, prepare, read_scenes
@@ -36,7 +36,7 @@ def evaluate(config: Config, seed: int, echo: Callable[[str], None], *, label: s
     parts = {"shipped": fingerprint(sources.WEIGHTS / "mini" / "manifest.json")}
     if config.model.system != "end_to_end" or config.model.sight == "captioner":
         parts["baselines"] = fingerprint(sources.WEIGHTS / "mini-baselines" / "manifest.json")
-    weights = {"trained": check(folder / "best")["model.safetensors"], **parts}
+    weights = {"trained": weights_hash(folder / "best"), **parts}
     # Scores made by an older way of scoring are no longer valid.
     code = code_hash(Path(__file__).parent / "evaluation")
     path = results_root / config.profile / into / f"{label}-seed{seed}.json"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from e2e_lib import config as configuration
 from e2e_lib import files, results
-from e2e_lib.checkpoints import check
+from e2e_lib.checkpoints import weights_hash
 from e2e_lib.claims import garbled
 from e2e_lib.config import Config
 from e2e_lib.data.corpus import prepare, read_scenes
@@ -39,8 +39,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], read
     "caption" is the share of thing, colour and place that the caption itself still names. Raises CheckpointError and ResultsError."""
     path, settings = results.RESULTS / config.profile / "propagation.json", _settings(config, systems)
     asked = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds), "weights": _weights(settings, seeds, root)}
-    if path.is_file() and results.load_json(path).get("asked") == asked:
-        echo(f"{path} is there already")
+    if results.is_kept(path, asked, echo):
         return path
     due = [row for row in read_answers(config.profile, seeds[:1], root, systems[0])[seeds[0]] if row["scene"]]
     rows = evenly(due, photos)
@@ -70,16 +69,16 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], reade
     scenes have when MiniChat itself draws them with other accidents. Raises CheckpointError and ResultsError."""
     path, settings = results.RESULTS / config.profile / "gold_fid.json", _settings(config, systems)
     asked = {"seeds": list(seeds), "weights": _weights(settings, seeds, root), "code": code_hash(Path(__file__).parent / "evaluation")}
-    if path.is_file() and results.load_json(path).get("asked") == asked:
-        echo(f"{path} is there already")
+    if results.is_kept(path, asked, echo):
         return path
     scored = {(run["system"], run["seed"]): run["metrics"]["fid"] for run in results.read_runs(config.profile)}
     gold, anew, captions = shared_photos(config, prepare(config, echo))
     found: dict[str, dict[str, list[float]]] = {}
     for system in systems:
         found[system] = {"before": [], "from_gold": [], "from_own": [scored[system, seed] for seed in seeds]}
+        untrained = build(settings[system])
         for seed in seeds:
-            for when, model in (("before", build(settings[system])), ("from_gold", load_trained(settings[system], seed, root=root))):
+            for when, model in (("before", untrained), ("from_gold", load_trained(settings[system], seed, root=root))):
                 drawn = draw(model.generator, captions, config.inference, generator(seed, "gold"))
                 found[system][when].append(fid_of(drawn, gold, reader))
             echo(f"gold captions, {system}, seed {seed}: FID* {found[system]['before'][-1]:.3f}, trained {found[system]['from_gold'][-1]:.3f}")
@@ -93,7 +92,7 @@ def _settings(config: Config, systems: Sequence[str]) -> dict[str, Config]:
 
 def _weights(settings: Mapping[str, Config], seeds: Sequence[int], root: Path) -> dict[str, str]:
     """The hash of every trained run's weights. Raises CheckpointError for a run that is missing or damaged."""
-    return {f"{system}-seed{seed}": check(run_folder(made, seed, root) / "best")["model.safetensors"]
+    return {f"{system}-seed{seed}": weights_hash(run_folder(made, seed, root) / "best")
             for system, made in settings.items() for seed in seeds}
 
 

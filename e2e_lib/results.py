@@ -9,7 +9,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ def load_json(path: Path | str) -> Any:
         raise ResultsError(f"{path}: the file cannot be read ({error.strerror}); check its permissions") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ResultsError(f"{path}: the file is damaged, it is not readable JSON ({error}); delete it and make it again") from error
+
+
+def is_kept(path: Path, asked: Mapping[str, Any], echo: Callable[[str], None]) -> bool:
+    """Whether the measurement at ``path`` stands and is what is ``asked`` now, which it holds under that name; if so, says it."""
+    kept = path.is_file() and load_json(path).get("asked") == json.loads(json.dumps(asked))
+    if kept:
+        echo(f"{path} is there already")
+    return kept
 
 
 def _is_number(value: Any) -> bool:
