@@ -23,8 +23,6 @@ def _config(arguments: argparse.Namespace) -> configuration.Config:
     config = configuration.load(arguments.profile, arguments.set)
     if getattr(arguments, "system", None):
         config = configuration.replace(config, "model.system", arguments.system)
-    if config.profile in configuration.MISSING and arguments.command != "config":
-        raise configuration.ConfigError(configuration.MISSING[config.profile])
     return config
 
 
@@ -34,12 +32,12 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from e2e_lib.data.corpus import prepare
+    from e2e_lib.corpora import prepare
     prepare(_config(arguments), say)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from e2e_lib.models.sources import WEIGHTS
+    from e2e_lib.models.hub import WEIGHTS
     from e2e_lib.pretraining.parts import pretrain, pretrain_baselines
     out = Path(arguments.out) if arguments.out else None
     if arguments.baselines:
@@ -49,14 +47,14 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from e2e_lib.training import train
+    from e2e_lib.training.loop import train
     for seed in arguments.seeds:
         train(_config(arguments), seed, say)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from e2e_lib import results
-    from e2e_lib.evaluate import evaluate
+    from e2e_lib.experiments.evaluate import evaluate
+    from e2e_lib.repro import results
     from e2e_lib.reproduce import summary_lines
     config = _config(arguments)
     for seed in arguments.seeds:
@@ -65,45 +63,45 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    from e2e_lib import ablation
-    from e2e_lib.evaluation.scores import load_reader
+    from e2e_lib.evaluation.scene_classifier import load_scene_classifier
+    from e2e_lib.experiments import ablation
     from e2e_lib.reproduce import summary_lines
     config, seeds = _config(arguments), arguments.seeds
     ablation.names_of(arguments.variants)  # a misspelt name is to be known before hours of training
     say(summary_lines(ablation.ablate(config, seeds, say, arguments.variants)))
-    differences = ablation.differences(config, seeds, load_reader(configuration.SHIPPED), say)
+    differences = ablation.differences(config, seeds, load_scene_classifier(configuration.SHIPPED), say)
     for path in (differences, ablation.truths(config, seeds[0], say), ablation.step_seconds(config, say), ablation.coins(say)):
         if path:
             say(f"wrote {path}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from e2e_lib import propagation
     from e2e_lib.config import SYSTEMS
-    from e2e_lib.evaluation.scores import load_reader
+    from e2e_lib.evaluation.scene_classifier import load_scene_classifier
+    from e2e_lib.experiments import propagation
     from e2e_lib.reproduce import compare, run_all, staged
     config = _config(arguments)
     stage = staged(2 + 2 * len(SYSTEMS) * len(arguments.seeds), say)
     run_all(config, arguments.seeds, stage, say)
     scores = compare(config, arguments.seeds, stage, say)
     stage("FID of photos from gold captions")
-    propagation.gold_fid(config, arguments.seeds, SYSTEMS, load_reader(configuration.SHIPPED), say)
+    propagation.gold_fid(config, arguments.seeds, SYSTEMS, load_scene_classifier(configuration.SHIPPED), say)
     say(scores)
 
 
 def _figures(arguments: argparse.Namespace) -> None:
-    from e2e_lib.figures import draw_all
+    from e2e_lib.report.figures import draw_all
     for path in draw_all(_config(arguments).profile, arguments.seeds):
         say(str(path))
 
 
 def _readme(arguments: argparse.Namespace) -> None:
-    from e2e_lib.readme import update
+    from e2e_lib.report.readme import update
     say(f"updated {update(ROOT / 'README.md', root=ROOT / 'results')}")
 
 
 def _notebooks(arguments: argparse.Namespace) -> None:
-    from e2e_lib.notebooks import publish
+    from e2e_lib.repro.notebooks import publish
     from e2e_lib.reproduce import run_notebooks
     for outcome in run_notebooks(_config(arguments), arguments.seeds, say, arguments.fresh):
         if arguments.publish:
@@ -113,7 +111,7 @@ def _notebooks(arguments: argparse.Namespace) -> None:
 def _chat(arguments: argparse.Namespace) -> None:
     from PIL import Image, UnidentifiedImageError
 
-    from e2e_lib.inference import ChatPartner
+    from e2e_lib.inference.chat import ChatPartner
     from e2e_lib.models.systems import build
     config = _config(arguments)
     partner = ChatPartner(build(config), config.inference, arguments.seeds[0], config.data.photo_size)
@@ -149,8 +147,8 @@ TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
 
 
 def _vocabularies(arguments: argparse.Namespace) -> None:
-    from e2e_lib import results
-    from e2e_lib.bridge.survey import first_of, read_captions, survey
+    from e2e_lib.experiments.vocabularies import first_of, read_captions, survey
+    from e2e_lib.repro import results
     try:
         captions = read_captions(Path(arguments.captions))
         source, one = first_of([arguments.source] if arguments.source else list(SOURCES))
@@ -167,9 +165,9 @@ def _vocabularies(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(_: argparse.Namespace) -> None:
-    from e2e_lib import provenance
-    from e2e_lib.checkpoints import CheckpointError, check
-    from e2e_lib.models.sources import WEIGHTS
+    from e2e_lib.models.hub import WEIGHTS
+    from e2e_lib.repro import provenance
+    from e2e_lib.repro.files import CheckpointError, check
     versions = {"python": sys.version.split()[0], **{name: provenance._version(name) for name in provenance.LIBRARIES}}
     say("\n".join(f"{name:16s} {version or 'MISSING'}" for name, version in versions.items()))
     try:
@@ -187,7 +185,7 @@ def _test(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from e2e_lib.files import write_json
+    from e2e_lib.repro.files import write_json
     scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
     names, flags = ([word for word in arguments.rest if word.startswith("-") == flag] for flag in (False, True))
     chosen = [script for script in scripts if not names or any(name in script.stem for name in names)]
@@ -292,11 +290,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if getattr(arguments, "seeds", 0) is None:
         arguments.seeds = list(range(1 if arguments.profile == "smoke" else 5 if arguments.command == "compare" else 3))
-    from e2e_lib.checkpoints import CheckpointError
     from e2e_lib.data.dialogue import DataError
-    from e2e_lib.files import SaveError
-    from e2e_lib.notebooks import NotebookError, NotebookFailed
-    from e2e_lib.results import ResultsError
+    from e2e_lib.repro.files import CheckpointError, SaveError
+    from e2e_lib.repro.notebooks import NotebookError, NotebookFailed
+    from e2e_lib.repro.results import ResultsError
     try:
         COMMANDS[arguments.command][0](arguments)
     except (configuration.ConfigError, CheckpointError, DataError, SaveError, NotebookError, NotebookFailed, ResultsError) as error:

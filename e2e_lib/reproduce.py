@@ -5,18 +5,21 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from e2e_lib import comparison, figures, notebooks, propagation, results, tables
 from e2e_lib import config as configuration
 from e2e_lib.config import SHIPPED, SYSTEMS, Config
-from e2e_lib.data.corpus import prepare
-from e2e_lib.evaluate import evaluate
-from e2e_lib.evaluation.scores import load_reader
-from e2e_lib.files import sha256, write_json
-from e2e_lib.models.sources import WEIGHTS
-from e2e_lib.provenance import Measure, code_hash, stamp
-from e2e_lib.training import RUNS, train
+from e2e_lib.corpora import prepare
+from e2e_lib.evaluation.scene_classifier import load_scene_classifier
+from e2e_lib.experiments import comparison, propagation
+from e2e_lib.experiments.evaluate import evaluate
+from e2e_lib.models.hub import WEIGHTS
+from e2e_lib.report import figures, tables
+from e2e_lib.repro import notebooks, results
+from e2e_lib.repro.files import sha256, write_json
+from e2e_lib.repro.provenance import ResourceMonitor, provenance_record
+from e2e_lib.repro.run_files import RUNS
+from e2e_lib.training.loop import train
+from e2e_lib.versions import versions
 
 NOTEBOOKS = ("00_quickstart", "01_data", "02_straight_through_gumbel", "03_vocabulary_matrix", "04_joint_training", "05_baselines",
              "06_results")
@@ -34,8 +37,6 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
     ``fresh`` removes the profile's runs and results first. Raises ConfigError for a profile that cannot run yet,
     NotebookFailed with the notebook's name, cell and error, and whatever a stage raises.
     """
-    if config.profile in configuration.MISSING:
-        raise configuration.ConfigError(configuration.MISSING[config.profile])
     if fresh:
         for folder in (RUNS / config.profile, results.RESULTS / config.profile / "runs", results.RESULTS / config.profile / "notebooks"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +46,7 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
         transcript.extend(line.splitlines())
         echo(line)
 
-    with Measure() as measure:
+    with ResourceMonitor() as measure:
         stage = staged(4 + 2 * len(SYSTEMS) * len(seeds), tell)
         stage("data")
         prepare(config, echo)
@@ -57,7 +58,7 @@ def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: b
         run_notebooks(config, seeds, echo)
     tell(f"All done in {clock(measure.wall_seconds)}, at most {measure.peak_memory_bytes / 1e9:.1f} GB of memory. "
          f"Scores: results/{config.profile}/summary.json. Figures: figures/{config.profile}/. Notebooks: results/{config.profile}/notebooks/.")
-    made = stamp(config, seeds=seeds)
+    made = provenance_record(config, seeds=seeds)
     write_json(results.RESULTS / config.profile / "reproduce.json", {
         **measure.as_dict(), "profile": config.profile, "seeds": list(seeds), "cpu_count": made["platform"]["cpu_count"],
         "device": made["platform"]["device"], "versions": made["versions"], "git": made["git"], "transcript": transcript})
@@ -83,7 +84,7 @@ def run_all(config: Config, seeds: Sequence[int], stage: Echo, echo: Echo) -> No
 def compare(config: Config, seeds: Sequence[int], stage: Echo, echo: Echo) -> str:
     """What the systems' runs say together: summary, differences, errors that propagate, tables. Returns the main scores as lines."""
     stage("summary, differences and tables")
-    summary, reader = results.summarise(config.profile, seeds=seeds), load_reader(SHIPPED)
+    summary, reader = results.summarise(config.profile, seeds=seeds), load_scene_classifier(SHIPPED)
     comparison.compare_systems(config, seeds, SYSTEMS, reader, echo)
     propagation.propagate(config, seeds, SYSTEMS, reader, echo)
     tables.write_tables(config.profile, echo=echo)
@@ -95,7 +96,7 @@ def run_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool 
     return notebooks.run_notebooks(
         NOTEBOOKS, profile=config.profile,
         parameters={"profile": config.profile, "seeds": list(seeds), "overrides": configuration.overrides_of(config)}, timeout_s=NOTEBOOK_SECONDS,
-        inputs={"code": code_hash(Path(__file__).parent), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
+        inputs={"numbers": repr(versions()), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
                 **{name: sha256(WEIGHTS / name / "manifest.json") for name in ("mini", "mini-baselines")}},
         fresh=fresh, echo=echo)
 

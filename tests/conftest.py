@@ -19,16 +19,16 @@ from transformers import (
 )
 
 from e2e_lib import config as settings
-from e2e_lib import files
-from e2e_lib.data.corpus import build_corpus
-from e2e_lib.data.examples import Collator, examples_of, load_split
-from e2e_lib.data.minichat import make_chat
-from e2e_lib.evaluation.reader import SceneReader
-from e2e_lib.models import sources
-from e2e_lib.models.language import PHOTO_SLOT
+from e2e_lib.config import Data
+from e2e_lib.data.collate import IMAGE_TOKEN, Collator
+from e2e_lib.data.examples import examples_of, load_split
+from e2e_lib.data.minichat.chats import make_chat
+from e2e_lib.data.minichat.corpus import write as write_minichat
+from e2e_lib.evaluation.scene_classifier import SceneClassifier
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.models.systems import build
-from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
+from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
+from e2e_lib.repro import files
 
 torch.set_num_threads(1)
 WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
@@ -71,7 +71,7 @@ def save_parts(folder):
     clip.save_pretrained(folder / "generator" / "tokenizer")
     for part, name in ((text_encoder, "text_encoder"), (unet, "unet"), (vae, "vae"), (scheduler, "scheduler")):
         part.save_pretrained(folder / "generator" / name)
-    SceneReader(width=8).save_pretrained(folder / "scene_reader")
+    SceneClassifier(width=8).save_pretrained(folder / "scene_reader")
     files.write_json(folder / "manifest.json", files.sha256_folder(folder))
     return words, clip
 
@@ -86,14 +86,14 @@ def save_baselines(folder, words, clip):
         qformer_config={**tower, "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "vocab_size": 8},
         text_config={"model_type": "opt", "vocab_size": len(words), "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": 64,
                      "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, **marks},
-        num_query_tokens=QUERIES, image_token_index=words.convert_tokens_to_ids(PHOTO_SLOT)))
+        num_query_tokens=QUERIES, image_token_index=words.convert_tokens_to_ids(IMAGE_TOKEN)))
     with torch.no_grad():  # larger weights, so that what it says depends on what it sees
         for parameter in captioner.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
         table = captioner.get_input_embeddings().weight
         table[words.convert_tokens_to_ids("<0x00>"):][:256] = 0  # bytes and photo slots are never the likeliest
-        table[words.convert_tokens_to_ids(PHOTO_SLOT)] = 0
+        table[words.convert_tokens_to_ids(IMAGE_TOKEN)] = 0
         table[words.eos_token_id] *= 2  # and some captions end
     small = {"n_embd": WIDTH, "n_layer": 1, "n_head": 2}
     dialogue = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=512, **small, **marks))
@@ -117,7 +117,7 @@ def save_baselines(folder, words, clip):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """A folder to stand in for ``sources.WEIGHTS``, with tiny parts as "mini" and "mini-baselines"."""
+    """A folder to stand in for ``hub.WEIGHTS``, with tiny parts as "mini" and "mini-baselines"."""
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng():
         tokenizers = save_parts(folder / "mini")
@@ -128,14 +128,14 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def shipped(weights, monkeypatch):
     """The tiny parts take the place of the shipped ones."""
-    monkeypatch.setattr(sources, "WEIGHTS", weights)
+    monkeypatch.setattr(hub, "WEIGHTS", weights)
     return weights / "mini"
 
 
 @pytest.fixture(scope="session")
 def config(weights):
     """The smoke profile on the tiny parts (as local folders) and a tiny corpus."""
-    made = settings.load("smoke", ["data.train=12", "data.dev=4", "data.test=4", "train.dev_examples=6", "inference.diffusion_steps=2",
+    made = settings.load("smoke", ["data.train=12", "data.dev=4", "data.test=4", "train.dev_examples=6", "inference.num_inference_steps=2",
                                    "inference.max_new_tokens=8", "train.epoch_examples=12", "train.batch_size=4"])
     for part in ("language", "perceptron", "generator"):
         made = settings.replace(made, f"model.{part}", str(weights / "mini" / part))
@@ -147,7 +147,8 @@ def config(weights):
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "corpus"
-    build_corpus(folder, train=12, dev=4, test=4, seed=0)
+    folder.mkdir()
+    write_minichat(Data(train=12, dev=4, test=4), folder, lambda _: None)
     return folder
 
 
@@ -181,4 +182,4 @@ def batch(model, examples):
     seen = [e for e in rows if e.response.photo and any(turn.photo for turn in e.context)][:2]
     first = [e for e in rows if e.response.photo and not any(turn.photo for turn in e.context)][:2]
     text = [e for e in rows if not e.response.photo and len(e.context) > 2][:2]
-    return Collator(model.layout, store, 64)([text[0], seen[0], first[0], text[1], seen[1], first[1]])
+    return Collator(model.formatter, store, 64)([text[0], seen[0], first[0], text[1], seen[1], first[1]])

@@ -27,7 +27,7 @@ def test_the_paper_profile_has_the_papers_settings():
     assert (config.bridge.temperature_start, config.bridge.temperature_end, config.bridge.temperature_epochs) == (1.0, 0.01, 3.0)
     assert (config.bridge.mapping, config.bridge.pooling, config.bridge.noise) == ("sentence", "mean", True)
     assert (config.train.learning_rate, config.train.warmup_steps, config.train.image_loss_weight) == (5e-5, 1000, 1.0)
-    assert (config.inference.temperature, config.inference.sampling) == (0.7, True)
+    assert (config.inference.temperature, config.inference.do_sample) == (0.7, True)
     assert not [value for value in vars(config.model).values() if value.startswith("shipped:")]  # those are a thousand times smaller
 
 
@@ -45,7 +45,7 @@ def test_an_unknown_profile_names_the_nearest(profile, hint):
 
 @pytest.mark.parametrize(("key", "nearest"), [
     ("train.learing_rate", "train.learning_rate"), ("bridge.poolng", "bridge.pooling"), ("data.photo_sise", "data.photo_size"),
-    ("learning_rate", "train.learning_rate"), ("bridge.learning_rate", "train.learning_rate"), ("Inference.beams", "inference.beams")])
+    ("learning_rate", "train.learning_rate"), ("bridge.learning_rate", "train.learning_rate"), ("Inference.beams", "inference.num_beams")])
 def test_an_unknown_key_names_the_nearest_and_the_value(key, nearest):
     with pytest.raises(ConfigError) as caught:
         load("smoke", [f"{key}=0.5"])

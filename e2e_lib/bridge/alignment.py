@@ -1,6 +1,6 @@
 """Which characters of a caption each token stands for: all that two tokenizers need to have in common.
 
-Axes: B captions, C tokens of the language model, L tokens of the text encoder, W words. No loop over captions or tokens: offsets come
+Axes: B captions, C tokens of the language model, L tokens of the text encoder, W word_spans. No loop over captions or tokens: offsets come
 from the tokenizers in one batch, and who overlaps whom is a comparison of tensors.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 
 @dataclass
-class Pieces:
-    """Captions cut into tokens, padded on the right: ``input_ids`` (B, n), ``spans`` (B, n, 2) the first and one past the last character
+class Encoding:
+    """Captions encode_with_offsets into tokens, padded on the right: ``input_ids`` (B, n), ``spans`` (B, n, 2) the first and one past the last character
     of each, ``valid`` (B, n) what is a token of the caption and not padding or a start or end mark, ``attention_mask`` (B, n)."""
 
     input_ids: Tensor
@@ -41,7 +41,7 @@ def padded(rows: Sequence[Sequence[Any]], fill: int, width: int = 0) -> tuple[Te
     return out, real
 
 
-def cut(tokenizer: Any, captions: list[str], *, special: bool, length: int | None = None) -> tuple[Pieces, int]:
+def encode_with_offsets(tokenizer: Any, captions: list[str], *, special: bool, length: int | None = None) -> tuple[Encoding, int]:
     """Captions to tokens with their characters, and how many captions were longer than ``length`` and lost their end.
 
     ``special`` adds the tokenizer's start and end marks, as a text encoder expects; ``length`` pads and truncates.
@@ -53,7 +53,7 @@ def cut(tokenizer: Any, captions: list[str], *, special: bool, length: int | Non
 
     if not captions:
         empty = torch.zeros(0, length or 0, dtype=torch.long)
-        return Pieces(empty, empty[..., None].expand(-1, -1, 2), empty.bool(), empty), 0
+        return Encoding(empty, empty[..., None].expand(-1, -1, 2), empty.bool(), empty), 0
     rows = encode(False)
     too_long = sum(n > length for n in map(len, rows["input_ids"])) if length else 0
     if too_long:
@@ -65,11 +65,11 @@ def cut(tokenizer: Any, captions: list[str], *, special: bool, length: int | Non
     # A mark of the template covers no characters; one that somebody wrote into the caption does.
     spans = spans if spans.ndim == 3 else spans.new_zeros(*ids.shape, 2)
     valid = real & ((marks == 0) | (spans[..., 1] > spans[..., 0]))
-    return Pieces(ids, spans, valid, real.long()), too_long
+    return Encoding(ids, spans, valid, real.long()), too_long
 
 
-def words(captions: list[str]) -> tuple[Tensor, Tensor]:
-    """The spans (B, W, 2) of each caption's words, cut at white space, and which are real (B, W)."""
+def word_spans(captions: list[str]) -> tuple[Tensor, Tensor]:
+    """The spans (B, W, 2) of each caption's word_spans, encode_with_offsets at white space, and which are real (B, W)."""
     text = "\n".join([*captions, "\n"])  # white space ends every caption, and so every word
     codes = torch.frombuffer(bytearray(text.encode("utf-32-le", "surrogatepass")), dtype=torch.int32)
     blank = _is_blank(codes)
@@ -98,13 +98,13 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, :, None, 0] < b[:, None, :, 1]) & (b[:, None, :, 0] < a[:, :, None, 1])
 
 
-def spell(tokenizer: Any, captions: list[str], input_ids: Tensor, mask: Tensor) -> Pieces:
+def align_ids_to_text(tokenizer: Any, captions: list[str], input_ids: Tensor, mask: Tensor) -> Encoding:
     """Given tokens (B, C) of captions, which need not be those the tokenizer would choose, with the characters each stands for.
 
     A language model may write "c", "at" where its tokenizer has "cat". Those rows (only) are spelt out piece by piece. Raises ValueError
-    for tokens that do not spell their caption.
+    for tokens that do not align_ids_to_text their caption.
     """
-    own, _ = cut(tokenizer, captions, special=False)
+    own, _ = encode_with_offsets(tokenizer, captions, special=False)
     width = input_ids.shape[1]
     ids, counted = input_ids.cpu(), mask.cpu()
     canonical = torch.zeros(len(captions), dtype=torch.bool)
@@ -116,7 +116,7 @@ def spell(tokenizer: Any, captions: list[str], input_ids: Tensor, mask: Tensor) 
         spans[:, :n] = own.spans[:, :n] * counted[:, :n, None]
     for row in (~canonical).nonzero().squeeze(1).tolist():
         spans[row] = _spelt(tokenizer, captions[row], ids[row], counted[row], row)
-    return Pieces(ids, spans, counted, counted.long())
+    return Encoding(ids, spans, counted, counted.long())
 
 
 def _spelt(tokenizer: Any, caption: str, ids: Tensor, mask: Tensor, row: int) -> Tensor:
@@ -124,7 +124,7 @@ def _spelt(tokenizer: Any, caption: str, ids: Tensor, mask: Tensor, row: int) ->
     prefixes = tokenizer.batch_decode([chosen[:k] for k in range(1, len(chosen) + 1)], skip_special_tokens=True) if chosen else []
     whole = prefixes[-1] if prefixes else ""
     if "".join(whole.split()).lower() != "".join(caption.split()).lower():
-        raise ValueError(f"caption {row} is {caption!r}, but its {len(chosen)} tokens spell {whole!r}: give the tokens the caption was decoded from")
+        raise ValueError(f"caption {row} is {caption!r}, but its {len(chosen)} tokens align_ids_to_text {whole!r}: give the tokens the caption was decoded from")
     shift = len(whole) - len(whole.lstrip()) if not caption[:1].isspace() else 0
     # Half a character decodes to a replacement mark; the tokens that make it up share it.
     ends = torch.tensor([0] + [len(p.rstrip("\ufffd")) + (p[-1:] == "\ufffd") - shift for p in prefixes]).clamp(0, len(caption))

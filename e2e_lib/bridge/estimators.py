@@ -1,4 +1,4 @@
-"""Gradients through a choice of words: the paper's straight-through Gumbel-softmax (section 2.4.1) beside its rivals, and the truth.
+"""Gradients estimator_from a choice of words: the paper's straight-estimator_from Gumbel-softmax (section 2.4.1) beside its rivals, and the truth.
 
 The question each answers: the words d are drawn from softmax(z), an objective f(d) is computed from them; what is the gradient of the
 expectation E f(d) with respect to z? Every estimator has one signature,
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from e2e_lib.bridge.gumbel import check, gumbel_noise, relaxed, straight_through
+from e2e_lib.bridge.gumbel import check, gumbel_noise, softmax_with_temperature, straight_through
 
 Objective = Callable[[Tensor], Tensor]
 MOST_CHOICES = 200_000
@@ -42,31 +42,31 @@ def _draw(logits: Tensor, generator: torch.Generator | None, drawn: Tensor | Non
     return F.one_hot(drawn, logits.shape[-1]).to(logits)
 
 
-def argmax_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
+def straight_through_argmax(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
     """The likeliest words, with the gradient of softmax(z/τ) (Bengio et al. 2013; the paper's released code). Draws nothing."""
-    return straight_through(relaxed(logits, temperature))
+    return straight_through(softmax_with_temperature(logits, temperature))
 
 
-def gumbel_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
+def straight_through_gumbel(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
     """Eq. 4-7: words drawn with Gumbel noise, with the gradient of softmax((z + g)/τ) (Jang et al. 2017)."""
-    return straight_through(relaxed(logits, temperature, gumbel_noise(logits.shape, generator)))
+    return straight_through(softmax_with_temperature(logits, temperature, gumbel_noise(logits.shape, generator)))
 
 
-def soft_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
     """Eq. 4-5 alone: mixtures of words, forward too (Maddison et al. 2017). Low variance, but the objective never meets a real word."""
-    return relaxed(logits, temperature, gumbel_noise(logits.shape, generator))
+    return softmax_with_temperature(logits, temperature, gumbel_noise(logits.shape, generator))
 
 
-def decoupled_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None,
+def decoupled(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None,
                       forward_temperature: float = 1.0) -> Tensor:
     """Words drawn from softmax(z/τ_f), with the gradient of softmax(z/τ): one temperature to explore with, another to learn with
     (Shah et al. 2024). The exact gradient it is compared to is that of τ_f = 1."""
     check(logits, forward_temperature)
-    y = relaxed(logits, temperature)
+    y = softmax_with_temperature(logits, temperature)
     return _draw(logits / forward_temperature, generator, drawn) + (y - y.detach())
 
 
-def gumbel_rao_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None,
+def gumbel_rao(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None,
                        samples: int = 16) -> Tensor:
     """Eq. 6-7 with the gradient averaged over ``samples`` noises that would all have chosen the same words (Paulus et al. 2021)."""
     check(logits, temperature)
@@ -80,8 +80,8 @@ def gumbel_rao_vectors(logits: Tensor, temperature: float = 1.0, generator: torc
     return hard + (y - y.detach())
 
 
-def reinmax_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
-    """ReinMax (Liu et al. 2023): straight-through corrected to second order, exact in expectation where the objective is quadratic and
+def reinmax(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, *, drawn: Tensor | None = None) -> Tensor:
+    """ReinMax (Liu et al. 2023): straight-estimator_from corrected to second order, exact in expectation where the objective is quadratic and
     τ = 1. Raises ValueError for τ < 1, where its correction overshoots."""
     check(logits, temperature)
     if temperature < 1:
@@ -94,12 +94,12 @@ def reinmax_vectors(logits: Tensor, temperature: float = 1.0, generator: torch.G
 
 
 RELAXATIONS: dict[str, Relaxation] = {
-    "straight_through": argmax_vectors, "gumbel": gumbel_vectors, "soft": soft_vectors, "decoupled": decoupled_vectors,
-    "gumbel_rao": gumbel_rao_vectors, "reinmax": reinmax_vectors,
+    "straight_through": straight_through_argmax, "gumbel": straight_through_gumbel, "soft": gumbel_softmax, "decoupled": decoupled,
+    "gumbel_rao": gumbel_rao, "reinmax": reinmax,
 }
 
 
-def through(relaxation: Relaxation) -> "Estimator":
+def estimator_from(relaxation: Relaxation) -> "Estimator":
     """The estimator that asks for the objective of a relaxation's vectors and takes their gradient."""
     def estimator(objective: Objective, logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         return objective(relaxation(logits, temperature, generator))
@@ -129,7 +129,7 @@ def reinforce(objective: Objective, logits: Tensor, temperature: float = 1.0, ge
 
 
 Estimator = Callable[..., Tensor]
-ESTIMATORS: dict[str, Estimator] = {**{name: through(relaxation) for name, relaxation in RELAXATIONS.items()}, "reinforce": reinforce}
+ESTIMATORS: dict[str, Estimator] = {**{name: estimator_from(relaxation) for name, relaxation in RELAXATIONS.items()}, "reinforce": reinforce}
 
 
 def exact_gradient(objective: Objective, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def exact_gradient(objective: Objective, logits: Tensor) -> tuple[Tensor, Tensor
     return expectation.detach(), gradient
 
 
-def compare(estimated: Tensor, truth: Tensor) -> dict[str, float]:
+def compare_gradients(estimated: Tensor, truth: Tensor) -> dict[str, float]:
     """Estimates (draws, …) of a gradient against the true one (…).
 
     ``cosine`` of their mean with it and of one alone (a mean over draws), ``length`` of the mean over the truth's, ``relative_bias``
@@ -173,11 +173,11 @@ def compare(estimated: Tensor, truth: Tensor) -> dict[str, float]:
 
 def bias_and_variance(estimator: Estimator, objective: Objective, logits: Tensor, *, temperature: float = 1.0, draws: int = 1000,
                       generator: torch.Generator | None = None) -> dict[str, float]:
-    """How far an estimator is from the exact gradient, over ``draws`` draws: ``compare``'s figures and ``draws``."""
+    """How far an estimator is from the exact gradient, over ``draws`` draws: ``compare_gradients``'s figures and ``draws``."""
     _, exact = exact_gradient(objective, logits)
     estimates = []
     for _ in range(draws):
         free = logits.detach().clone().requires_grad_()
         gradient, = torch.autograd.grad(estimator(objective, free, temperature=temperature, generator=generator).sum(), free)
         estimates.append(gradient)
-    return {**compare(torch.stack(estimates), exact), "draws": draws}
+    return {**compare_gradients(torch.stack(estimates), exact), "draws": draws}

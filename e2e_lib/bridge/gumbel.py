@@ -19,7 +19,7 @@ def check(logits: Tensor, temperature: float) -> None:
         raise ValueError(f"the logits (shape {tuple(logits.shape)}) hold values that are not numbers; lower the learning rate")
 
 
-def relaxed(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+def softmax_with_temperature(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
     """Eq. 5: y = softmax((z + g) / τ) over the last axis; ``noise=None`` leaves g out.
 
     Raises ValueError for a temperature that is not positive or logits that are not numbers.
@@ -36,4 +36,4 @@ def straight_through(relaxation: Tensor) -> Tensor:
 
 def straight_through_gumbel_softmax(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
     """Eq. 4-7 in one call: (…, V) logits to (…, V) one-hot vectors that carry the relaxation's gradient."""
-    return straight_through(relaxed(logits, temperature, noise))
+    return straight_through(softmax_with_temperature(logits, temperature, noise))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from e2e_lib.bridge.vocabulary import StaticMap, Terms
+from e2e_lib.bridge.vocabulary import FactoredMap, StaticMap
 
 CACHED = 2**19  # numbers, 2 MB of them: what a core's cache holds
 
@@ -69,7 +69,7 @@ def probability_of(logits: Tensor, ids: Tensor, temperature: float, noise: Tenso
     return chosen
 
 
-def push(chosen: Tensor, terms: Terms, embeddings: Tensor) -> Tensor:
+def transfer(chosen: Tensor, terms: FactoredMap, embeddings: Tensor) -> Tensor:
     """What Eq. 9 and 11 add to the caption's embeddings (B, L, D2): nothing forward, the gradient to ``chosen`` (B, C, C) backward.
 
     ``chosen[b, t, u]`` is how much position t chooses the token at position u; ``embeddings`` are E of the target tokens.
@@ -82,7 +82,7 @@ def push(chosen: Tensor, terms: Terms, embeddings: Tensor) -> Tensor:
     return place @ (aimed @ embeddings.detach()) if few else (place @ aimed) @ embeddings.detach()
 
 
-def static_push(y: Tensor, pool: Tensor, static: StaticMap, table: Tensor) -> Tensor:
+def static_transfer(y: Tensor, pool: Tensor, static: StaticMap, table: Tensor) -> Tensor:
     """The same for one matrix of the whole vocabulary: y (B, C, V1), pool (B, C) to (B, D2), to be added at every position."""
     pooled = torch.einsum("bc,bcv->bv", pool.to(y), y)
     s = pooled.new_zeros(len(y), static.count).index_add(1, static.source_term, pooled[:, static.source])  # (B, K)

@@ -1,12 +1,12 @@
-"""Vocabulary transformation matrices (section 2.4.2, Eq. 8 and 10), as sums of few terms, never as V1 × V2 numbers.
+"""Vocabulary transformation matrices (section 2.4.2, Eq. 8 and 10), as sums of few caption_map, never as V1 × V2 numbers.
 
-A matrix M of Eq. 8 or 10 says which words of the language model's vocabulary mean which of the text encoder's. All of them here are
+A matrix M of Eq. 8 or 10 says which word_spans of the language model's vocabulary mean which of the text encoder's. All of them here are
 
     M = Σ_k 1_{A_k} 1_{B_k}ᵀ
 
 where A_k is a set of tokens of the one and B_k of the other. The paper's sentence-level matrix is the one term "all of the caption's
 tokens"; a word-level matrix has a term a word; the span map a term, and a matrix of its own, for each token of the text encoder.
-Axes: B captions, C source positions, L target positions, K terms, V1 and V2 the vocabularies.
+Axes: B captions, C source positions, L target positions, K caption_map, V1 and V2 the vocabularies.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e2e_lib.bridge.alignment import Pieces, cut, overlap, padded, words
+from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, padded, word_spans
 
 DYNAMIC = ("sentence", "word", "span")
 STATIC = ("static_piece", "static_word")
@@ -25,7 +25,7 @@ POOLINGS = ("mean", "sum")
 
 
 @dataclass
-class Terms:
+class FactoredMap:
     """The dynamic matrices of a batch. ``source`` (B, K, C): the positions whose tokens make up A_k, each token once. ``target`` (B, K, L):
     likewise B_k. ``pool`` (B, K, C): the weight of each source position in Eq. 11's pooling. ``place`` (B, L, K): where term k is added."""
 
@@ -42,8 +42,8 @@ def distinct(members: Tensor, input_ids: Tensor) -> Tensor:
     return members & ~repeats
 
 
-def terms(mapping: str, captions: list[str], source: Pieces, target: Pieces, pooling: str) -> Terms:
-    """The terms of a dynamic map for each caption.
+def caption_map(mapping: str, captions: list[str], source: Encoding, target: Encoding, pooling: str) -> FactoredMap:
+    """The caption_map of a dynamic map for each caption.
 
     "sentence" is Eq. 10. "word" has one term for every word said (a word said twice counts twice), added at every position as Eq. 11 has
     it. "span" pools, for each target token, over the source positions that share a character with it, and adds at that token alone.
@@ -58,7 +58,7 @@ def terms(mapping: str, captions: list[str], source: Pieces, target: Pieces, poo
         if mapping == "sentence":
             chosen, aimed = source.valid[:, None, :], target.valid[:, None, :]
         else:
-            spans, real = words(captions)
+            spans, real = word_spans(captions)
             chosen = overlap(spans, source.spans) & real[:, :, None] & source.valid[:, None, :]
             aimed = overlap(spans, target.spans) & real[:, :, None] & target.valid[:, None, :]
         pooled = source.valid[:, None, :].expand_as(chosen)
@@ -67,7 +67,7 @@ def terms(mapping: str, captions: list[str], source: Pieces, target: Pieces, poo
     pool = pooled.double()  # divided before it is rounded to the logits' own precision
     if pooling == "mean":
         pool = pool / pool.sum(-1, keepdim=True).clamp_min(1)
-    return Terms(distinct(chosen, source.input_ids).float(), pool, aimed.float(), place.float())
+    return FactoredMap(distinct(chosen, source.input_ids).float(), pool, aimed.float(), place.float())
 
 
 @dataclass
@@ -81,8 +81,8 @@ class StaticMap:
     count: int
 
 
-def surfaces(tokenizer: Any) -> list[str]:
-    """What each token of a vocabulary looks like in lower case, without the marks that tokenizers put where words begin or end.
+def normalized_tokens(tokenizer: Any) -> list[str]:
+    """What each token of a vocabulary looks like in lower case, without the marks that tokenizers put where word_spans begin or end.
 
     Special tokens and bare marks look like nothing (""). Lower case, because CLIP's vocabulary has no other.
     """
@@ -93,7 +93,7 @@ def surfaces(tokenizer: Any) -> list[str]:
 
 def static_piece(source_tokenizer: Any, target_tokenizer: Any) -> StaticMap:
     """Eq. 8: tokens that look the same in both vocabularies, whether or not a word begins or ends there; every other token maps to nothing."""
-    source, target = surfaces(source_tokenizer), surfaces(target_tokenizer)
+    source, target = normalized_tokens(source_tokenizer), normalized_tokens(target_tokenizer)
     common = {text: k for k, text in enumerate(sorted(set(source) & set(target) - {""}))}
     pairs = [[(i, common[text]) for i, text in enumerate(side) if text in common] for side in (source, target)]
     return _static_map(pairs[0], pairs[1], len(common))
@@ -109,7 +109,7 @@ def static_word(source_tokenizer: Any, target_tokenizer: Any, english: Iterable[
         raise ValueError("the mapping static_word needs a word list, such as words=['dog', 'beach', …]; it got none")
     sides = []
     for tokenizer in (source_tokenizer, target_tokenizer):
-        pieces, _ = cut(tokenizer, listed, special=False)
+        pieces, _ = encode_with_offsets(tokenizer, listed, special=False)
         members = distinct(pieces.valid[:, None, :], pieces.input_ids)[:, 0]
         word, position = members.nonzero(as_tuple=True)
         sides.append(torch.stack([pieces.input_ids[word, position], word], 1).tolist())

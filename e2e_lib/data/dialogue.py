@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2e_lib import files
+from e2e_lib.repro import files
 
 
 class DataError(ValueError):

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e2e_lib import files
 from e2e_lib.data.dialogue import DataError, Problem, Report
+from e2e_lib.repro import files
 
 MAX_PIXELS = 50_000_000  # larger than any camera photo shared in a chat, small enough for 150 MB decoded
 
@@ -65,7 +65,7 @@ class PhotoStore:
         """Saves ``image`` as RGB PNG under ``photo_id``, replacing an earlier one; returns its file.
 
         With ``durable=False`` the photo is written straight to its place and not flushed to the disk, which is several
-        times faster. Use it only inside ``files.new_folder``, which flushes all files and moves the whole folder into
+        times faster. Use it only inside ``files.atomic_folder``, which flushes all files and moves the whole folder into
         place, or nothing. Raises files.SaveError.
         """
         path, encoded = self.path(photo_id), io.BytesIO()
@@ -126,3 +126,13 @@ class PhotoStore:
             except PhotoError as error:
                 report.problems.append(Problem(error.path.name, row, "photo", f"{photo_id!r}: {error.reason}"))
         return report
+
+
+def to_pixels(photos: Tensor) -> Tensor:
+    """Floats from -1 to 1 to uint8."""
+    return ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_floats(photos: Tensor) -> Tensor:
+    """uint8 photos to floats from -1 to 1."""
+    return photos.float() / 127.5 - 1

@@ -14,7 +14,7 @@ _EXTRACTOR = "scene-reader"
 _FEATURES, _LOGITS = "features", "thing"
 
 
-class SceneReader(Protocol):
+class SceneClassifier(Protocol):
     """What the scene reader must offer here; every torch module with these two methods will do."""
 
     def features(self, photos: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class _Photos(Dataset[Tensor]):
 
 
 class _ReaderFeatures(torch_fidelity.FeatureExtractorBase):
-    def __init__(self, name: str, features_list: list[str], scene_reader: SceneReader, **_: Any) -> None:
+    def __init__(self, name: str, features_list: list[str], scene_reader: SceneClassifier, **_: Any) -> None:
         super().__init__(name, features_list)
         # In a tuple the reader is no submodule, so torch-fidelity's requires_grad_(False) and eval() do not reach it.
         self.reader = (scene_reader,)
@@ -107,7 +107,7 @@ def _scores(drawn: Tensor, gold: Tensor, kid_subsets: int, seed: int, **extracto
     }
 
 
-def image_scores(drawn: Tensor, gold: Tensor, reader: SceneReader, *, kid_subsets: int = 50, seed: int = 0,
+def image_scores(drawn: Tensor, gold: Tensor, reader: SceneClassifier, *, kid_subsets: int = 50, seed: int = 0,
                  inception_weights: Path | None = None) -> dict[str, float | int]:
     """IS of the drawn photos, and FID and KID between drawn and gold ones (§3.1.3), seen through the scene reader.
 

@@ -7,21 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e2e_lib.data.corpus import open_photos, read_scenes
 from e2e_lib.data.examples import Example
+from e2e_lib.data.minichat.corpus import open_photos, read_scenes
+from e2e_lib.data.minichat.scenes import ATTRIBUTES
 from e2e_lib.data.photos import PhotoStore
-from e2e_lib.data.scenes import ATTRIBUTES
 from e2e_lib.evaluation.image import image_scores
-from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.evaluation.scene_classifier import SceneClassifier
 from e2e_lib.evaluation.sharing import intent_scores, scene_accuracy
 from e2e_lib.evaluation.text import bleu, rouge_l
-from e2e_lib.inference import Response
-from e2e_lib.models.sources import load_own, locate
-
-
-def load_reader(source: str) -> SceneReader:
-    """The scene reader that ships with the parts. Raises CheckpointError."""
-    return load_own(SceneReader, locate(source, "scene_reader")).eval()
+from e2e_lib.inference.respond import Response
 
 
 def gold_photos(examples: Sequence[Example], store: PhotoStore, size: int) -> Tensor:
@@ -43,7 +37,7 @@ def text_scores(examples: Sequence[Example], responses: Sequence[Response]) -> d
     return scores
 
 
-def photo_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, reader: SceneReader, size: int) -> dict[str, Any]:
+def photo_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, reader: SceneClassifier, size: int) -> dict[str, Any]:
     """IS, FID and KID of all drawn photos against all gold ones; None for each while fewer than two photos are drawn."""
     drawn = [r.photo for r in responses if r.photo is not None]
     if len(drawn) < 2:
@@ -51,7 +45,7 @@ def photo_scores(examples: Sequence[Example], responses: Sequence[Response], sto
     return image_scores(torch.stack(drawn), gold_photos(examples, store, size), reader)
 
 
-def scenes_drawn(examples: Sequence[Example], responses: Sequence[Response], corpus: Path, reader: SceneReader) -> list[dict[str, Any]]:
+def scenes_drawn(examples: Sequence[Example], responses: Sequence[Response], corpus: Path, reader: SceneClassifier) -> list[dict[str, Any]]:
     """For each gold photo that its context determines: what it shows and what the reader sees in the drawn one (None if none was drawn)."""
     scenes, undetermined = read_scenes(corpus / "scenes.jsonl"), open_photos(corpus / "scenes.jsonl")
     pairs = [(e.response.photo.photo_id, r.photo) for e, r in zip(examples, responses, strict=True)
@@ -63,7 +57,7 @@ def scenes_drawn(examples: Sequence[Example], responses: Sequence[Response], cor
 
 
 def all_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, rows: Sequence[dict[str, Any]],
-               reader: SceneReader, size: int) -> dict[str, Any]:
+               reader: SceneClassifier, size: int) -> dict[str, Any]:
     """Every metric; ``rows`` are those of ``scenes_drawn``, and ``n`` holds what each metric was computed on."""
     sharing = intent_scores([r.caption is not None for r in responses], [e.response.photo is not None for e in examples])
     photos = photo_scores(examples, responses, store, reader, size)

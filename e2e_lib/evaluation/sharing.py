@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from e2e_lib.data.scenes import ATTRIBUTES
+from e2e_lib.data.minichat.scenes import ATTRIBUTES
 
 CORE_ATTRIBUTES = ("thing", "colour", "place")
 

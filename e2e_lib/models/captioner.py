@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from transformers.image_processing_utils import BaseImageProcessor
 
-from e2e_lib.data.examples import Example, Layout
+from e2e_lib.data.collate import PromptFormatter
+from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource
-from e2e_lib.models.sources import LOADING, locate, unreachable
+from e2e_lib.models.hub import LOADING, locate, unreachable
 
 LONGEST = 40  # tokens of a caption
 TOGETHER = 64  # photos captioned at once
@@ -49,7 +50,7 @@ class Captioner(nn.Module):
         return (floats - self.mean.to(device)) / self.std.to(device)
 
     @torch.no_grad()
-    def tell(self, photos: Tensor) -> list[str]:
+    def generate_captions(self, photos: Tensor) -> list[str]:
         """The likeliest caption, word by word, of each photo (N, 3, S, S), uint8."""
         captions: list[str] = []
         for part in photos.split(TOGETHER):
@@ -58,7 +59,7 @@ class Captioner(nn.Module):
         return captions
 
 
-class CaptionLayout(Layout):
+class CaptionLayout(PromptFormatter):
     """Chats as a dialogue model reads them that cannot see: a context's photos as what the captioner says of them."""
 
     def __init__(self, tokenizer: Any, max_context: int, captioner: Captioner) -> None:
@@ -73,7 +74,7 @@ class CaptionLayout(Layout):
         keys = {photo_id: hashlib.sha256(photo.numpy().tobytes()).hexdigest() for photo_id, photo in photos.items()}
         new = {key: photos[photo_id] for photo_id, key in keys.items() if key not in self.said}
         if new:
-            self.said |= dict(zip(new, self.captioner.tell(torch.stack(list(new.values()))), strict=True))
+            self.said |= dict(zip(new, self.captioner.generate_captions(torch.stack(list(new.values()))), strict=True))
         return [replace(example, context=tuple(
             replace(turn, photo=replace(turn.photo, caption=self.said[keys[turn.photo.photo_id]])) if turn.photo else turn
             for turn in example.context)) for example in examples]

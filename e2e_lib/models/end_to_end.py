@@ -5,41 +5,29 @@ V2 the text encoder's, D the language model's width, P context photos, Q query e
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from e2e_lib.bridge import CaptionBridge
+from e2e_lib.bridge.caption_bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.config import Bridge, ConfigError
-from e2e_lib.data.examples import IGNORED, Batch, Layout
-from e2e_lib.data.minichat import caption_words
+from e2e_lib.data.collate import Batch, PromptFormatter
+from e2e_lib.data.photos import to_floats
+from e2e_lib.models import hub
 from e2e_lib.models.captioner import Captioner, CaptionLayout
 from e2e_lib.models.generator import ImageGenerator
+from e2e_lib.models.losses import Output, response_loss, trainable_weights
 from e2e_lib.models.perceptron import ImagePerceptron
-from e2e_lib.randomness import generator
+from e2e_lib.repro.randomness import generator
 
 REMEMBERED = 256  # photos
 
 
-@dataclass
-class Output:
-    """What one forward pass gives. ``loss`` = ``text_loss`` + λ ``image_loss`` (Eq. 13); ``drawn`` are the captions the photos were
-    drawn from, ``truncated`` how many of them were longer than the text encoder's limit."""
-
-    loss: Tensor
-    text_loss: Tensor
-    image_loss: Tensor
-    drawn: list[str]
-    truncated: int
-
-
-def put_photos(embeddings: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
+def merge_image_embeddings(embeddings: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
     """Puts query embeddings (P, Q, D), in reading order, into the slots (B, T) of text embeddings (B, T, D)."""
     if int(slots.sum()) != queries.shape[0] * queries.shape[1]:
         raise ValueError(f"{int(slots.sum())} photo slots in the text, but {queries.shape[0]} photos of {queries.shape[1]} query embeddings")
@@ -61,19 +49,19 @@ class EndToEndModel(nn.Module):
         self.language, self.perceptron, self.generator = language, perceptron, generator
         self.tokenizer, self.bridge_settings, self.image_loss_weight = tokenizer, bridge, image_loss_weight
         self.bridge = CaptionBridge(tokenizer, generator.tokenizer, bridge.mapping, pooling=bridge.pooling, estimator=bridge.estimator,
-                                    words=word_list(bridge) if bridge.mapping == "static_word" else (),
+                                    words=word_list(bridge.word_list) if bridge.mapping == "static_word" else (),
                                     length=generator.limit)
         self.seen = {}
         self.register_load_state_dict_post_hook(lambda model, _: model.forget())
-        self.layout = (CaptionLayout(tokenizer, max_context, perceptron) if isinstance(perceptron, Captioner)
-                       else Layout(tokenizer, perceptron.queries, max_context))
+        self.formatter = (CaptionLayout(tokenizer, max_context, perceptron) if isinstance(perceptron, Captioner)
+                       else PromptFormatter(tokenizer, perceptron.queries, max_context))
 
     def read(self, batch: Batch) -> Tensor:
         """The context as embeddings (B, T, D): words from the language model's table, photos through the perceptron (Eq. 3)."""
         words = self.language.get_input_embeddings()(batch.input_ids)  # (B, T, D)
         if not len(batch.photos):
             return words
-        return put_photos(words, batch.input_ids == self.layout.slot, self.see(batch.photos))
+        return merge_image_embeddings(words, batch.input_ids == self.formatter.slot, self.see(batch.photos))
 
     def see(self, photos: Tensor) -> Tensor:
         """The query embeddings (P, Q, D) of photos (P, 3, S, S), uint8. While answering, a photo that a chat comes back to is not looked
@@ -132,23 +120,7 @@ class EndToEndModel(nn.Module):
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The weights that joint training changes; the frozen rest comes from the sources named in the configuration."""
-        return weights_that_learn(self)
-
-
-def weights_that_learn(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights that have a gradient, by name."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
-
-
-def to_floats(photos: Tensor) -> Tensor:
-    """uint8 photos to floats from -1 to 1."""
-    return photos.float() / 127.5 - 1
-
-
-def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 2: mean cross-entropy of the response's tokens, (B, T, V1) logits and (B, T) labels, each predicted one position earlier."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        return trainable_weights(self)
 
 
 def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,11 +133,11 @@ def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Ten
     return logits[row, (at - 1).clamp_min(0)].float(), batch.input_ids[row, at], real
 
 
-def word_list(bridge: Bridge) -> list[str]:
+def word_list(source: str) -> list[str]:
     """The words of the static word-level map. Raises ConfigError for a file that cannot be read."""
-    if bridge.words == "minichat":
-        return caption_words()
+    path = hub.WEIGHTS / source.removeprefix("shipped:") if source.startswith("shipped:") else Path(source)
     try:
-        return Path(bridge.words).read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"bridge.words = {bridge.words!r} is neither 'minichat' nor a text file of one word a line: {error}") from None
+        raise ConfigError(f"bridge.word_list = {source!r} is neither a list that ships with the package nor a text file "
+                          f"of one word per line: {error}") from None

@@ -1,4 +1,4 @@
-"""The image generator (section 2.4, Eq. 12): a latent diffusion model in Stable Diffusion's own layout.
+"""The image generator (section 2.4, Eq. 12): a latent diffusion model in Stable Diffusion's own formatter.
 
 The CLIP text encoder and the autoencoder stay frozen; the UNet learns. Captions enter as embeddings, so that the bridge can
 hand over embeddings that carry a gradient to the language model.
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModel
 
-from e2e_lib.bridge.alignment import cut
-from e2e_lib.models.sources import LOADING, locate, unreachable
+from e2e_lib.bridge.alignment import encode_with_offsets
+from e2e_lib.data.photos import to_pixels
+from e2e_lib.models.hub import LOADING, locate, unreachable
 
 
 class ImageGenerator(nn.Module):
@@ -36,8 +37,8 @@ class ImageGenerator(nn.Module):
             frozen.requires_grad_(False)
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Captions to CLIP tokens (B, L), padded to the encoder's limit L, longer ones cut."""
-        return cut(self.tokenizer, captions, special=True, length=self.limit)[0].input_ids
+        """Captions to CLIP tokens (B, L), padded to the encoder's limit L, longer ones encode_with_offsets."""
+        return encode_with_offsets(self.tokenizer, captions, special=True, length=self.limit)[0].input_ids
 
     @property
     def limit(self) -> int:
@@ -88,7 +89,7 @@ class ImageGenerator(nn.Module):
         return self.denoising_loss(self.to_latents(photos), self.encode(self.tokenize(captions).to(photos.device)), rng)
 
     @torch.no_grad()
-    def draw(self, captions: list[str], rng: torch.Generator, *, steps: int = 20, guidance: float = 2.5) -> Tensor:
+    def draw(self, captions: list[str], rng: torch.Generator, *, num_inference_steps: int = 20, guidance_scale: float = 2.5) -> Tensor:
         """Captions to photos (B, 3, S, S), uint8, with DDIM and classifier-free guidance (none at 1).
 
         Each photo's starting noise is drawn one after another from ``rng``, so photo i does not depend on the batch size.
@@ -99,21 +100,16 @@ class ImageGenerator(nn.Module):
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         latents = torch.stack([torch.randn((channels, side, side), generator=rng) for _ in captions]).to(text)
         sampler = DDIMScheduler.from_config(self.scheduler.config)
-        sampler.set_timesteps(steps)
+        sampler.set_timesteps(num_inference_steps)
         for timestep in sampler.timesteps:
-            if guidance > 1:
+            if guidance_scale > 1:
                 without, wanted = self.unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([empty, text])).sample.chunk(2)
-                noise = without + guidance * (wanted - without)
+                noise = without + guidance_scale * (wanted - without)
             else:
                 noise = self.unet(latents, timestep, encoder_hidden_states=text).sample
             latents = sampler.step(noise, timestep, latents).prev_sample
         photos = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return to_pixels(photos).cpu()
-
-
-def to_pixels(photos: Tensor) -> Tensor:
-    """Floats from -1 to 1 to uint8."""
-    return ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def load_generator(source: str) -> ImageGenerator:

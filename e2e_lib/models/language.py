@@ -5,16 +5,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from e2e_lib.models.sources import LOADING, locate, unreachable
+from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN
+from e2e_lib.models.hub import LOADING, locate, unreachable
 
-IMAGE_START, IMAGE_END = "[IMG]", "[/IMG]"
-PHOTO_SLOT = "<image>"  # stands where a query embedding of a photo goes
 PAD = "<pad>"
 
 
 def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
     """Adds [IMG], [/IMG], the photo slot and a padding token to a tokenizer; returns how many were new."""
-    return tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": [IMAGE_START, IMAGE_END, PHOTO_SLOT]})
+    return tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": [IMAGE_START, IMAGE_END, IMAGE_TOKEN]})
 
 
 def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM) -> tuple[Any, Any]:

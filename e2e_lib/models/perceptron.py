@@ -7,7 +7,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
-from e2e_lib.models.sources import LOADING, load_own, locate, unreachable
+from e2e_lib.models.hub import LOADING, load_own, locate, unreachable
 
 
 class ImagePerceptron(nn.Module, PyTorchModelHubMixin):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2e_lib.bridge.alignment import cut
-from e2e_lib.data.examples import Batch
+from e2e_lib.bridge.alignment import encode_with_offsets
+from e2e_lib.data.collate import Batch
+from e2e_lib.data.photos import to_floats
 from e2e_lib.models.captioner import Captioner, CaptionLayout
-from e2e_lib.models.end_to_end import Output, response_loss, to_floats, weights_that_learn
+from e2e_lib.models.losses import Output, response_loss, trainable_weights
 
 
 class Pipeline(nn.Module):
@@ -25,7 +26,7 @@ class Pipeline(nn.Module):
     def __init__(self, language: Any, tokenizer: Any, captioner: Captioner, generator: Any, max_context: int) -> None:
         super().__init__()
         self.language, self.tokenizer, self.captioner, self.generator = language, tokenizer, captioner, generator
-        self.layout = CaptionLayout(tokenizer, max_context, captioner)
+        self.formatter = CaptionLayout(tokenizer, max_context, captioner)
 
     def read(self, batch: Batch) -> Tensor:
         """The context as embeddings (B, T, D): words only."""
@@ -33,7 +34,7 @@ class Pipeline(nn.Module):
 
     def forget(self) -> None:
         """Captions every photo anew from now on."""
-        self.layout.said.clear()
+        self.formatter.said.clear()
 
     def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
         """Both parts' losses on the same batch: Eq. 2 for the responses' words, the generator's own for drawing the gold captions.
@@ -43,7 +44,7 @@ class Pipeline(nn.Module):
         if not len(batch.target_rows):
             return Output(text_loss, text_loss, text_loss.new_zeros(()), [], 0)
         image_loss = self.generator.caption_loss(batch.captions, to_floats(batch.target_photos), rng)
-        _, truncated = cut(self.generator.tokenizer, batch.captions, special=True, length=self.generator.limit)
+        _, truncated = encode_with_offsets(self.generator.tokenizer, batch.captions, special=True, length=self.generator.limit)
         return Output(text_loss + image_loss, text_loss, image_loss, batch.captions, truncated)
 
     def trained_parts(self) -> dict[str, nn.Module]:
@@ -52,4 +53,4 @@ class Pipeline(nn.Module):
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The weights that training changes."""
-        return weights_that_learn(self)
+        return trainable_weights(self)

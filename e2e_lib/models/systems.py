@@ -29,8 +29,8 @@ def build(config: Config) -> Any:  # a System; whoever asks knows which
         return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_translator(parts.translator), context)
     if parts.system == "pipeline":
         return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_generator(parts.generator), context)
-    perceptron: Any = load_perceptron(parts.perceptron) if parts.sight == "perceptron" else load_captioner(parts.captioner)
-    if parts.sight == "perceptron" and perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
+    perceptron: Any = load_perceptron(parts.perceptron) if parts.image_input == "qformer" else load_captioner(parts.captioner)
+    if parts.image_input == "qformer" and perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
         raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} numbers, but the language model is "
                           f"{language.get_input_embeddings().embedding_dim} wide: model.perceptron and model.language do not belong together")
     return EndToEndModel(language, tokenizer, perceptron, load_generator(parts.generator), config.bridge, config.train.image_loss_weight, context)

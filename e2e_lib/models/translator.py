@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from e2e_lib.bridge.alignment import cut
+from e2e_lib.bridge.alignment import encode_with_offsets
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.models.generator import to_pixels
-from e2e_lib.models.sources import LOADING, locate, unreachable
+from e2e_lib.data.photos import to_pixels
+from e2e_lib.models.hub import LOADING, locate, unreachable
 
-UNHEARD = 0.1  # the share of captions left out while training, for guidance
+CAPTION_DROPOUT = 0.1  # the share of captions left out while training, for guidance
 
 
 class ImageTranslator(nn.Module):
@@ -43,7 +43,7 @@ class ImageTranslator(nn.Module):
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions, padded on the left so that the picture follows at once, and the mark: ids and attention mask (B, limit + 1)."""
-        pieces, _ = cut(self.tokenizer, captions, special=True, length=self.limit)
+        pieces, _ = encode_with_offsets(self.tokenizer, captions, special=True, length=self.limit)
         order = pieces.attention_mask.argsort(dim=1, stable=True)  # padding first
         ids, mask = pieces.input_ids.gather(1, order), pieces.attention_mask.gather(1, order)
         return F.pad(ids, (0, 1), value=self.first + self.codes), F.pad(mask, (0, 1), value=1)
@@ -64,7 +64,7 @@ class ImageTranslator(nn.Module):
 
     def caption_loss(self, captions: list[str], photos: Tensor, rng: torch.Generator) -> Tensor:
         """Mean cross-entropy of the photos' codes given their captions; a tenth of the captions, by ``rng``, is left out."""
-        return self.code_loss(thinned(captions, rng), self.to_codes(photos))
+        return self.code_loss(drop_captions(captions, rng), self.to_codes(photos))
 
     def code_loss(self, captions: list[str], codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (B, N) given captions."""
@@ -78,13 +78,13 @@ class ImageTranslator(nn.Module):
         return out.logits[:, ids.shape[1] - 1:, self.first:-1].float()
 
     @torch.no_grad()
-    def draw(self, captions: list[str], rng: torch.Generator, *, steps: int = 0, guidance: float = 2.0) -> Tensor:
+    def draw(self, captions: list[str], rng: torch.Generator, *, num_inference_steps: int = 0, guidance_scale: float = 2.0) -> Tensor:
         """Captions to photos (B, 3, S, S), uint8, code by code, with classifier-free guidance (none at 1). ``steps`` are a diffusion model's.
 
         Each photo's noise is drawn one after another from ``rng``, so photo i does not depend on the batch size.
         """
         device = self.transformer.device
-        guided = guidance > 1
+        guided = guidance_scale > 1
         ids, mask = (x.to(device) for x in self.tokenize([*captions, *([""] * len(captions) if guided else [])]))
         noise = torch.stack([gumbel_noise((self.side**2, self.codes), rng) for _ in captions]).to(device)
         cache, chosen = None, []
@@ -94,7 +94,7 @@ class ImageTranslator(nn.Module):
             cache, log_p = out.past_key_values, out.logits[:, -1, self.first:-1].log_softmax(-1)
             if guided:
                 heard, unheard = log_p.chunk(2)
-                log_p = unheard + guidance * (heard - unheard)
+                log_p = unheard + guidance_scale * (heard - unheard)
             code = (log_p + noise[:, n]).argmax(-1)
             chosen.append(code)
             ids = (code.repeat(2) if guided else code)[:, None] + self.first
@@ -102,9 +102,9 @@ class ImageTranslator(nn.Module):
         return self.to_photos(torch.stack(chosen, 1)).cpu()
 
 
-def thinned(captions: list[str], rng: torch.Generator) -> list[str]:
+def drop_captions(captions: list[str], rng: torch.Generator) -> list[str]:
     """The captions with a tenth of them, by ``rng``, left empty."""
-    heard = torch.rand(len(captions), generator=rng) >= UNHEARD
+    heard = torch.rand(len(captions), generator=rng) >= CAPTION_DROPOUT
     return [caption if kept else "" for caption, kept in zip(captions, heard.tolist(), strict=True)]
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2e_lib import checkpoints
-from e2e_lib.data.minichat import sample_scene
-from e2e_lib.data.scenes import ATTRIBUTES, Scene, draw_scene
-from e2e_lib.randomness import generator, python_random, seed_of
+from e2e_lib.data.minichat.chats import sample_scene
+from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, render_photos
+from e2e_lib.repro import files
+from e2e_lib.repro.randomness import generator, python_random, seed_of
+from e2e_lib.training import checkpoints
 
 Echo = Callable[[str], None]
 
@@ -31,7 +32,7 @@ def fit(name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tens
     if checkpoints.exists(folder):
         weights, state = checkpoints.load(folder, optimizer=optimizer)
         if (state["steps"], state["seed"]) != (steps, seed):
-            raise checkpoints.CheckpointError(f"{folder} was begun with {state['steps']} steps and seed {state['seed']}, not {steps} and {seed}; "
+            raise files.CheckpointError(f"{folder} was begun with {state['steps']} steps and seed {state['seed']}, not {steps} and {seed}; "
                                               "remove it to start again")
         modules.load_state_dict(weights)
         first, seconds = state["step"], state["seconds"]
@@ -71,13 +72,8 @@ def photo_pool(count: int, *key: Any, every_triple: bool = False) -> tuple[Tenso
         if every_triple:
             scene = replace(scene, **{name: rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")})
         scenes.append(scene)
-    return draw_photos(scenes, [seed_of(*key, i) for i in range(count)]), scenes
+    return render_photos(scenes, [seed_of(*key, i) for i in range(count)]), scenes
 
 
 def pick(count: int, batch: int, rng: torch.Generator) -> Tensor:
     return torch.randint(count, (batch,), generator=rng)
-
-
-def draw_photos(scenes: list[Scene], seeds: list[int]) -> Tensor:
-    """Photos (N, 3, 64, 64), uint8."""
-    return torch.from_numpy(np.stack([np.asarray(draw_scene(s, k)) for s, k in zip(scenes, seeds, strict=True)])).permute(0, 3, 1, 2).contiguous()

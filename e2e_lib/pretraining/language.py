@@ -11,12 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from e2e_lib.config import Config
+from e2e_lib.data.collate import IGNORED, PromptFormatter
 from e2e_lib.data.dialogue import SharedPhoto, Turn
-from e2e_lib.data.examples import IGNORED, Example, Layout, examples_of
-from e2e_lib.data.minichat import Chat, describe, make_chat
-from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
+from e2e_lib.data.examples import Example, examples_of
+from e2e_lib.data.minichat.chats import Chat, describe, make_chat
 from e2e_lib.pretraining.fit import Echo, fit
-from e2e_lib.randomness import python_random, seed_of, seeded
+from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
+from e2e_lib.repro.randomness import python_random, seed_of, seeded
 
 LLAMA_VOCABULARY, CLIP_MERGES, CAPTION_LIMIT = 640, 110, 32
 
@@ -65,14 +66,14 @@ def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: in
     full = {photo.photo_id: describe(chat.scenes[photo.photo_id], rng, 1.0) for photo in chat.dialogue.photos}
     example = retelling(chat, rng) if rng.random() < 0.2 * bool(told) else pick_example(chat, rng)
     blind = rng.random() < 1 - told and (len(example.context) > 1 or not told)
-    layout = Layout(tokenizer, 1, max_context, (lambda photo: photo.caption) if blind else (lambda photo: full[photo.photo_id]))
-    context, _ = layout.context(example.context, example.response.speaker)
-    response, _ = layout.response(example.response)
+    formatter = PromptFormatter(tokenizer, 1, max_context, (lambda photo: photo.caption) if blind else (lambda photo: full[photo.photo_id]))
+    context, _ = formatter.context(example.context, example.response.speaker)
+    response, _ = formatter.response(example.response)
     labels, inside = [], False
     for token in context:
-        inside = inside and token != layout.end
+        inside = inside and token != formatter.end
         labels.append(IGNORED if inside else token)
-        inside = inside or token == layout.start
+        inside = inside or token == formatter.start
     return context + response, labels + response, [IGNORED] * len(context) + response
 
 
@@ -117,7 +118,7 @@ def learn_to_chat(new: Callable[[Any], Any], names: tuple[str, str], told: float
             return model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
         return loss_of
 
-    rounds = ((1, config.pretrain.language_steps, 3e-3), (2, config.pretrain.answer_steps, 2e-3))
+    rounds = ((1, config.pretrain.language_steps, 3e-3), (2, config.pretrain.sft_steps, 2e-3))
     for name, (side, steps, rate) in zip(names, rounds, strict=True):
         fit(name, model, loss_on(side), steps=steps, learning_rate=rate, seed=seed, work=work, echo=echo)
     return model

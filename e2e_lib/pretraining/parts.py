@@ -11,24 +11,27 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from e2e_lib import config as configuration
-from e2e_lib import files
 from e2e_lib.config import Config
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
-from e2e_lib.data.minichat import HELD_OUT, describe, sample_scene
-from e2e_lib.data.scenes import ATTRIBUTES, Scene
-from e2e_lib.evaluation.reader import SceneReader
+from e2e_lib.data.minichat.chats import HELD_OUT, describe, sample_scene
+from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene
+from e2e_lib.data.photos import to_floats
+from e2e_lib.evaluation.scene_classifier import SceneClassifier
 from e2e_lib.evaluation.sharing import CORE_ATTRIBUTES
-from e2e_lib.inference import draw, write
+from e2e_lib.inference.respond import draw, write
 from e2e_lib.models.captioner import load_captioner
-from e2e_lib.models.end_to_end import EndToEndModel, to_floats
-from e2e_lib.models.sources import load_own
+from e2e_lib.models.end_to_end import EndToEndModel
+from e2e_lib.models.hub import load_own
 from e2e_lib.models.systems import build
 from e2e_lib.models.translator import load_translator
-from e2e_lib.pretraining import drawing, language, sight
+from e2e_lib.pretraining import image as drawing
+from e2e_lib.pretraining import language
+from e2e_lib.pretraining import vision as sight
 from e2e_lib.pretraining.fit import Echo, photo_pool
-from e2e_lib.provenance import stamp
-from e2e_lib.randomness import generator, python_random
+from e2e_lib.repro import files
+from e2e_lib.repro.provenance import provenance_record
+from e2e_lib.repro.randomness import generator, python_random
 
 WORK = Path("runs") / "pretraining"
 MAX_BYTES, MAX_BASELINE_BYTES = 10_000_000, 5_000_000
@@ -76,7 +79,7 @@ STEPS = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight
 
 def train_parts(config: Config, work: Path, out: Path, echo: Echo) -> None:
     """Trains the five parts and saves each below ``out`` in the hub's own layout, in half precision."""
-    save_part(sight.train_reader(config, work, echo), out / "scene_reader")
+    save_part(sight.train_scene_classifier(config, work, echo), out / "scene_reader")
     save_part(drawing.train_autoencoder(config, work, echo), out / "generator" / "vae")
     if not (out / "language" / "tokenizer.json").exists():
         language.train_tokenizers(config, out)
@@ -106,7 +109,7 @@ def write_manifest(config: Config, folder: Path, stages: tuple[str, ...], most: 
     size = sum((folder / name).stat().st_size for name in hashes)
     if size > most:
         raise ValueError(f"the parts take {size:,} bytes, more than the {most:,} that may ship; make them smaller")
-    made = stamp(config, seeds={"pretraining": config.pretrain.seed})
+    made = provenance_record(config, seeds={"pretraining": config.pretrain.seed})
     files.write_json(folder / "manifest.json", {
         "command": f"e2e pretrain --profile {config.profile}", "bytes": size, "seconds": {k: round(v) for k, v in seconds.items()},
         "settings": asdict(config.pretrain), "versions": made["versions"], "platform": made["platform"], "files": hashes})
@@ -117,7 +120,7 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
     """What the saved parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
     for part in ("language", "perceptron", "generator"):
         config = configuration.replace(config, f"model.{part}", str((folder / part).resolve()))
-    reader = load_own(SceneReader, str(folder / "scene_reader")).eval()
+    reader = load_own(SceneClassifier, str(folder / "scene_reader")).eval()
     model = build(config).eval()
     seed = config.pretrain.seed
     every, shown = photo_pool(photos, seed, "unseen photos", every_triple=True)
@@ -142,10 +145,10 @@ def measure(config: Config, folder: Path, seconds: float, photos: int = 400) -> 
 
 def measure_baselines(config: Config, shipped: Path, folder: Path, seconds: float, photos: int = 400) -> dict[str, Any]:
     """What the baselines' parts reach on photos and scenes drawn anew, with ``photos`` of each kind."""
-    reader = load_own(SceneReader, str(shipped / "scene_reader")).eval()
+    reader = load_own(SceneClassifier, str(shipped / "scene_reader")).eval()
     seed = config.pretrain.seed
     fresh, scenes = photo_pool(photos, seed, "unseen seen-triple photos")
-    told = load_captioner(str((folder / "captioner").resolve())).tell(fresh)
+    told = load_captioner(str((folder / "captioner").resolve())).generate_captions(fresh)
     translator = load_translator(str((folder / "translator").resolve())).eval()
     coded = torch.cat([translator.to_photos(translator.to_codes(to_floats(part))) for part in fresh.split(64)])
     drawn = {}
@@ -185,7 +188,7 @@ def draw_captions(drawer: Any, config: Config, scenes: list[Scene], detail: floa
 def tell(model: EndToEndModel, config: Config, photos: Tensor) -> list[str]:
     """What the language model says of each photo, seen through the perceptron alone."""
     asked = [Example("look", 1, (Turn(0, "", SharedPhoto(str(i), "?")),), Turn(1, "")) for i in range(len(photos))]
-    settings = replace(config.inference, sampling=False)
+    settings = replace(config.inference, do_sample=False)
     captions = []
     for first in range(0, len(asked), 64):
         answers = write(model, asked[first:first + 64], _Shown(photos), settings, generator(config.pretrain.seed, "tell"), photos.shape[-1])

@@ -1,12 +1,12 @@
 """What the bridge costs at the paper's size: each map against torch.sparse, as the paper does it, and against the floor.
 
-V1 32,000 and V2 49,408 words, 32 captions of about 14 tokens, 77 positions of 1,024 numbers, forward and backward. The floor is the
+V1 32,000 and V2 49,408 word_spans, 32 captions of about 14 tokens, 77 positions of 1,024 numbers, forward and backward. The floor is the
 straight-through Gumbel-softmax over the same logits and nothing else. All are given the same noise, drawn beforehand, and are timed in
 turn; peak memory is taken before that.
 
-"speedup_vs_sparse" compares the transfer alone, from the relaxed words h of Eq. 7 to the text encoder's embeddings and back: the part in
+"speedup_vs_sparse" compares the transfer alone, from the relaxed word_spans h of Eq. 7 to the text encoder's embeddings and back: the part in
 which the two differ. "total_speedup_vs_sparse" compares all of it, from the logits and, for ours, from the captions' texts, which it has
-to cut into tokens; so does "over_floor". Prints one JSON line.
+to encode_with_offsets into tokens; so does "over_floor". Prints one JSON line.
 """
 
 import argparse
@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from e2e_lib.bridge import CaptionBridge
-from e2e_lib.bridge.alignment import Pieces, cut, overlap, words
+from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, word_spans
+from e2e_lib.bridge.caption_bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise, straight_through_gumbel_softmax
-from e2e_lib.bridge.transfer import push
-from e2e_lib.bridge.vocabulary import terms
-from e2e_lib.data.minichat import describe, sample_scene
-from e2e_lib.models.sources import WEIGHTS
-from e2e_lib.randomness import generator, python_random
+from e2e_lib.bridge.transfer import transfer
+from e2e_lib.bridge.vocabulary import caption_map
+from e2e_lib.data.minichat.chats import describe, sample_scene
+from e2e_lib.models.hub import WEIGHTS
+from e2e_lib.repro.randomness import generator, python_random
 
 V1, V2, CAPTIONS, LENGTH, WIDTH, ROUNDS, TEMPERATURE = 32_000, 49_408, 32, 77, 1024, 15, 0.5
 SLOW = 10  # seconds from which one run of torch.sparse has to do
@@ -38,7 +38,7 @@ MAPS = ("sentence", "word", "span")
 
 
 def grown(folder: Path, size: int) -> PreTrainedTokenizerFast:
-    """A shipped tokenizer with a vocabulary filled up to ``size`` by words that no text holds."""
+    """A shipped tokenizer with a vocabulary filled up to ``size`` by word_spans that no text holds."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     taken = max(max(described["model"]["vocab"].values()), *(token["id"] for token in described["added_tokens"])) + 1
@@ -47,7 +47,7 @@ def grown(folder: Path, size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=tokenizer.pad_token, model_max_length=LENGTH)
 
 
-def sparse_terms(kind: str, caption: str, source: Pieces, target: Pieces, row: int) -> list[tuple[list[int], list[int], Tensor, list[int]]]:
+def sparse_terms(kind: str, caption: str, source: Encoding, target: Encoding, row: int) -> list[tuple[list[int], list[int], Tensor, list[int]]]:
     """For one caption: (source tokens, target tokens, positions pooled, positions the result is added to) of each matrix or block."""
     a, b = source.input_ids[row][source.valid[row]], target.input_ids[row][target.valid[row]]
     everything, places = torch.arange(len(a)), target.valid[row].nonzero().squeeze(1)
@@ -55,13 +55,13 @@ def sparse_terms(kind: str, caption: str, source: Pieces, target: Pieces, row: i
         return [(a.unique().tolist(), b.unique().tolist(), everything, places.tolist())]
     aspans, bspans = source.spans[row][source.valid[row]][None], target.spans[row][target.valid[row]][None]
     if kind == "word":
-        spans, _ = words([caption])
+        spans, _ = word_spans([caption])
         return [(a[x].unique().tolist(), b[y].unique().tolist(), everything, places.tolist())
                 for x, y in zip(overlap(spans, aspans)[0], overlap(spans, bspans)[0], strict=True)]
     return [(a[x].unique().tolist(), [int(b[n])], x.nonzero().squeeze(1), [int(places[n])]) for n, x in enumerate(overlap(bspans, aspans)[0])]
 
 
-def with_torch_sparse(kind: str, h: Tensor, captions: list[str], source: Pieces, target: Pieces, embedding: nn.Embedding) -> Tensor:
+def with_torch_sparse(kind: str, h: Tensor, captions: list[str], source: Encoding, target: Encoding, embedding: nn.Embedding) -> Tensor:
     """Eq. 9-11 with a torch.sparse matrix for each caption (for each target token, where each has its own), as the paper does it: every
     position is embedded (Eq. 9), then the positions are averaged (Eq. 11)."""
     out = embedding(target.input_ids.to(h.device))
@@ -123,8 +123,8 @@ def main() -> None:
     source_tokenizer, target_tokenizer = grown(WEIGHTS / "mini" / "language", V1), grown(WEIGHTS / "mini" / "generator" / "tokenizer", V2)
     rng = python_random("bench bridge")
     captions = [describe(sample_scene(rng, "train"), rng, 0.8) for _ in range(CAPTIONS)]
-    source, _ = cut(source_tokenizer, captions, special=False)
-    target, _ = cut(target_tokenizer, captions, special=True, length=LENGTH)
+    source, _ = encode_with_offsets(source_tokenizer, captions, special=False)
+    target, _ = encode_with_offsets(target_tokenizer, captions, special=True, length=LENGTH)
     shape = (*source.input_ids.shape, V1)
     logits = torch.randn(shape, generator=generator("logits")).to(device).requires_grad_()
     noise = gumbel_noise(shape, generator("noise")).to(device)
@@ -147,13 +147,13 @@ def main() -> None:
         relaxed_words = straight_through_gumbel_softmax(logits, TEMPERATURE, noise)
     h = relaxed_words.requires_grad_()
     index = source.input_ids.to(device)[:, None, :].expand(-1, shape[1], -1)
-    placed = Pieces(**{key: value.to(device) for key, value in vars(target).items()})
+    placed = Encoding(**{key: value.to(device) for key, value in vars(target).items()})
 
     def our_transfer(name: str) -> None:
         embeddings = embedding(placed.input_ids)
-        moved = terms(name, captions, source, target, "mean")
+        moved = caption_map(name, captions, source, target, "mean")
         moved = type(moved)(**{key: value.to(device) for key, value in vars(moved).items()})
-        (embeddings + push(h.gather(-1, index), moved, embeddings)).backward(weight)
+        (embeddings + transfer(h.gather(-1, index), moved, embeddings)).backward(weight)
 
     def their_transfer(name: str) -> None:
         with_torch_sparse(name, h, captions, source, target, embedding).backward(weight)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 
 from e2e_lib import config as configuration
-from e2e_lib.data.corpus import prepare
-from e2e_lib.data.examples import Collator, examples_of, load_split
-from e2e_lib.models.end_to_end import response_loss, to_floats
+from e2e_lib.corpora import prepare
+from e2e_lib.data.collate import Collator
+from e2e_lib.data.examples import examples_of, load_split
+from e2e_lib.data.photos import to_floats
+from e2e_lib.models.losses import response_loss
 from e2e_lib.models.systems import build
 
 ROUNDS, BATCH = 15, 16
@@ -26,7 +28,7 @@ def main() -> None:
     examples = [e for d in dialogues for e in examples_of(d)]
     # Half of the batch shares photos: the share at which the join has most to do is all, at which it has least is none.
     sharing = [e for e in examples if e.response.photo][:BATCH // 2]
-    batch = Collator(model.layout, store, config.data.photo_size)(sharing + [e for e in examples if not e.response.photo][:BATCH - len(sharing)])
+    batch = Collator(model.formatter, store, config.data.photo_size)(sharing + [e for e in examples if not e.response.photo][:BATCH - len(sharing)])
     optimizers = {name: torch.optim.AdamW([p for part in parts for p in part.parameters() if p.requires_grad], 1e-6) for name, parts in {
         "language": (model.language, model.perceptron), "diffusion": (model.generator,), "joint": (model,)}.items()}
 

@@ -5,8 +5,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from e2e_lib.data.corpus import build_corpus
 from e2e_lib.data.examples import load_split
+from e2e_lib.data.minichat.corpus import build_corpus
 
 DIALOGUES = 1500
 

@@ -26,14 +26,15 @@ import torch
 
 from e2e_lib import config as configuration
 from e2e_lib.config import SYSTEMS, Config
-from e2e_lib.data.corpus import prepare
-from e2e_lib.data.examples import Batch, Collator, Example, examples_of, load_split
+from e2e_lib.corpora import prepare
+from e2e_lib.data.collate import Batch, Collator
+from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.data.photos import PhotoStore
-from e2e_lib.inference import write
+from e2e_lib.inference.respond import write
 from e2e_lib.models.systems import System, build
-from e2e_lib.provenance import Measure
-from e2e_lib.randomness import generator, python_random
-from e2e_lib.training import dev_examples
+from e2e_lib.repro.provenance import ResourceMonitor
+from e2e_lib.repro.randomness import generator, python_random
+from e2e_lib.training.dev import dev_examples
 
 BATCH, ROUNDS, WARM_UP = 16, 15, 2
 TOKENS = 16  # of a reply: MiniChat's have 15 on average, those with a photo 16
@@ -66,7 +67,7 @@ def reply_seconds(model: System, examples: list[Example], store: PhotoStore, con
     began = time.perf_counter()
     write(model, examples, store, settings, rng, size)
     written = time.perf_counter()
-    model.generator.draw(captions, rng, steps=settings.diffusion_steps, guidance=settings.guidance)
+    model.generator.draw(captions, rng, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
     drawn = time.perf_counter()
     write(model, examples, store, settings, rng, size)
     again = time.perf_counter()
@@ -90,16 +91,16 @@ def step_seconds(model: System, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 def peak_of(config: Config, name: str, training: bool) -> dict[str, int]:
     """Bytes that this process needs at most to load a system and train it for two steps, or answer once; run it in a new one."""
-    libraries = Measure().peak_memory_bytes
+    libraries = ResourceMonitor().peak_memory_bytes
     asked, learned, store = chats(config)
     model = system_of(config, name)
     if training:
-        optimizer, batch = optimizer_of(model), Collator(model.layout, store, config.data.photo_size)(learned)
+        optimizer, batch = optimizer_of(model), Collator(model.formatter, store, config.data.photo_size)(learned)
         for _ in range(2):  # the optimizer's state comes with the first step, and in the second it stands beside the gradients
             step_seconds(model, optimizer, batch)
     else:
         reply_seconds(model, asked, store, config)
-    peak = Measure().peak_memory_bytes
+    peak = ResourceMonitor().peak_memory_bytes
     return {"peak_bytes": peak, "beyond_libraries_bytes": peak - libraries}
 
 
@@ -114,7 +115,7 @@ def peaks(config: Config) -> dict[str, dict[str, dict[str, int]]]:
 def timed(config: Config, models: dict[str, System]) -> dict[str, dict[str, list[float]]]:
     """Seconds of every case and system, one number a round."""
     asked, learned, store = chats(config)
-    batches = {name: Collator(model.layout, store, config.data.photo_size)(learned) for name, model in models.items()}
+    batches = {name: Collator(model.formatter, store, config.data.photo_size)(learned) for name, model in models.items()}
     optimizers = {name: optimizer_of(model) for name, model in models.items()}
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(WARM_UP + ROUNDS):

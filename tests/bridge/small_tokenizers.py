@@ -5,7 +5,7 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from e2e_lib.models.tokenizers import train_clip_like, train_llama_like
+from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
 
 TEXTS = ["a red car on the beach", "two small umbrellas in the snowy city at night", "three tents, a lantern and 42 birds", "the cat and the dog",
          "A Big Orange Balloon!", "it's a haha moment", "café déjà vu"] * 3

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from small_tokenizers import FAMILIES, tokenizer
 from torch import nn
 
-from e2e_lib.bridge import CaptionBridge
+from e2e_lib.bridge.caption_bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.bridge.vocabulary import surfaces
-from e2e_lib.randomness import generator
+from e2e_lib.bridge.vocabulary import normalized_tokens
+from e2e_lib.repro.randomness import generator
 
 WORDS = ("dog", "cat", "umbrellas", "night", "42", "balloon", "haha", "beach")
 PAIRS = [("sentencepiece", "clip"), ("byte_level", "clip"), ("sentencepiece", "wordpiece"), ("wordpiece", "byte_level")]
@@ -63,7 +63,7 @@ def by_hand(bridge, caption, z, noise, table, temperature):
             pairs.append(([i for i, s in tokens if meet(s, span)], [ids[n] for n in inner if meet(spans[n], span)]))
         m = matrix(pairs)
     elif bridge.mapping == "static_piece":
-        sides = [surfaces(t) for t in (source, target)]
+        sides = [normalized_tokens(t) for t in (source, target)]
         m = matrix([([i for i, x in enumerate(sides[0]) if x == text], [j for j, x in enumerate(sides[1]) if x == text])
                     for text in set(sides[0]) & set(sides[1]) - {""}])
     else:
@@ -152,7 +152,7 @@ def test_every_estimator_reaches_the_logits(estimator, mapping):
 @settings(max_examples=15, deadline=None)
 def test_tokens_that_another_cut_would_give_find_their_characters(family, text, data):
     """A model may write a word in smaller pieces than its tokenizer would: every character then still belongs to the piece that wrote it."""
-    from e2e_lib.bridge.alignment import spell
+    from e2e_lib.bridge.alignment import align_ids_to_text
 
     tok = tokenizer(family)
     words = text.split(" ")
@@ -163,7 +163,7 @@ def test_tokens_that_another_cut_would_give_find_their_characters(family, text, 
     if tok.decode(ids[0]).replace(" ", "").lower() != text.replace(" ", "").lower() or not words:
         return  # this family cannot write the split
     caption = tok.decode(ids[0]).strip()
-    spans = spell(tok, [caption], ids, torch.ones_like(ids, dtype=torch.bool)).spans[0].tolist()
+    spans = align_ids_to_text(tok, [caption], ids, torch.ones_like(ids, dtype=torch.bool)).spans[0].tolist()
     for (first, last), piece in zip(spans, ids[0].tolist(), strict=True):
         assert 0 <= first <= last <= len(caption)
         shown = tok.decode([piece]).strip().lower()

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from e2e_lib.bridge import estimators
 from e2e_lib.bridge.estimators import ESTIMATORS, RELAXATIONS, bias_and_variance, exact_gradient
-from e2e_lib.bridge.gumbel import gumbel_noise, relaxed, straight_through
-from e2e_lib.randomness import generator
+from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature, straight_through
+from e2e_lib.repro.randomness import generator
 
 
 def problem(positions=2, words=3, degree=2, key="problem"):
@@ -64,7 +64,7 @@ def test_the_noise_of_gumbel_rao_has_gumbels_law_and_its_winner_wins():
     weight = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
     def mean_gradient(name):
-        h = RELAXATIONS[name](free, 0.7, generator(name)) if name == "gumbel" else estimators.gumbel_rao_vectors(free, 0.7, generator(name), samples=4)
+        h = RELAXATIONS[name](free, 0.7, generator(name)) if name == "gumbel" else estimators.gumbel_rao(free, 0.7, generator(name), samples=4)
         gradient, = torch.autograd.grad((h * weight).sum(), free)
         return gradient.mean(0), gradient.std(0) / draws**0.5
 
@@ -80,7 +80,7 @@ def test_straight_through_gumbel_is_torchs_own():
     noise = -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
     torch.manual_seed(3)
     theirs = F.gumbel_softmax(logits, tau=0.6, hard=True)
-    ours = straight_through(relaxed(logits, 0.6, noise))
+    ours = straight_through(softmax_with_temperature(logits, 0.6, noise))
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*(torch.autograd.grad((h * weight).sum(), logits, retain_graph=True)[0] for h in (ours, theirs)))
 
@@ -188,4 +188,4 @@ def test_polynomial_programming_ends_where_it_should(name, temperature, publishe
 
 def test_noise_and_generator_are_the_same_stream():
     logits = torch.randn(3, 4)
-    assert torch.equal(RELAXATIONS["soft"](logits, 0.5, generator("x")), relaxed(logits, 0.5, gumbel_noise((3, 4), generator("x"))))
+    assert torch.equal(RELAXATIONS["soft"](logits, 0.5, generator("x")), softmax_with_temperature(logits, 0.5, gumbel_noise((3, 4), generator("x"))))

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.nn import functional as F
 
-from e2e_lib.bridge.gumbel import gumbel_noise, relaxed, straight_through, straight_through_gumbel_softmax
-from e2e_lib.randomness import generator
+from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature, straight_through, straight_through_gumbel_softmax
+from e2e_lib.repro.randomness import generator
 
 
 def test_the_noise_has_a_standard_gumbel_distribution():
@@ -41,7 +41,7 @@ def test_the_largest_noisy_logit_is_a_sample_of_the_softmax():
 def test_the_relaxation_is_eq_5_written_out(rows, words, temperature, seed):
     logits = 3 * torch.randn(rows, words, generator=generator(seed), dtype=torch.float64)
     noise = gumbel_noise((rows, words), generator(seed, "noise"))
-    y = relaxed(logits, temperature, noise)
+    y = softmax_with_temperature(logits, temperature, noise)
     for t in range(rows):
         scaled = [(logits[t, i].item() + noise[t, i].item()) / temperature for i in range(words)]
         powers = [np.exp(value - max(scaled)) for value in scaled]
@@ -50,7 +50,7 @@ def test_the_relaxation_is_eq_5_written_out(rows, words, temperature, seed):
 
 def test_a_lower_temperature_comes_closer_to_one_hot():
     logits = torch.randn(20, 30, generator=generator(0))
-    peaks = [relaxed(logits, temperature).max(-1).values.mean().item() for temperature in (10.0, 1.0, 0.1, 0.01)]
+    peaks = [softmax_with_temperature(logits, temperature).max(-1).values.mean().item() for temperature in (10.0, 1.0, 0.1, 0.01)]
     assert peaks == sorted(peaks) and peaks[0] < 0.1 and peaks[-1] > 0.95
 
 
@@ -77,7 +77,7 @@ def test_forward_is_exactly_one_hot_in_float32():
 def test_the_relaxation_passes_a_finite_difference_check():
     logits = torch.randn(2, 4, generator=generator(3), dtype=torch.float64, requires_grad=True)
     noise = gumbel_noise((2, 4), generator(6)).double()
-    assert torch.autograd.gradcheck(lambda z: relaxed(z, 0.7, noise), logits)
+    assert torch.autograd.gradcheck(lambda z: softmax_with_temperature(z, 0.7, noise), logits)
 
 
 @pytest.mark.parametrize("temperature", [2.0, 0.5])
@@ -96,18 +96,18 @@ def test_it_agrees_with_torch_on_the_same_noise(temperature):
 
 
 def test_ties_and_large_logits_still_give_one_word():
-    h = straight_through(relaxed(torch.tensor([[2.0, 2.0, 2.0], [1e4, -1e4, 0.0]]), 0.01))
+    h = straight_through(softmax_with_temperature(torch.tensor([[2.0, 2.0, 2.0], [1e4, -1e4, 0.0]]), 0.01))
     assert h.sum(-1).tolist() == [1.0, 1.0] and torch.isfinite(h).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_not_positive_is_named(temperature):
     with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
-        relaxed(torch.zeros(2, 3), temperature)
+        softmax_with_temperature(torch.zeros(2, 3), temperature)
 
 
 def test_logits_that_are_not_numbers_are_named():
     logits = torch.zeros(2, 3)
     logits[1, 1] = float("nan")
     with pytest.raises(ValueError, match=r"logits \(shape \(2, 3\)\).*not numbers"):
-        relaxed(logits, 1.0)
+        softmax_with_temperature(logits, 1.0)

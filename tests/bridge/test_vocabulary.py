@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import tokenizer
 
-from e2e_lib.bridge.alignment import words
-from e2e_lib.bridge.vocabulary import dense_matrix, distinct, static_piece, surfaces
+from e2e_lib.bridge.alignment import word_spans
+from e2e_lib.bridge.vocabulary import dense_matrix, distinct, normalized_tokens, static_piece
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=5, max_size=5), min_size=1, max_size=4))
@@ -29,7 +29,7 @@ def test_the_dense_matrix_is_eq_10_and_has_rank_one(a, b):
 @given(st.lists(st.text(max_size=20), max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_words_are_what_split_finds(captions):
-    spans, real = words(captions)
+    spans, real = word_spans(captions)
     for caption, row, keep in zip(captions, spans.tolist(), real.tolist(), strict=True):
         assert [caption[first:last] for (first, last), k in zip(row, keep, strict=True) if k] == caption.split()
 
@@ -37,7 +37,7 @@ def test_words_are_what_split_finds(captions):
 def test_static_pieces_look_the_same_on_both_sides_and_leave_special_tokens_out():
     source, target = tokenizer("sentencepiece"), tokenizer("clip")
     found = static_piece(source, target)
-    looks = surfaces(source), surfaces(target)
+    looks = normalized_tokens(source), normalized_tokens(target)
     by_term = [{term: looks[side][token] for token, term in zip(tokens.tolist(), terms.tolist(), strict=True)}
                for side, (tokens, terms) in enumerate(((found.source, found.source_term), (found.target, found.target_term)))]
     assert by_term[0] == by_term[1] and len(by_term[0]) == found.count > 20

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2e_lib.data.collate import IGNORED, IMAGE_END, IMAGE_START, IMAGE_TOKEN, Collator, PromptFormatter
 from e2e_lib.data.dialogue import DataError, Dialogue, SharedPhoto, Turn
-from e2e_lib.data.examples import IGNORED, Collator, Example, Layout, examples_of, load_split, merge_turns
+from e2e_lib.data.examples import Example, examples_of, load_split, merge_turns
 from e2e_lib.data.photos import PhotoStore
-from e2e_lib.models.language import IMAGE_END, IMAGE_START, PHOTO_SLOT, load_language
+from e2e_lib.models.language import load_language
 
 CAT = SharedPhoto("p1", "a black cat at the beach")
 
@@ -29,7 +30,7 @@ def tokenizer(config):
 
 @pytest.fixture
 def layout(tokenizer):
-    return Layout(tokenizer, queries=4, max_context=192)
+    return PromptFormatter(tokenizer, queries=4, max_context=192)
 
 
 # ---------------------------------------------------------------------------------------------------------------- turns
@@ -67,32 +68,32 @@ def test_every_turn_but_the_first_is_a_response_to_all_before_it():
 
 # --------------------------------------------------------------------------------------------------------------- layout
 
-def test_a_chat_is_written_as_the_documentation_says(layout, tokenizer):
+def test_a_chat_is_written_as_the_documentation_says(formatter, tokenizer):
     context = (Turn(0, "did you find it?"), Turn(1, "yes, look!", CAT), Turn(0, "nice! where was that?"))
-    ids, kept = layout.context(context, answering=1)
-    slots = PHOTO_SLOT * 4
+    ids, kept = formatter.context(context, answering=1)
+    slots = IMAGE_TOKEN * 4
     assert written(tokenizer, ids) == (f"<s>User: did you find it?\nAssistant: yes, look!{IMAGE_START}{slots}{IMAGE_END}\n"
                                        "User: nice! where was that?\nAssistant:")
     assert kept == list(context)
-    swapped, _ = layout.context(context, answering=0)
+    swapped, _ = formatter.context(context, answering=0)
     assert written(tokenizer, swapped).startswith("<s>Assistant: did you find it?\nUser: yes")
 
 
 def test_a_context_photo_can_be_written_as_words(tokenizer):
-    layout = Layout(tokenizer, 4, 192, caption_of=lambda photo: photo.caption.upper())
-    ids, _ = layout.context((Turn(0, "", CAT),), answering=1)
-    assert written(tokenizer, ids) == f"<s>User:{IMAGE_START}A BLACK CAT AT THE BEACH{IMAGE_END}\nAssistant:" and layout.slot not in ids
+    formatter = PromptFormatter(tokenizer, 4, 192, caption_of=lambda photo: photo.caption.upper())
+    ids, _ = formatter.context((Turn(0, "", CAT),), answering=1)
+    assert written(tokenizer, ids) == f"<s>User:{IMAGE_START}A BLACK CAT AT THE BEACH{IMAGE_END}\nAssistant:" and formatter.slot not in ids
 
 
 @pytest.mark.parametrize("turn", [Turn(1, "it was fun"), Turn(1, "", CAT), Turn(1, "look at this:", CAT)])
-def test_a_response_comes_back_from_its_tokens(layout, tokenizer, turn):
-    ids, is_caption = layout.response(turn)
+def test_a_response_comes_back_from_its_tokens(formatter, tokenizer, turn):
+    ids, is_caption = formatter.response(turn)
     photo = f"{IMAGE_START}{turn.photo.caption}{IMAGE_END}" if turn.photo else ""
     assert written(tokenizer, ids) == f"{turn.text}{photo}</s>"
     assert len(is_caption) == len(ids)
     marked = [i for i, inside in zip(ids, is_caption, strict=True) if inside]
     assert tokenizer.decode(marked) == (turn.photo.caption if turn.photo else "")
-    assert ids.count(tokenizer.eos_token_id) == 1 and not any(marked.count(t) for t in (layout.start, layout.end))
+    assert ids.count(tokenizer.eos_token_id) == 1 and not any(marked.count(t) for t in (formatter.start, formatter.end))
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20))
@@ -100,34 +101,34 @@ def test_a_response_comes_back_from_its_tokens(layout, tokenizer, turn):
 def test_words_never_seen_survive_the_tokens(tokenizer, text):
     text = " ".join(text.replace("▁", "").split())
     if not any(marker in text for marker in ("<", "[")):
-        ids, _ = Layout(tokenizer, 4, 192).response(Turn(0, text))
+        ids, _ = PromptFormatter(tokenizer, 4, 192).response(Turn(0, text))
         assert tokenizer.decode(ids[:-1]) == text
 
 
 @pytest.mark.parametrize("max_context", [192, 60, 30, 16])
 def test_the_oldest_turns_are_dropped_first_and_whole(tokenizer, max_context):
-    layout = Layout(tokenizer, 4, max_context)
+    formatter = PromptFormatter(tokenizer, 4, max_context)
     turns = tuple(Turn(i % 2, f"this is number {i}", CAT if i == 3 else None) for i in range(7))
-    ids, kept = layout.context(turns, answering=1)
+    ids, kept = formatter.context(turns, answering=1)
     assert kept == list(turns[len(turns) - len(kept):])  # the latest ones, without a gap
     assert len(kept) == 7 if max_context == 192 else 1 <= len(kept) < 7
     if len(kept) > 1:
         assert len(ids) <= max_context
     if len(kept) < 7:  # one turn more would not have fitted
-        roomy = Layout(tokenizer, 4, 10_000)
+        roomy = PromptFormatter(tokenizer, 4, 10_000)
         assert len(roomy.context(turns[len(turns) - len(kept) - 1:], answering=1)[0]) > max_context
-    assert ids == Layout(tokenizer, 4, 10_000).context(kept, answering=1)[0]
+    assert ids == PromptFormatter(tokenizer, 4, 10_000).context(kept, answering=1)[0]
 
 
 def test_the_latest_turn_is_kept_however_long(tokenizer):
     turns = (Turn(0, "hi"), Turn(1, "word " * 100))
-    ids, kept = Layout(tokenizer, 4, 32).context(turns, answering=0)
+    ids, kept = PromptFormatter(tokenizer, 4, 32).context(turns, answering=0)
     assert kept == [turns[1]] and len(ids) > 32
 
 
 def test_a_photo_must_fit_the_context(tokenizer):
     with pytest.raises(ValueError, match="a photo takes 40 tokens, more than data.max_context = 32"):
-        Layout(tokenizer, 40, 32)
+        PromptFormatter(tokenizer, 40, 32)
 
 
 # ---------------------------------------------------------------------------------------------------------------- batches
@@ -138,15 +139,15 @@ def chats(corpus):
     return [e for d in dialogues[:4] for e in examples_of(d)], store
 
 
-def test_training_batches_are_padded_on_the_right(layout, chats, tokenizer):
+def test_training_batches_are_padded_on_the_right(formatter, chats, tokenizer):
     rows, store = chats
-    batch = Collator(layout, store, 64)(rows)
+    batch = Collator(formatter, store, 64)(rows)
     targets, photos = iter(batch.target_photos), iter(batch.photos)
     for i, example in enumerate(rows):
-        context, kept = layout.context(example.context, example.response.speaker)
-        answer, is_caption = layout.response(example.response)
+        context, kept = formatter.context(example.context, example.response.speaker)
+        answer, is_caption = formatter.response(example.response)
         padding = batch.input_ids.shape[1] - len(context) - len(answer)
-        assert batch.input_ids[i].tolist() == context + answer + [layout.pad] * padding
+        assert batch.input_ids[i].tolist() == context + answer + [formatter.pad] * padding
         assert batch.attention_mask[i].tolist() == [1] * len(context + answer) + [0] * padding
         assert batch.labels[i].tolist() == [IGNORED] * len(context) + answer + [IGNORED] * padding
         assert batch.is_caption[i].tolist() == [False] * len(context) + is_caption + [False] * padding
@@ -160,16 +161,16 @@ def test_training_batches_are_padded_on_the_right(layout, chats, tokenizer):
             if turn.photo:
                 assert torch.equal(next(photos), store.tensor(turn.photo.photo_id, 64))
     assert next(targets, None) is None and next(photos, None) is None
-    assert (batch.input_ids == layout.slot).sum() == layout.queries * len(batch.photos)
+    assert (batch.input_ids == formatter.slot).sum() == formatter.queries * len(batch.photos)
 
 
-def test_answering_batches_are_padded_on_the_left_and_hold_no_response(layout, chats):
+def test_answering_batches_are_padded_on_the_left_and_hold_no_response(formatter, chats):
     rows, store = chats
-    batch = Collator(layout, store, 64, answering=True)(rows)
+    batch = Collator(formatter, store, 64, answering=True)(rows)
     for i, example in enumerate(rows):
-        context, _ = layout.context(example.context, example.response.speaker)
+        context, _ = formatter.context(example.context, example.response.speaker)
         padding = batch.input_ids.shape[1] - len(context)
-        assert batch.input_ids[i].tolist() == [layout.pad] * padding + context
+        assert batch.input_ids[i].tolist() == [formatter.pad] * padding + context
         assert batch.attention_mask[i].tolist() == [0] * padding + [1] * len(context)
     assert len(batch.target_rows) == len(batch.target_photos) == 0 and batch.captions == []
     assert (batch.labels == IGNORED).all() and not batch.is_caption.any()
@@ -179,14 +180,14 @@ def test_photos_of_dropped_turns_are_not_loaded(tokenizer):
     loads = []
     store = SimpleNamespace(tensor=lambda photo_id, size: loads.append(photo_id) or torch.zeros(3, size, size, dtype=torch.uint8))
     turns = (Turn(0, "", SharedPhoto("old", "a cat")), Turn(1, "word " * 30), Turn(0, "", SharedPhoto("new", "a dog")))
-    batch = Collator(Layout(tokenizer, 4, 24), store, 8, answering=True)([Example("d", 3, turns, Turn(1, ""))])
+    batch = Collator(PromptFormatter(tokenizer, 4, 24), store, 8, answering=True)([Example("d", 3, turns, Turn(1, ""))])
     assert loads == ["new"] and batch.photos.shape == (1, 3, 8, 8) and (batch.input_ids == batch.input_ids.new_tensor(
-        tokenizer.convert_tokens_to_ids(PHOTO_SLOT))).sum() == 4
+        tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))).sum() == 4
 
 
-def test_a_batch_moves_whole(layout, chats):
+def test_a_batch_moves_whole(formatter, chats):
     rows, store = chats
-    batch = Collator(layout, store, 64)(rows)
+    batch = Collator(formatter, store, 64)(rows)
     moved = batch.to("meta", non_blocking=True)
     assert moved.captions == batch.captions
     assert all(getattr(moved, name).device.type == "meta" for name in ("input_ids", "attention_mask", "labels", "is_caption", "photos",

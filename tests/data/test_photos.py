@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from e2e_lib import files
 from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore
+from e2e_lib.repro import files
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2e_lib.data.scenes import ATTRIBUTES
+from e2e_lib.data.minichat.scenes import ATTRIBUTES
 from e2e_lib.evaluation.sharing import intent_scores, scene_accuracy
 
 RED_CAR = {"thing": "car", "colour": "red", "place": "beach", "number": 1, "size": "big", "time": "day"}

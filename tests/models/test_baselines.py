@@ -14,21 +14,24 @@ from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, LlamaForCausalLM
 
-from e2e_lib import checkpoints, evaluate, files, results, training
-from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.config import ConfigError, Inference, replace
-from e2e_lib.data.corpus import prepare
+from e2e_lib.corpora import prepare
+from e2e_lib.data.collate import IGNORED, Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
-from e2e_lib.data.examples import IGNORED, Collator, Example
-from e2e_lib.inference import ChatPartner, PhotoAlbum, parse, respond, write
-from e2e_lib.models import sources
+from e2e_lib.data.examples import Example
+from e2e_lib.data.photos import to_floats, to_pixels
+from e2e_lib.experiments import evaluate
+from e2e_lib.inference.chat import ChatPartner, PhotoAlbum
+from e2e_lib.inference.respond import parse, respond, write
 from e2e_lib.models.captioner import LONGEST, Captioner, CaptionLayout, load_captioner
-from e2e_lib.models.end_to_end import to_floats
-from e2e_lib.models.generator import ImageGenerator, to_pixels
+from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.language import load_language
 from e2e_lib.models.systems import build
-from e2e_lib.models.translator import UNHEARD, ImageTranslator, load_translator
-from e2e_lib.randomness import generator
+from e2e_lib.models.translator import CAPTION_DROPOUT, ImageTranslator, load_translator
+from e2e_lib.repro import files, results
+from e2e_lib.repro.files import CheckpointError
+from e2e_lib.repro.randomness import generator
+from e2e_lib.training import checkpoints, loop
 
 BASELINES = ("pipeline", "divter")
 CAPTIONS = ["a red car", "", "two blue cats at the beach, in the evening"]
@@ -38,8 +41,8 @@ CAPTIONS = ["a red car", "", "two blue cats at the beach, in the evening"]
 def built(config, six):
     """Both baselines from the saved parts, the photos of ``six`` captioned already. Not to be changed."""
     systems = {name: build(replace(config, "model.system", name)).eval() for name in BASELINES}
-    systems["pipeline"].layout.look(six[0], six[1], 64)
-    systems["divter"].layout.said = dict(systems["pipeline"].layout.said)  # one captioner in both
+    systems["pipeline"].formatter.look(six[0], six[1], 64)
+    systems["divter"].formatter.said = dict(systems["pipeline"].formatter.said)  # one captioner in both
     return systems
 
 
@@ -131,7 +134,7 @@ def test_photos_of_another_size_are_resized_as_pillow_does(captioner, size):
 @torch.no_grad()
 def test_a_caption_is_the_likeliest_words_one_after_another(captioner):
     photos, model, words = photos_of(3), captioner.model, captioner.tokenizer
-    told, lengths = captioner.tell(photos), []
+    told, lengths = captioner.generate_captions(photos), []
     start = [words.convert_tokens_to_ids("<image>")] * model.config.num_query_tokens + [words.bos_token_id]
     for photo, caption in zip(photos, told, strict=True):
         ids = list(start)
@@ -146,18 +149,18 @@ def test_a_caption_is_the_likeliest_words_one_after_another(captioner):
 
 def test_more_photos_than_fit_are_told_in_order(captioner, monkeypatch):
     photos = photos_of(5)
-    together = captioner.tell(photos)
+    together = captioner.generate_captions(photos)
     monkeypatch.setattr("e2e_lib.models.captioner.TOGETHER", 2)
-    assert captioner.tell(photos) == together
+    assert captioner.generate_captions(photos) == together
 
 
 @pytest.mark.parametrize("system", ["pipeline"], indirect=True)
 def test_what_the_captioner_says_is_no_matter_of_training_or_answering(own):
     # BLIP-2's own parts have dropout: a caption told in a training step would be another each time.
     photos = photos_of(2)
-    told = own.eval().captioner.tell(photos)
+    told = own.eval().captioner.generate_captions(photos)
     own.train()
-    assert own.captioner.tell(photos) == told and own.language.training
+    assert own.captioner.generate_captions(photos) == told and own.language.training
     assert not any(module.training for module in own.captioner.modules())
 
 
@@ -169,7 +172,7 @@ class Teller:
     def __init__(self):
         self.shown = []
 
-    def tell(self, photos):
+    def generate_captions(self, photos):
         self.shown.append(len(photos))
         return [f"all of it {round(float(photo.float().mean()))}" for photo in photos]
 
@@ -197,14 +200,14 @@ def test_each_photo_is_captioned_once_and_by_what_it_shows(layout):
     album = PhotoAlbum()
     names = [album.add(grey(value)) for value in (10, 200, 10)]
     rows = [shared(names[0], names[1]), shared(names[2], names[0])]
-    assert [told(row) for row in layout.look(rows, album, 64)] == [["all of it 10", "all of it 200"], ["all of it 10", "all of it 10"]]
-    assert layout.captioner.shown == [2]  # the first and the third are one photo under two names
-    assert [told(row) for row in layout.look(rows, album, 64)] == [["all of it 10", "all of it 200"], ["all of it 10", "all of it 10"]]
+    assert [told(row) for row in formatter.look(rows, album, 64)] == [["all of it 10", "all of it 200"], ["all of it 10", "all of it 10"]]
+    assert formatter.captioner.shown == [2]  # the first and the third are one photo under two names
+    assert [told(row) for row in formatter.look(rows, album, 64)] == [["all of it 10", "all of it 200"], ["all of it 10", "all of it 10"]]
     other = PhotoAlbum()  # another chat, with the same names for other photos
     other.add(grey(200))
     other.add(grey(77))
-    assert [told(row) for row in layout.look([shared(names[0], names[1])], other, 64)] == [["all of it 200", "all of it 77"]]
-    assert layout.captioner.shown == [2, 1]
+    assert [told(row) for row in formatter.look([shared(names[0], names[1])], other, 64)] == [["all of it 200", "all of it 77"]]
+    assert formatter.captioner.shown == [2, 1]
 
 
 def test_only_contexts_are_rewritten_and_the_callers_examples_stay(layout):
@@ -212,25 +215,25 @@ def test_only_contexts_are_rewritten_and_the_callers_examples_stay(layout):
     row = shared(album.add(grey(10)), album.add(grey(20)))
     plain = Example("d", 1, (Turn(0, "hi"),), Turn(1, "hello"))
     before = copy.deepcopy([row, plain])
-    seen = layout.look([row, plain], album, 64)
+    seen = formatter.look([row, plain], album, 64)
     assert [row, plain] == before and seen[1] == plain
     assert seen[0].response == row.response and (seen[0].dialogue_id, seen[0].index) == (row.dialogue_id, row.index)
     assert [(t.speaker, t.text, t.photo.photo_id) for t in seen[0].context] == [(t.speaker, t.text, t.photo.photo_id) for t in row.context]
-    assert layout.look([plain], album, 64) == [plain] and layout.captioner.shown == [2]
+    assert formatter.look([plain], album, 64) == [plain] and formatter.captioner.shown == [2]
 
 
 def test_a_context_holds_the_captioners_words_and_no_photo(system, six):
     rows, store = six
-    batch = Collator(system.layout, store, 64)(rows)
-    assert batch.photos.shape == (0, 3, 64, 64) and not (batch.input_ids == system.layout.slot).any()
+    batch = Collator(system.formatter, store, 64)(rows)
+    assert batch.photos.shape == (0, 3, 64, 64) and not (batch.input_ids == system.formatter.slot).any()
     said = 0
     for row, ids, labels in zip(rows, batch.input_ids, batch.labels, strict=True):
-        context = system.tokenizer.decode(ids[(labels == IGNORED) & (ids != system.layout.pad)])
-        _, kept = system.layout.context(system.layout.look([row], store, 64)[0].context, row.response.speaker)
+        context = system.tokenizer.decode(ids[(labels == IGNORED) & (ids != system.formatter.pad)])
+        _, kept = system.formatter.context(system.formatter.look([row], store, 64)[0].context, row.response.speaker)
         for turn in kept:
             if turn.photo:
                 said += 1
-                caption = system.captioner.tell(store.tensor(turn.photo.photo_id, 64)[None])[0]
+                caption = system.captioner.generate_captions(store.tensor(turn.photo.photo_id, 64)[None])[0]
                 assert "".join(caption.split()) in "".join(context.split())
     assert said >= 3
     gold = [e.response.photo for e in rows if e.response.photo]
@@ -248,7 +251,7 @@ def forward(system, batch, key="step"):
 @torch.no_grad()
 def test_the_text_loss_is_that_of_the_language_model_reading_each_chat_alone(system, six):
     rows, store = six
-    collate, total, count = Collator(system.layout, store, 64), 0.0, 0
+    collate, total, count = Collator(system.formatter, store, 64), 0.0, 0
     for row in rows:
         alone = collate([row])
         logits = system.language(input_ids=alone.input_ids).logits[0].double()
@@ -264,7 +267,7 @@ def test_the_text_loss_is_that_of_the_language_model_reading_each_chat_alone(sys
 def test_the_pipelines_image_loss_is_eq_12_on_the_gold_captions(pipeline, six):
     rows, store = six
     gold, draws = [e.response.photo for e in rows if e.response.photo], pipeline.generator
-    output = forward(pipeline, Collator(pipeline.layout, store, 64)(rows))
+    output = forward(pipeline, Collator(pipeline.formatter, store, 64)(rows))
     rng, errors = generator("step"), []
     latents = [draws.to_latents(store.tensor(photo.photo_id, 64)[None].float() / 127.5 - 1) for photo in gold]
     noise = torch.randn((len(gold), *latents[0].shape[1:]), generator=rng)
@@ -280,14 +283,14 @@ def test_the_pipelines_image_loss_is_eq_12_on_the_gold_captions(pipeline, six):
 
 def test_a_caption_too_long_to_draw_from_is_counted(system, six):
     rows, store = six
-    batch = Collator(system.layout, store, 64)(rows)
+    batch = Collator(system.formatter, store, 64)(rows)
     batch.captions[0] = "a red car and " * 20
     assert forward(system, batch).truncated == 1
 
 
 def test_no_gradient_passes_between_the_parts(own, six):
     rows, store = six
-    output = forward(own, Collator(own.layout, store, 64)(rows))
+    output = forward(own, Collator(own.formatter, store, 64)(rows))
     learner = own.generator.learner
     assert own.trained_parts() == {"language": own.language, learner: own.generator.get_submodule(learner)} and not own.joint
     assert all(g is None for g in gradients_of(output.image_loss, own.language))
@@ -299,7 +302,7 @@ def test_no_gradient_passes_between_the_parts(own, six):
 
 def test_a_batch_without_photos_to_draw_trains_the_language_model_alone(own, examples):
     rows, store = examples
-    output = forward(own, Collator(own.layout, store, 64)([e for e in rows if not e.response.photo][:2]))
+    output = forward(own, Collator(own.formatter, store, 64)([e for e in rows if not e.response.photo][:2]))
     output.loss.backward()
     assert output.image_loss == 0 and output.drawn == [] and torch.equal(output.loss, output.text_loss)
     assert all(p.grad is None for p in own.generator.parameters())
@@ -384,8 +387,8 @@ def test_the_code_loss_is_a_loop_over_captions_and_codes(translator):
 @torch.no_grad()
 def test_a_tenth_of_the_captions_is_left_out_while_training(translator, monkeypatch):
     photos, captions = to_floats(photos_of(8)), [f"{number} cats" for number in range(8)]
-    key = next(key for key in range(99) if 0 < int((torch.rand(8, generator=generator(key)) < UNHEARD).sum()) < 3)
-    kept = ["" if gone else caption for caption, gone in zip(captions, torch.rand(8, generator=generator(key)) < UNHEARD, strict=True)]
+    key = next(key for key in range(99) if 0 < int((torch.rand(8, generator=generator(key)) < CAPTION_DROPOUT).sum()) < 3)
+    kept = ["" if gone else caption for caption, gone in zip(captions, torch.rand(8, generator=generator(key)) < CAPTION_DROPOUT, strict=True)]
     loss, heard = translator.caption_loss(captions, photos, generator(key)), translator.code_loss(captions, translator.to_codes(photos))
     assert torch.equal(loss, translator.code_loss(kept, translator.to_codes(photos))) and not torch.equal(loss, heard)
     seen = []
@@ -414,7 +417,7 @@ def test_drawing_is_a_loop_without_cache_and_without_batches(translator, guidanc
                 heard = unheard + guidance * (heard - unheard)
             codes.append(int((heard + noise[n]).argmax()))
         expected.append(codes)
-    drawn = translator.draw(CAPTIONS, generator("draw"), guidance=guidance)
+    drawn = translator.draw(CAPTIONS, generator("draw"), guidance_scale=guidance)
     assert (drawn.int() - translator.to_photos(torch.tensor(expected)).int()).abs().max() <= 1
     assert len({tuple(codes) for codes in expected}) == 3
 
@@ -423,7 +426,7 @@ def test_drawing_is_a_loop_without_cache_and_without_batches(translator, guidanc
 def test_a_drawn_photo_does_not_depend_on_its_batch(translator):
     together = translator.draw(CAPTIONS, generator("draw"))
     assert together.shape == (3, 3, 64, 64) and together.dtype == torch.uint8
-    assert torch.equal(together, translator.draw(CAPTIONS, generator("draw"), steps=9)) and not torch.equal(together[0], together[2])
+    assert torch.equal(together, translator.draw(CAPTIONS, generator("draw"), num_inference_steps=9)) and not torch.equal(together[0], together[2])
     rng = generator("draw")
     for caption, photo in zip(CAPTIONS, together, strict=True):
         assert (translator.draw([caption], rng)[0].int() - photo.int()).abs().max() <= 1  # rounding of sums in another order
@@ -431,7 +434,7 @@ def test_a_drawn_photo_does_not_depend_on_its_batch(translator):
 
 
 def test_guidance_of_one_draws_the_plain_prediction(translator):
-    plain, almost, guided = (translator.draw(CAPTIONS, generator("draw"), guidance=guidance) for guidance in (1.0, 1.0 + 1e-6, 5.0))
+    plain, almost, guided = (translator.draw(CAPTIONS, generator("draw"), guidance_scale=guidance) for guidance in (1.0, 1.0 + 1e-6, 5.0))
     assert (plain.int() - almost.int()).abs().max() <= 1
     assert not torch.equal(plain, guided)
     assert (plain[1].int() - guided[1].int()).abs().max() <= 1  # a caption without words is what guidance leads away from
@@ -444,7 +447,7 @@ def test_codes_are_drawn_as_often_as_the_transformer_expects_them(translator):
         expected = F.softmax(logits[len(translator.tokenizer):-1], -1)
     firsts, count = Counter(), 500
     translator.side, translator.to_photos = 1, lambda codes: firsts.update(codes[:, 0].tolist()) or codes
-    translator.draw(["a red car"] * count, generator("often"), guidance=1.0)
+    translator.draw(["a red car"] * count, generator("often"), guidance_scale=1.0)
     drawn = torch.tensor([firsts[code] for code in range(translator.codes)])
     assert expected.max() < 0.9 and ((drawn - count * expected) / (count * expected * (1 - expected) + 1).sqrt()).abs().max() < 4
 
@@ -469,8 +472,8 @@ def test_a_transformer_of_the_wrong_size_is_refused(translator, tmp_path, config
 @pytest.mark.parametrize(("name", "language", "draws"), [("pipeline", LlamaForCausalLM, ImageGenerator), ("divter", GPT2LMHeadModel, ImageTranslator)])
 def test_a_system_has_the_parts_the_paper_names_wherever_they_come_from(shipped, config, built, name, language, draws):
     local = built[name]
-    assert isinstance(local.language, language) and isinstance(local.generator, draws) and isinstance(local.layout, CaptionLayout)
-    assert local.layout.max_context == config.data.max_context and local.layout.captioner is local.captioner
+    assert isinstance(local.language, language) and isinstance(local.generator, draws) and isinstance(local.formatter, CaptionLayout)
+    assert local.formatter.max_context == config.data.max_context and local.formatter.captioner is local.captioner
     from_shipped = replace(config, "model.system", name)
     for part, place in (("language", "mini"), ("generator", "mini"), ("captioner", "mini-baselines"), ("dialogue", "mini-baselines"),
                         ("translator", "mini-baselines")):
@@ -500,14 +503,14 @@ def test_a_dialogue_model_of_the_hub_answers(config, six, tmp_path):
     with pytest.raises(ConfigError, match="make .* tokens, but the language model reads 512 at most: --set data.max_context=480"):
         build(replace(replace(chosen, "inference.max_new_tokens", 32), "data.max_context", 481))
     model = build(replace(replace(chosen, "inference.max_new_tokens", 32), "data.max_context", 480))
-    layout, batch = model.layout, Collator(model.layout, six[1], 64)(six[0])
-    assert len({layout.start, layout.end, layout.slot, layout.pad, model.tokenizer.eos_token_id}) == 5
-    assert model.tokenizer.decode(layout.text("a red car [IMG]")) == "a red car [IMG]" and layout.start not in layout.text("a red car [IMG]")
+    layout, batch = model.formatter, Collator(model.formatter, six[1], 64)(six[0])
+    assert len({formatter.start, formatter.end, formatter.slot, formatter.pad, model.tokenizer.eos_token_id}) == 5
+    assert model.tokenizer.decode(formatter.text("a red car [IMG]")) == "a red car [IMG]" and formatter.start not in formatter.text("a red car [IMG]")
     out = model(batch, temperature=1.0, rng=generator("step"))
     out.loss.backward()
     table = model.language.get_input_embeddings().weight
-    assert out.loss.isfinite() and table.grad[layout.start].abs().sum() > 0 and model.language.lm_head.weight is table
-    answers = respond(model, six[0], six[1], Inference(sampling=False, max_new_tokens=6), generator("answer"))
+    assert out.loss.isfinite() and table.grad[formatter.start].abs().sum() > 0 and model.language.lm_head.weight is table
+    answers = respond(model, six[0], six[1], Inference(do_sample=False, max_new_tokens=6), generator("answer"))
     assert len(answers) == len(six[0])
 
 
@@ -545,7 +548,7 @@ def test_a_damaged_local_part_is_named(weights, tmp_path, name, damage):
 
 def test_a_damaged_shipped_part_is_named(weights, config, tmp_path, monkeypatch):
     shutil.copytree(weights, tmp_path / "weights")
-    monkeypatch.setattr(sources, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(hub, "WEIGHTS", tmp_path / "weights")
     path = tmp_path / "weights" / "mini-baselines" / "translator" / "vqvae" / "config.json"
     path.write_text(path.read_text().replace("64", "32", 1))
     with pytest.raises(CheckpointError, match="mini-baselines is damaged: translator/vqvae/config.json is not what was saved"):
@@ -554,7 +557,7 @@ def test_a_damaged_shipped_part_is_named(weights, config, tmp_path, monkeypatch)
 
 # -------------------------------------------------------------------------------------------------------------- answering
 
-GREEDY = Inference(sampling=False, max_new_tokens=12, diffusion_steps=2)
+GREEDY = Inference(do_sample=False, max_new_tokens=12, num_inference_steps=2)
 
 
 @pytest.fixture
@@ -569,10 +572,10 @@ def test_answers_are_the_likeliest_words_after_the_captioned_context(talkative, 
     rows, store = six
     together = write(talkative, rows, store, GREEDY, generator(0), 64)
     for row, answer in zip(rows, together, strict=True):
-        (seen,) = talkative.layout.look([row], store, 64)
-        so_far, _ = talkative.layout.context(seen.context, row.response.speaker)
+        (seen,) = talkative.formatter.look([row], store, 64)
+        so_far, _ = talkative.formatter.context(seen.context, row.response.speaker)
         ids = []
-        while len(ids) < GREEDY.max_new_tokens and (not ids or ids[-1] not in talkative.layout.stops):
+        while len(ids) < GREEDY.max_new_tokens and (not ids or ids[-1] not in talkative.formatter.stops):
             ids.append(int(talkative.language(torch.tensor([so_far + ids])).logits[0, -1].argmax()))
         assert answer == parse(talkative, torch.tensor(ids))
     assert len({(answer.text, answer.caption) for answer in together}) > 2
@@ -582,18 +585,18 @@ def test_what_the_captioner_says_decides_the_answer(talkative, six):
     rows, store = six
     seen = [row for row in rows if any(turn.photo for turn in row.context)]
     first = write(talkative, seen, store, GREEDY, generator(0), 64)
-    talkative.layout.said = {key: "nothing at all" for key in talkative.layout.said}
+    talkative.formatter.said = {key: "nothing at all" for key in talkative.formatter.said}
     assert [answer.text for answer in write(talkative, seen, store, GREEDY, generator(0), 64)] != [answer.text for answer in first]
 
 
 def test_a_shared_photo_is_drawn_from_its_caption(talkative, six):
     rows, store = six
-    ids = talkative.layout.response(Turn(1, "look", SharedPhoto("p", "two red cars")))[0]
+    ids = talkative.formatter.response(Turn(1, "look", SharedPhoto("p", "two red cars")))[0]
     talkative.language.generate = lambda inputs_embeds, **_: torch.tensor([ids] * len(inputs_embeds))
     answers = respond(talkative, rows[:2], store, GREEDY, generator(3))
     rng = generator(3)
     torch.randint(2**62, (1,), generator=rng)  # the seed for the words
-    expected = talkative.generator.draw(["two red cars"] * 2, rng, steps=2, guidance=GREEDY.guidance)
+    expected = talkative.generator.draw(["two red cars"] * 2, rng, num_inference_steps=2, guidance_scale=GREEDY.guidance)
     assert [(a.text, a.caption) for a in answers] == [("look", "two red cars")] * 2
     assert torch.equal(torch.stack([a.photo for a in answers]), expected)
 
@@ -602,7 +605,7 @@ def test_in_a_chat_photos_are_read_as_captions(system):
     partner, photo = ChatPartner(system, GREEDY, seed=4), Image.fromarray(noise_of(90, 7).permute(1, 2, 0).numpy())
     system.forget()
     partner.say("look", photo)
-    assert list(system.layout.said.values()) == system.captioner.tell(noise_of(90, 7)[None])
+    assert list(system.formatter.said.values()) == system.captioner.generate_captions(noise_of(90, 7)[None])
     assert partner.turns[0] == Turn(0, "look", SharedPhoto("photo 1", ""))
 
 
@@ -611,8 +614,8 @@ def test_in_a_chat_photos_are_read_as_captions(system):
 @pytest.fixture(scope="module")
 def short(config):
     """One epoch of three steps, with a checkpoint after each and gradients that are clipped."""
-    for key, value in (("train.epochs", 1), ("train.checkpoint_every", 1), ("train.clip_norm", 0.05), ("train.learning_rate", 0.01),
-                       ("train.dev_examples", 4), ("inference.max_new_tokens", 4), ("inference.diffusion_steps", 1)):
+    for key, value in (("train.epochs", 1), ("train.checkpoint_every", 1), ("train.max_grad_norm", 0.05), ("train.learning_rate", 0.01),
+                       ("train.dev_examples", 4), ("inference.max_new_tokens", 4), ("inference.num_inference_steps", 1)):
         config = replace(config, key, value)
     return config
 
@@ -634,8 +637,8 @@ def trained(short, weights, data_root, root):
     """The configuration and the folder of a run of each baseline that nothing disturbed."""
     configs = [replace(short, "model.system", name) for name in BASELINES]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "WEIGHTS", weights)
-        return {config.model.system: (config, training.train(config, 0, quiet, root=root, data_root=data_root)) for config in configs}
+        patch.setattr(hub, "WEIGHTS", weights)
+        return {config.model.system: (config, loop.train(config, 0, quiet, root=root, data_root=data_root)) for config in configs}
 
 
 @pytest.fixture(params=BASELINES)
@@ -660,7 +663,7 @@ def test_a_run_logs_its_steps_and_leaves_what_is_needed(finished, built, shipped
         assert line["image_loss"] is None or 0 < line["image_loss"] < 20 and line[f"gradient_{built[name].generator.learner}"] > 0
     done = json.loads((folder / "done.json").read_text())
     assert (done["steps"], done["epochs"], done["config"]["model"]["system"]) == (3, 1, name)
-    model = training.load_trained(config, 0, root=root)
+    model = loop.load_trained(config, 0, root=root)
     best, _ = checkpoints.load(folder / "best")
     found, before = dict(model.named_parameters()), dict(built[name].named_parameters())
     assert not model.training and best.keys() == model.trained_weights().keys() < before.keys()
@@ -681,9 +684,9 @@ def test_a_run_cut_off_in_a_checkpoint_goes_on_to_the_same_bytes(trained, shippe
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            training.train(config, 0, quiet, root=tmp_path, data_root=data_root)
+            loop.train(config, 0, quiet, root=tmp_path, data_root=data_root)
     said = []
-    again = training.train(config, 0, said.append, root=tmp_path, data_root=data_root)
+    again = loop.train(config, 0, said.append, root=tmp_path, data_root=data_root)
     assert any("going on after step 1" in line for line in said)
     for name in ("best/model", "latest/model", "latest/optimizer"):
         assert files.sha256(again / f"{name}.safetensors") == files.sha256(folder / f"{name}.safetensors"), name
@@ -693,8 +696,8 @@ def test_a_run_cut_off_in_a_checkpoint_goes_on_to_the_same_bytes(trained, shippe
 def epoch(short, weights, data_root, tmp_path_factory):
     """The pipeline's run after its one epoch, and the gradients that its first step took."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "WEIGHTS", weights)
-        run = training._Run(replace(short, "model.system", "pipeline"), 0, tmp_path_factory.mktemp("epoch"), data_root, quiet)
+        patch.setattr(hub, "WEIGHTS", weights)
+        run = loop._Run(replace(short, "model.system", "pipeline"), 0, tmp_path_factory.mktemp("epoch"), data_root, quiet)
     step, taken = run.optimizer.step, {}
 
     def remember():
@@ -715,9 +718,9 @@ def test_the_parts_are_clipped_apart(epoch, short):
         named = [(f"{part}.{name}", p) for name, p in model.get_submodule(part).named_parameters()]
         gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True)
         size = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-        assert size > 2 * short.train.clip_norm
+        assert size > 2 * short.train.max_grad_norm
         for (name, _), gradient in zip(named, gradients, strict=True):
-            assert torch.allclose(taken[name], gradient * short.train.clip_norm / size, rtol=1e-4, atol=1e-8), name
+            assert torch.allclose(taken[name], gradient * short.train.max_grad_norm / size, rtol=1e-4, atol=1e-8), name
             left.remove(name)
     assert not left
 
@@ -729,7 +732,7 @@ def test_the_language_model_learns_as_if_it_were_trained_alone(epoch, short):
     collate = Collator(CaptionLayout(tokenizer, short.data.max_context, run.model.captioner), run.store, 64)
     rng = generator(0, "order", 0)
     order = torch.randperm(len(run.examples), generator=rng)[:settings.epoch_examples].tolist()
-    order = training.by_length(order, run.lengths, settings.batch_size, rng)
+    order = loop.by_length(order, run.lengths, settings.batch_size, rng)
     optimizer = torch.optim.AdamW(language.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     for step in range(3):
         batch = collate([run.examples[i] for i in order[4 * step:4 * step + 4]])
@@ -737,7 +740,7 @@ def test_the_language_model_learns_as_if_it_were_trained_alone(epoch, short):
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(language.parameters(), settings.clip_norm)
+        torch.nn.utils.clip_grad_norm_(language.parameters(), settings.max_grad_norm)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1, step / settings.warmup_steps)
         optimizer.step()
     found = run.model.language.state_dict()
@@ -750,7 +753,7 @@ def test_the_language_model_learns_as_if_it_were_trained_alone(epoch, short):
 
 def test_a_baselines_results_name_it_and_its_parts(finished, weights, shipped, root, data_root, tmp_path, monkeypatch):
     config, folder = finished
-    config = replace(config, "inference.others", 3)
+    config = replace(config, "evaluation.max_text_only_examples", 3)
     where = {"results_root": tmp_path, "runs_root": root, "data_root": data_root}
     path = evaluate.evaluate(config, 0, quiet, **where)
     assert path == tmp_path / "smoke" / "runs" / f"{config.model.system}-seed0.json"

@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from e2e_lib.bridge.alignment import cut
+from e2e_lib.bridge.alignment import encode_with_offsets
 from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.bridge.vocabulary import MAPPINGS
-from e2e_lib.checkpoints import CheckpointError
 from e2e_lib.config import replace
-from e2e_lib.data.examples import IGNORED, Collator
-from e2e_lib.models import sources
-from e2e_lib.models.end_to_end import caption_positions, put_photos, response_loss, to_floats
+from e2e_lib.data.collate import IGNORED, Collator
+from e2e_lib.data.photos import to_floats
+from e2e_lib.models.end_to_end import caption_positions, merge_image_embeddings
+from e2e_lib.models.losses import response_loss
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.systems import build
-from e2e_lib.randomness import generator
+from e2e_lib.repro.files import CheckpointError
+from e2e_lib.repro.randomness import generator
 
 OWN = ("bridge.caption_source", "predicted")  # the model's own captions under teacher forcing
 
@@ -172,7 +173,7 @@ def test_a_generator_that_predicts_velocity_is_trained_on_velocity(model, batch)
 def test_a_batch_without_photos_to_draw_has_a_text_loss_only(model, examples):
     rows, store = examples
     text = [e for e in rows if not e.response.photo][:3]
-    output = forward(model, Collator(model.layout, store, 64)(text))
+    output = forward(model, Collator(model.formatter, store, 64)(text))
     assert output.image_loss == 0 and output.drawn == [] and torch.equal(output.loss, output.text_loss)
     output.loss.backward()
     assert all(p.grad is None for p in model.generator.unet.parameters())
@@ -238,7 +239,7 @@ def test_a_caption_that_is_too_long_is_cut_and_counted(model, batch):
     limit = model.generator.text_encoder.config.max_position_embeddings
     texts = ["a red car", "a red car and " * 20, ""]
     tokens = model.generator.tokenize(texts)
-    pieces, truncated = cut(model.generator.tokenizer, texts, special=True, length=limit)
+    pieces, truncated = encode_with_offsets(model.generator.tokenizer, texts, special=True, length=limit)
     assert truncated == 1 and tokens.shape == pieces.valid.shape == (3, limit)
     words = model.generator.tokenizer
     for caption, ids, valid in zip(texts, tokens, pieces.valid, strict=True):
@@ -256,7 +257,7 @@ def test_a_caption_of_exactly_the_limit_is_whole(model):
     token = model.generator.tokenizer("a", add_special_tokens=False)["input_ids"]
     assert len(token) == 1
     exact, longer = " ".join("a" * (limit - 2)), " ".join("a" * (limit - 1))
-    assert [cut(model.generator.tokenizer, [text], special=True, length=limit)[1] for text in (exact, longer)] == [0, 1]
+    assert [encode_with_offsets(model.generator.tokenizer, [text], special=True, length=limit)[1] for text in (exact, longer)] == [0, 1]
 
 
 def test_the_text_encoder_reads_handed_over_embeddings_as_its_own(model):
@@ -280,17 +281,17 @@ def test_photos_fill_their_slots_in_reading_order():
         for t in range(5):
             if slots[row, t]:
                 expected[row, t] = next(next_query)
-    assert torch.equal(put_photos(words, slots, queries), expected)
+    assert torch.equal(merge_image_embeddings(words, slots, queries), expected)
 
 
 def test_more_photos_than_slots_is_an_error():
     with pytest.raises(ValueError, match="3 photo slots in the text, but 2 photos of 2 query embeddings"):
-        put_photos(torch.zeros(1, 4, 8), torch.tensor([[True, True, True, False]]), torch.zeros(2, 2, 8))
+        merge_image_embeddings(torch.zeros(1, 4, 8), torch.tensor([[True, True, True, False]]), torch.zeros(2, 2, 8))
 
 
 def test_the_model_reads_its_photos(model, batch):
     read = model.read(batch)
-    slots = batch.input_ids == model.layout.slot
+    slots = batch.input_ids == model.formatter.slot
     assert slots.sum() == len(batch.photos) * model.perceptron.queries > 0
     assert torch.equal(read[slots], model.perceptron(to_floats(batch.photos)).flatten(0, 1))
     assert torch.equal(read[~slots], model.language.get_input_embeddings()(batch.input_ids)[~slots])
@@ -337,21 +338,21 @@ def test_eq_3_projects_the_queries_into_the_language_model(model, batch):
 @torch.no_grad()
 def test_a_drawn_photo_does_not_depend_on_its_batch(model):
     captions = ["a red car", "two cats at the beach", "a boat"]
-    together = model.generator.draw(captions, generator("draw"), steps=3)
+    together = model.generator.draw(captions, generator("draw"), num_inference_steps=3)
     assert together.shape == (3, 3, 64, 64) and together.dtype == torch.uint8
-    assert torch.equal(together, model.generator.draw(captions, generator("draw"), steps=3))
+    assert torch.equal(together, model.generator.draw(captions, generator("draw"), num_inference_steps=3))
     rng = generator("draw")
     for caption, photo in zip(captions, together, strict=True):
-        alone = model.generator.draw([caption], rng, steps=3)[0]
+        alone = model.generator.draw([caption], rng, num_inference_steps=3)[0]
         assert (alone.int() - photo.int()).abs().max() <= 1  # rounding of sums in another order
     assert not torch.equal(together[0], together[1])
 
 
 def test_guidance_of_one_draws_the_plain_prediction(model):
     captions = ["a red car", "a blue boat"]
-    plain = model.generator.draw(captions, generator("draw"), steps=3, guidance=1.0)
-    almost = model.generator.draw(captions, generator("draw"), steps=3, guidance=1.0 + 1e-6)
-    guided = model.generator.draw(captions, generator("draw"), steps=3, guidance=30.0)
+    plain = model.generator.draw(captions, generator("draw"), num_inference_steps=3, guidance_scale=1.0)
+    almost = model.generator.draw(captions, generator("draw"), num_inference_steps=3, guidance_scale=1.0 + 1e-6)
+    guided = model.generator.draw(captions, generator("draw"), num_inference_steps=3, guidance_scale=30.0)
     assert (plain.int() - almost.int()).abs().max() <= 1 and not torch.equal(plain, guided)
 
 
@@ -377,7 +378,7 @@ def test_a_missing_part_is_named(config, tmp_path, part):
 
 def test_a_damaged_shipped_part_is_named(weights, config, tmp_path, monkeypatch):
     shutil.copytree(weights, tmp_path / "weights")
-    monkeypatch.setattr(sources, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(hub, "WEIGHTS", tmp_path / "weights")
     path = tmp_path / "weights" / "mini" / "perceptron" / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -386,14 +387,14 @@ def test_a_damaged_shipped_part_is_named(weights, config, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["language", "perceptron", "generator/unet", "generator/vae", "generator/text_encoder"])
-@pytest.mark.parametrize("damage", ["cut short", "gone"])
+@pytest.mark.parametrize("damage", ["encode_with_offsets short", "gone"])
 def test_a_damaged_local_part_is_named(weights, config, tmp_path, name, damage):
     part = name.split("/")[0]
     shutil.copytree(weights / "mini" / part, tmp_path / part)
     path = next((tmp_path / name).glob("*.safetensors"))
     content = path.read_bytes()
     path.unlink()
-    if damage == "cut short":
+    if damage == "encode_with_offsets short":
         path.write_bytes(content[:len(content) // 2])
     with pytest.raises(CheckpointError, match=f"{part}: could not load"):
         build(replace(config, f"model.{part}", str(tmp_path / part)))
@@ -410,12 +411,12 @@ def test_parts_of_different_widths_are_named(config, tmp_path):
 
 def test_a_captioner_can_take_the_perceptrons_place(new_model, examples):
     """Words stand where photos were, and everything else is as before: one loss, and an image gradient to the language model."""
-    model = new_model(("model.sight", "captioner"), ("bridge.mapping", "span"))
+    model = new_model(("model.image_input", "captions"), ("bridge.mapping", "span"))
     rows, store = examples
     chosen = [e for e in rows if e.response.photo and any(turn.photo for turn in e.context)][:2]
-    batch = Collator(model.layout, store, 64)(chosen)
+    batch = Collator(model.formatter, store, 64)(chosen)
     assert len(batch.photos) == 0 and len(batch.target_photos) == 2
-    told = " ".join(model.layout.said.values())
+    told = " ".join(model.formatter.said.values())
     assert told and all(word in model.tokenizer.decode(batch.input_ids.flatten()) for word in told.split()[:3])
     output = model(batch, temperature=1.0, rng=generator(0))
     gradients = torch.autograd.grad(output.image_loss, list(model.language.parameters()), allow_unused=True)

@@ -1,0 +1,71 @@
+"""Corpora by name: all that training, evaluation and figures know of the dialogues they work on (section 3.1.1).
+
+A corpus is one entry of ``CORPORA``. Its photos may have any size and any content; what only it can score (in MiniChat,
+whether a drawn photo shows the right thing) comes with it.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e_lib import versions
+from e2e_lib.config import SHIPPED, Config, ConfigError, Data, did_you_mean
+from e2e_lib.data.minichat import corpus as minichat
+from e2e_lib.evaluation.scene_classifier import load_scene_classifier
+from e2e_lib.repro import files
+
+DATA = Path("data")
+SPLITS = ("train", "dev", "test")
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """``write(settings, folder, echo)`` writes ``train.jsonl``, ``dev.jsonl``, ``test.jsonl`` and ``photos/`` into a folder.
+
+    ``version`` is raised when the same settings give other files.
+    """
+
+    write: Callable[[Data, Path, Echo], None]
+    feature_extractor: Callable[[], Any]
+    version: int = 1
+
+
+CORPORA: dict[str, Corpus] = {
+    "minichat": Corpus(minichat.write, lambda: load_scene_classifier(SHIPPED), versions.MINICHAT),
+}
+
+
+def named(name: str) -> Corpus:
+    """The corpus called ``name``. Raises ConfigError."""
+    if name not in CORPORA:
+        raise ConfigError(f"data.name = {name!r}: there is no such corpus; there are: {', '.join(CORPORA)}"
+                          f"{did_you_mean(name, CORPORA)}. A corpus is added to e2e_lib.corpora.CORPORA")
+    return CORPORA[name]
+
+
+def folder_of(data: Data, root: Path = DATA) -> Path:
+    """Where the corpus of these settings is on disk; the name depends on the settings and on the corpus's version."""
+    key = repr((sorted(asdict(data).items()), named(data.name).version))
+    return root / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def prepare(config: Config, echo: Echo, root: Path = DATA) -> Path:
+    """Writes the configuration's corpus unless it is there; returns its folder, which appears only when it is complete.
+
+    Raises ConfigError for an unknown corpus or one that wrote less than three splits and photos, and files.SaveError.
+    """
+    corpus, folder = named(config.data.name), files.recover_folder(folder_of(config.data, root))
+    if folder.is_dir():
+        echo(f"data: {folder} is there already")
+        return folder
+    with files.atomic_folder(folder) as new:
+        corpus.write(config.data, new, echo)
+        missing = [name for name in (*(f"{split}.jsonl" for split in SPLITS), "photos") if not (new / name).exists()]
+        if missing:
+            raise ConfigError(f"corpus {config.data.name!r}: its `write` left out {', '.join(missing)}; "
+                              "see e2e_lib.corpora.Corpus for what it must write")
+    echo(f"data: written to {folder}")
+    return folder

@@ -1,0 +1,38 @@
+"""Polynomial programming (notebook 02): a benchmark of gradient estimators whose optimum is known."""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from e2e_lib.bridge.estimators import ESTIMATORS
+from e2e_lib.repro import results
+from e2e_lib.repro.randomness import generator
+
+TARGET = 0.45  # of polynomial programming
+
+
+def polynomial(name: str, temperature: float, *, steps: int, learning_rate: float = 0.02, exponent: float = 1.5, latents: int = 128,
+               batch: int = 64, seed: int = 0) -> list[float]:
+    """Polynomial programming: binary latents x learn to minimise the mean of |x - 0.45|^p, whose optimum 0.45^p is x = 0 throughout.
+
+    Returns its exact expectation before each of ``steps`` steps of Adam and after the last. A step asks for the objective of ``batch``
+    rows, whatever the estimator (REINFORCE's come in groups of 16).
+    """
+    rng, logits = generator(seed, "polynomial", name), torch.zeros(latents, 2, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], learning_rate)
+    rows = batch // 16 if name == "reinforce" else batch
+    ends, values = (torch.tensor([0.0, 1.0]) - TARGET).abs() ** exponent, []
+    for step in range(steps + 1):
+        values.append(float((F.softmax(logits.detach(), -1) @ ends).mean()))
+        if step < steps:
+            loss = ESTIMATORS[name](lambda d: (d[..., 1] - TARGET).abs().pow(exponent).mean(-1), logits.expand(rows, latents, 2), temperature, rng)
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+    return values
+
+
+def long_polynomial(root: Path | str = results.RESULTS) -> dict[tuple[str, float], float]:
+    """Where ``polynomial`` ends after long training, by (name, τ), as `e2e ablate` measured it. Raises ResultsError if that is missing."""
+    return {(row["estimator"], row["temperature"]): row["end"] for row in results.load_json(Path(root) / "estimators" / "polynomial.json")["rows"]}

@@ -1,0 +1,157 @@
+"""What is on the disk is the old version or the new one, whatever happens in between."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2e_lib.repro import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+@settings(max_examples=10, deadline=None)
+def test_bytes_come_back_and_are_replaced(tmp_path_factory, first, second):
+    path = tmp_path_factory.mktemp("files") / "deep" / "file"
+    for content in (first, second):
+        assert files.write_bytes(path, content) == path
+        assert path.read_bytes() == content and names(path.parent) == ["file"]
+
+
+def test_text_and_json(tmp_path):
+    assert files.write_text(tmp_path / "t", "snow ☃\n").read_bytes() == "snow ☃\n".encode()
+    value = {"a": [1, 2.5, None, "☃"], "b": {"c": True}}
+    assert json.loads(files.write_json(tmp_path / "j", value).read_text(encoding="utf-8")) == value
+    with pytest.raises(ValueError, match="[Oo]ut of range float"):
+        files.write_json(tmp_path / "j", {"a": float("nan")})
+    assert json.loads((tmp_path / "j").read_text()) == value and names(tmp_path) == ["j", "t"]
+
+
+def test_files_can_be_read_by_others(tmp_path):
+    with files.atomic_folder(tmp_path / "folder") as new:
+        files.write_text(new / "file", "x")
+    assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota is used up"), (errno.EACCES, "not writable"),
+                                                (errno.EROFS, "read-only"), (errno.EIO, os.strerror(errno.EIO))])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path, monkeypatch, number, advice, call):
+    path = files.write_text(tmp_path / "file", "old")
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, call, fail)
+        with pytest.raises(files.SaveError, match=f"could not save {path}: .*{advice}.*untouched"):
+            files.write_text(path, "new")
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
+
+
+def test_a_folder_appears_whole(tmp_path):
+    with files.atomic_folder(tmp_path / "deep" / "folder") as new:
+        (new / "a").write_text("1")
+        assert not (tmp_path / "deep" / "folder").exists()
+    assert names(tmp_path / "deep") == ["folder"] and names(tmp_path / "deep" / "folder") == ["a"]
+    with files.atomic_folder(tmp_path / "deep" / "folder") as new:
+        (new / "b").write_text("2")
+        assert names(tmp_path / "deep" / "folder") == ["a"]
+    assert names(tmp_path / "deep") == ["folder"] and names(tmp_path / "deep" / "folder") == ["b"]  # replaced, not mixed
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")])
+def test_a_full_disk_while_a_folder_is_filled_leaves_the_old_one(tmp_path, error):
+    # The second is how safetensors reports it.
+    folder = tmp_path / "folder"
+    with files.atomic_folder(folder) as new:
+        (new / "a").write_text("old")
+    with pytest.raises(files.SaveError, match="the disk is full: free some space"), files.atomic_folder(folder) as new:
+        (new / "a").write_text("new")
+        raise error
+    assert names(tmp_path) == ["folder"] and (folder / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug")])
+def test_an_interruption_while_a_folder_is_filled_leaves_the_old_one(tmp_path, error):
+    with files.atomic_folder(tmp_path / "folder") as new:
+        (new / "a").write_text("old")
+    with pytest.raises(type(error)), files.atomic_folder(tmp_path / "folder"):
+        raise error
+    assert names(tmp_path) == ["folder"] and (tmp_path / "folder" / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_rename_that_fails_loses_nothing(tmp_path, monkeypatch, fails_at):
+    folder = tmp_path / "folder"
+    with files.atomic_folder(folder) as new:
+        (new / "a").write_text("old")
+    calls, rename = [], os.replace
+
+    def sometimes(*pair):
+        calls.append(pair)
+        if len(calls) == fails_at:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*pair)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", sometimes)
+        with pytest.raises(files.SaveError), files.atomic_folder(folder) as new:
+            (new / "a").write_text("new")
+    assert len(calls) == fails_at
+    assert (files.recover_folder(folder) / "a").read_text() == "old" and names(tmp_path) == ["folder"]
+
+
+def test_a_folder_cut_off_between_its_two_renames_is_put_back(tmp_path):
+    # Killed where it hurts most: the old folder is aside, the new one not yet in place.
+    script = """
+import os, signal, sys
+from e2e_lib import files
+folder, rename, calls = sys.argv[1], os.replace, []
+def deadly(*pair):
+    calls.append(pair)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*pair)
+with files.atomic_folder(folder) as new:
+    (new / "a").write_text("old")
+files.os.replace = deadly
+with files.atomic_folder(folder) as new:
+    (new / "a").write_text("new")
+"""
+    folder = tmp_path / "folder"
+    ended = subprocess.run([sys.executable, "-c", script, str(folder)], timeout=60,
+                           env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert ended.returncode == -9 and not folder.exists()
+    assert (files.recover_folder(folder) / "a").read_text() == "old"
+    assert files.recover_folder(folder) == folder and (folder / "a").read_text() == "old"  # a second time changes nothing
+    with files.atomic_folder(folder) as new:
+        (new / "a").write_text("newer")
+    assert (folder / "a").read_text() == "newer"
+
+
+def test_settling_prefers_what_is_in_place(tmp_path):
+    for name, text in (("folder", "new"), (".folder.old", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(text)
+    assert (files.recover_folder(tmp_path / "folder") / "a").read_text() == "new"
+    assert files.recover_folder(tmp_path / "absent") == tmp_path / "absent" and not (tmp_path / "absent").exists()
+
+
+def test_hashes_are_those_of_sha256sum(tmp_path):
+    files.write_bytes(tmp_path / "b" / "large", b"x" * 3_000_000)
+    files.write_text(tmp_path / "a", "hello")
+    hashes = files.sha256_folder(tmp_path)
+    assert list(hashes) == ["a", "b/large"]
+    assert hashes["a"] == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    expected = subprocess.run(["sha256sum", str(tmp_path / "b" / "large")], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert hashes["b/large"] == expected

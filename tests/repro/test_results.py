@@ -1,0 +1,197 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2e_lib.repro import files, results
+from e2e_lib.repro.results import ResultsError, load_json, published, read_runs, read_summary, summarise, write_run
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "results"
+
+
+def provenance(seed: int = 0, lr: float = 5e-5) -> dict:
+    return {"config": {"profile": "mini", "seed": seed, "train": {"lr": lr, "seed": seed}}, "seeds": {"train": seed}}
+
+
+def write(root, seed, system="end_to_end", lr=5e-5, profile="mini", **metrics):
+    return write_run(profile, system, seed, {"n": {"dialogues": 500}, **metrics}, provenance(seed, lr), root)
+
+
+def test_runs_come_back_as_written_in_order(tmp_path):
+    path = write(tmp_path, 10, bleu1=0.25, signature="nrefs:1")
+    write(tmp_path, 9, bleu1=0.5)
+    write(tmp_path, 0, system="divter", bleu1=0.125)
+    assert path == tmp_path / "mini" / "runs" / "end_to_end-seed10.json"
+    runs = read_runs("mini", tmp_path)
+    assert [(run["system"], run["seed"]) for run in runs] == [("divter", 0), ("end_to_end", 9), ("end_to_end", 10)]
+    assert runs[2] == json.loads(path.read_text()) == {
+        "profile": "mini", "system": "end_to_end", "seed": 10, "provenance": provenance(10),
+        "metrics": {"n": {"dialogues": 500}, "bleu1": 0.25, "signature": "nrefs:1"}}
+    assert read_runs("smoke", tmp_path) == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=5))
+def test_summary_agrees_with_numpy(tmp_path_factory, values):
+    root = tmp_path_factory.mktemp("results")
+    for seed, value in enumerate(values):
+        write(root, seed, bleu1=value)
+    cell = summarise("mini", root)["systems"]["end_to_end"]["bleu1"]
+    assert cell["mean"] == pytest.approx(np.mean(values)) and cell["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    assert cell["n"] == len(values)
+
+
+def test_summary_has_the_numeric_metrics_common_to_a_systems_runs(tmp_path):
+    write(tmp_path, 0, bleu1=0.5, fid=3, kid=0.1, signature="a", shared=True)
+    write(tmp_path, 1, bleu1=0.25, fid=5, kid=None, signature="a", shared=True)
+    write(tmp_path, 0, system="pipeline", kid=0.5)
+    made = summarise("mini", tmp_path)
+    assert made == {
+        "profile": "mini",
+        "systems": {"end_to_end": {"bleu1": {"mean": 0.375, "std": math.sqrt(2 * 0.125**2), "n": 2},
+                                   "fid": {"mean": 4.0, "std": math.sqrt(2), "n": 2}},
+                    "pipeline": {"kid": {"mean": 0.5, "std": None, "n": 1}}},
+        "runs": ["end_to_end-seed0.json", "end_to_end-seed1.json", "pipeline-seed0.json"],
+        "test": {"dialogues": 500}}
+    assert read_summary("mini", tmp_path) == made
+    before = (tmp_path / "mini" / "summary.json").read_bytes()
+    summarise("mini", tmp_path)
+    assert (tmp_path / "mini" / "summary.json").read_bytes() == before
+
+
+def test_runs_of_another_configuration_are_refused_by_name(tmp_path):
+    write(tmp_path, 0, bleu1=0.5)
+    write(tmp_path, 0, system="pipeline", lr=1e-3, bleu1=0.5)  # another system may be configured otherwise
+    summarise("mini", tmp_path)
+    write(tmp_path, 1, lr=1e-4, bleu1=0.5)
+    before = (tmp_path / "mini" / "summary.json").read_bytes()
+    with pytest.raises(ResultsError, match=r"end_to_end-seed1\.json .* end_to_end-seed0\.json: train\.lr is 5e-05 there and 0\.0001 here"):
+        summarise("mini", tmp_path)
+    assert (tmp_path / "mini" / "summary.json").read_bytes() == before
+
+
+def test_runs_of_another_profile_are_refused_by_name(tmp_path):
+    path = write(tmp_path, 0, bleu1=0.5)
+    (tmp_path / "smoke" / "runs").mkdir(parents=True)
+    (tmp_path / "smoke" / "runs" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ResultsError, match=r"end_to_end-seed0\.json: it is a run of profile 'mini', expected 'smoke'"):
+        summarise("smoke", tmp_path)
+
+
+def test_test_sets_of_different_sizes_are_refused(tmp_path):
+    write(tmp_path, 0, bleu1=0.5)
+    write(tmp_path, 1, bleu1=0.5, n={"dialogues": 64})
+    with pytest.raises(ResultsError, match=r"end_to_end-seed1\.json was tested on .*64.*not comparable"):
+        summarise("mini", tmp_path)
+
+
+def test_nothing_to_summarise_says_how_to_make_it(tmp_path):
+    with pytest.raises(ResultsError, match="no runs to summarise; make them with `e2e reproduce --profile mini`"):
+        summarise("mini", tmp_path)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b'{"profile": "mini", "sys', "damaged, it is not readable JSON"),
+    (b"\xff\xfe\x00", "damaged, it is not readable JSON"),
+    (b"[" * 100_000, "damaged, it is not readable JSON"),
+    (b"[]", "expected an object, found list"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": true}', "field 'seed': expected int, found True"),
+    (b'{"profile": "mini", "system": "pipeline", "seed": 0, "metrics": {}, "provenance": {"config": {}}}', "which its name does not say"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": {}}', "provenance.config"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {"fid": NaN}, "provenance": {"config": {}}}', "'fid' is nan"),
+])
+def test_a_damaged_run_is_named(tmp_path, content, message):
+    path = tmp_path / "mini" / "runs" / "end_to_end-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match=rf"(?s)end_to_end-seed0\.json: .*{message}"):
+        summarise("mini", tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"metrics": {"fid": math.nan}}, "metric 'fid' is nan"),
+    ({"metrics": {"fid": math.inf}}, "metric 'fid' is inf"),
+    ({"metrics": {"per_thing": {"kite": math.nan}}}, "cannot be kept as JSON"),
+    ({"metrics": {"fid": object()}}, "cannot be kept as JSON"),
+    ({"system": "../end"}, "field 'system'"),
+    ({"seed": -1}, "field 'seed'"),
+    ({"provenance": {}}, "provenance.config"),
+])
+def test_what_is_no_result_is_not_written(tmp_path, arguments, message):
+    good = {"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": provenance()}
+    with pytest.raises(ResultsError, match=f"was not written: .*{message}"):
+        write_run(**good | arguments, root=tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ResultsError, match=r"gone\.json: no such file"):
+        load_json(tmp_path / "gone.json")
+    with pytest.raises(ResultsError, match=r"summary\.json: no such file"):
+        read_summary("mini", tmp_path)
+
+
+def test_published_table_1_adds_up():
+    table = published(1, PUBLISHED)
+    assert table["source"] == "arXiv 2408.08650 v1, Table 1" and len(table["rows"]) == 8
+    rows = {(row["dataset"], row["split"]): row for row in table["rows"]}
+    for dataset in ("PhotoChat", "DialogCC"):
+        total = rows[dataset, "total"]
+        for column in ("dialogues", "utterances", "consecutive_utterances", "images", "distinct_images"):
+            assert sum(rows[dataset, split][column] for split in ("train", "dev", "test")) == total[column]
+    for row in table["rows"]:
+        assert row.keys() == table["columns"].keys()
+        assert row["utterances_per_dialogue"] == pytest.approx(row["consecutive_utterances"] / row["dialogues"], abs=0.00501)
+        assert row["images_per_dialogue"] == pytest.approx(row["images"] / row["dialogues"], abs=0.00501)
+
+
+def test_published_table_2_has_the_papers_order_of_systems():
+    table = published(2, PUBLISHED)
+    assert table["source"] == "arXiv 2408.08650 v1, Table 2"
+    rows = {(row["dataset"], row["system"]): row for row in table["rows"]}
+    assert [len([key for key in rows if key[0] == dataset]) for dataset in ("PhotoChat", "DialogCC")] == [4, 3]
+    reported, ours = rows["PhotoChat", "divter_reported"], rows["PhotoChat", "end_to_end"]
+    assert (reported["is"], reported["is_std"], reported["fid"]) == (15.8, 0.6, 29.16)
+    assert [ours[key] for key in ("bleu1", "bleu2", "rougeL", "is", "is_std", "fid")] == [12.08, 2.94, 11.0, 14.47, 0.94, 75.88]
+    for dataset in ("PhotoChat", "DialogCC"):
+        divter, pipeline, joint = (rows[dataset, system] for system in ("divter", "pipeline", "end_to_end"))
+        for key in ("bleu1", "bleu2", "rougeL", "is"):
+            assert divter[key] < pipeline[key] < joint[key]
+        assert divter["fid"] > pipeline["fid"] > joint["fid"]
+    for row in table["rows"]:
+        assert set(table["columns"]) <= row.keys()
+
+
+def test_other_tables_are_refused():
+    with pytest.raises(ResultsError, match="Tables 1 and 2, not 3"):
+        published(3, PUBLISHED)
+    assert results.RESULTS == Path("results")
+
+
+def test_runs_of_another_version_of_the_code_or_of_other_parts_are_refused_by_name(tmp_path):
+    def versioned(system, seed, code, shipped):
+        write_run("mini", system, seed, {"bleu1": 1.0}, {**provenance(seed), "code": code, "weights": {"shipped": shipped}}, tmp_path)
+
+    versioned("divter", 0, "1", "a")
+    versioned("pipeline", 0, "1", "a")
+    assert set(summarise("mini", tmp_path)["systems"]) == {"divter", "pipeline"}
+    versioned("pipeline", 1, "2", "a")
+    with pytest.raises(ResultsError, match="pipeline-seed1.json was scored by another version of the code than divter-seed0.json"):
+        summarise("mini", tmp_path)
+    assert summarise("mini", tmp_path, seeds=[0])["runs"] == ["divter-seed0.json", "pipeline-seed0.json"]
+    versioned("pipeline", 1, "1", "b")
+    with pytest.raises(ResultsError, match="pipeline-seed1.json was trained from other shipped parts than divter-seed0.json"):
+        summarise("mini", tmp_path)
+
+
+def test_runs_from_earlier_parts_say_so(tmp_path):
+    shipped = files.sha256(Path(results.__file__).parent / "weights" / "mini" / "manifest.json")
+    for profile, parts in (("now", shipped), ("before", "another")):
+        write_run(profile, "divter", 0, {"bleu1": 1.0}, {**provenance(), "weights": {"shipped": parts}}, tmp_path)
+        made = summarise(profile, tmp_path)
+        assert made["shipped"] == parts and bool(results.outdated(made)) == (profile == "before")
+    assert results.outdated({}) == ""
