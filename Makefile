@@ -5,48 +5,55 @@ PIP_ARGS ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
-E2E := $(VENV)/bin/e2e
+BIN := $(VENV)/bin
 PIP = $(VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check $(PIP_ARGS)
 # A pin, as pyproject.toml has it.
 pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
 PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce compare test bench lint clean FORCE
+.PHONY: help setup reproduce compare test bench lint house clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
 	@echo 'make reproduce   train, evaluate, draw the figures and run the notebooks; PROFILE=mini (default) or smoke'
 	@echo 'make compare     the same training and scores with five seeds, all three systems beside each other'
-	@echo 'make test        run the tests, and every notebook at smoke'
-	@echo 'make bench       measure speed'
-	@echo 'make lint        check style and types'
+	@echo 'make test        run the tests, and every notebook at smoke; TESTS=... (passed to pytest)'
+	@echo 'make bench       measure speed; BENCH=name for one benchmark'
+	@echo 'make lint        check style, types and which module imports which'
+	@echo 'make house       count lines, cycles and broken contracts'
 	@echo 'make clean       remove what can be made again'
-	@echo 'Variables: PROFILE=$(PROFILE)  PYTHON=$(PYTHON)  PIP_ARGS=... (passed to pip; an --extra-index-url can bring another build of torch)'
+	@echo 'Variables: PROFILE=$(PROFILE)  PYTHON=$(PYTHON)  PIP_ARGS=... (passed to pip; an --extra-index-url can'
+	@echo 'bring another build of torch)'
 
 setup: $(STAMP)
-	$(E2E) doctor
+	$(BIN)/e2e doctor
 
 reproduce: $(STAMP)
-	$(E2E) reproduce --profile $(PROFILE)
+	$(BIN)/e2e reproduce --profile $(PROFILE)
 
 compare: $(STAMP)
-	$(E2E) compare --profile $(PROFILE)
+	$(BIN)/e2e compare --profile $(PROFILE)
 
 test: $(STAMP)
-	$(E2E) test
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(TESTS)
 
 bench: $(STAMP)
-	$(E2E) bench
+	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 
 lint: $(STAMP)
-	$(E2E) lint
+	$(BIN)/python -m ruff check e2e_lib tests
+	$(BIN)/python -m mypy e2e_lib
+	$(BIN)/lint-imports --no-cache --no-logo
 
-clean: $(STAMP)
-	$(E2E) clean
+house: $(STAMP)
+	$(BIN)/python tests/house.py
 
-# The paths of its folder are written into a virtual environment, so one that was moved or copied, lost its Python or was never
-# finished is made anew; a sound one is kept, and pip changes only what differs from the pins.
+clean:
+	rm -rf data runs results/smoke figures/smoke .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# The paths of its folder are written into a virtual environment, so one that was moved or copied, lost its Python or
+# was never finished is made anew; a sound one is kept, and pip changes only what differs from the pins.
 SOUND := $(shell grep -Fqs "$(CURDIR)/$(VENV)/bin/" $(VENV)/bin/pip && $(VENV)/bin/python $(PYTHON_IS_311) 2>/dev/null && echo yes)
 
 define MAKE_VENV

@@ -1,309 +1,292 @@
-"""The command line: `e2e COMMAND`. Every `make` target is one of these calls."""
+"""The command line: ``e2e COMMAND``; ``e2e --help`` lists the commands, ``e2e COMMAND --help`` their options.
 
-import argparse
-import importlib.util
+``results/``, ``runs/``, ``data/`` and ``figures/`` are those of the current folder. Heavy imports stand
+inside commands, so that help and mistakes show at once.
+"""
+
+import contextlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Option
+from typer.core import TyperGroup
 
 from e2e_lib import config as configuration
+from e2e_lib.config import Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+LISTS = ("--seeds", "--variants")  # options that take several values: --seeds 0 1 2
+# The tokenizers that `e2e vocabularies` compares, the first of each that can be had, and their short names.
+SOURCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "llama-2", "pip:mistral-common": "mistral"}
+TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
+
+Profile = Annotated[str, Option(help="smoke, mini, small or paper")]
+Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
+Seeds = Annotated[list[int] | None, Option(min=0, help="one run each  [default: 0 1 2; smoke: 0]")]
+FiveSeeds = Annotated[list[int] | None, Option(min=0, help="one run each  [default: 0 1 2 3 4; smoke: 0]")]
+System = Annotated[str | None, Option(help="end_to_end, pipeline or divter")]
+Fresh = Annotated[bool, Option("--fresh", help="do everything again instead of keeping what is done")]
+Out = Annotated[Path | None, Option(help="folder for the parts  [default: runs/pretraining/PROFILE/parts]")]
+Baselines = Annotated[bool, Option("--baselines", help="the baselines' own parts, from the shipped ones")]
+Variants = Annotated[list[str], Option(help="groups, or single variants by name")]
+Publish = Annotated[bool, Option("--publish", help="put the executed notebooks into notebooks/")]
+Captions = Annotated[Path, Option(help="a file of one caption per line, or JSON lines")]
+Tokenizer = Annotated[str | None, Option(help="hub id, folder or pip:PACKAGE  [default: Llama's; CLIP's]")]
+Name = Annotated[str | None, Option(help="results/vocabularies/NAME.json  [default: by the tokenizers]")]
+
+
+class Commands(TyperGroup):
+    """All commands: errors meant for a user become one message on stderr and exit code 1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        option, values, repeated = "", 0, list[str]()
+        for word in args:
+            if word.startswith("-"):
+                option, values = word, 0
+            else:
+                values += 1
+                repeated += [option] * (option in LISTS and values > 1)  # --seeds 0 1 is --seeds 0 --seeds 1
+            repeated.append(word)
+        return super().parse_args(ctx, repeated)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted; what is done is kept: the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if not type(error).__module__.startswith("e2e_lib."):  # the package's own errors say what to do
+                raise
+            typer.echo(f"\ne2e {ctx.invoked_subcommand}: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
+                  pretty_exceptions_enable=False, epilog="Begin with: e2e reproduce --profile smoke")
+
+
+@app.callback()
+def quiet_libraries() -> None:
+    """A chat partner that reads and draws photos, trained as one model."""
+    # Small parts load in a blink, and a machine without a hub would read of every attempt to reach it.
+    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _config(arguments: argparse.Namespace) -> configuration.Config:
-    config = configuration.load(arguments.profile, arguments.set)
-    if getattr(arguments, "system", None):
-        config = configuration.replace(config, "model.system", arguments.system)
+def load(profile: str, settings: list[str] | None, system: str | None = None, corpus: bool = True) -> Config:
+    """The configuration of a command. Raises ConfigError, also where a ``corpus`` it needs is not there."""
+    config = configuration.load(profile, [*(settings or []), *([f"model.system={system}"] if system else [])])
+    if corpus:
+        from e2e_lib import corpora
+        corpora.named(config.data.name)
     return config
 
 
-def _reproduce(arguments: argparse.Namespace) -> None:
+def seeds_of(seeds: list[int] | None, profile: str, count: int = 3) -> list[int]:
+    return seeds or list(range(1 if profile == "smoke" else count))
+
+
+def require_root() -> None:
+    """Raises ConfigError unless the current folder is the repository's root."""
+    if not all(Path(name).exists() for name in ("pyproject.toml", "e2e_lib", "notebooks")):
+        raise ConfigError(f"this command reads the repository, and {Path.cwd()} is not its root; "
+                          f"go there first: cd {ROOT}")
+
+
+@app.command()
+def reproduce(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
+              fresh: Fresh = False) -> None:
+    """Data, joint training, scores, figures and notebooks; goes on from where it was."""
+    require_root()
+    config = load(profile, settings)
     from e2e_lib.reproduce import reproduce
-    reproduce(_config(arguments), arguments.seeds, say, arguments.fresh)
+    reproduce(config, seeds_of(seeds, profile), say, fresh)
 
 
-def _data(arguments: argparse.Namespace) -> None:
+@app.command()
+def data(profile: Profile = "mini", settings: Settings = None) -> None:
+    """Make the corpus of a profile."""
+    config = load(profile, settings)
     from e2e_lib.corpora import prepare
-    prepare(_config(arguments), say)
+    prepare(config, say)
 
 
-def _pretrain(arguments: argparse.Namespace) -> None:
+@app.command()
+def pretrain(profile: Profile = "mini", settings: Settings = None, out: Out = None,
+             baselines: Baselines = False) -> None:
+    """Make the pretrained parts from scratch (up to two hours)."""
+    config = load(profile, settings)
     from e2e_lib.models.hub import WEIGHTS
-    from e2e_lib.pretraining.parts import pretrain, pretrain_baselines
-    out = Path(arguments.out) if arguments.out else None
-    if arguments.baselines:
-        pretrain_baselines(_config(arguments), say, WEIGHTS / "mini", out)
+    from e2e_lib.pretraining import parts
+    if baselines:
+        parts.pretrain_baselines(config, say, WEIGHTS / "mini", out)
     else:
-        pretrain(_config(arguments), say, out)
+        parts.pretrain(config, say, out)
 
 
-def _train(arguments: argparse.Namespace) -> None:
+@app.command()
+def train(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
+          system: System = None) -> None:
+    """Training alone, of one system."""
+    config = load(profile, settings, system)
     from e2e_lib.training.loop import train
-    for seed in arguments.seeds:
-        train(_config(arguments), seed, say)
+    for seed in seeds_of(seeds, profile):
+        train(config, seed, say)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+@app.command()
+def evaluate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
+             system: System = None) -> None:
+    """Score trained runs on the test split."""
+    config = load(profile, settings, system)
     from e2e_lib.experiments.evaluate import evaluate
     from e2e_lib.repro import results
-    from e2e_lib.reproduce import summary_lines
-    config = _config(arguments)
-    for seed in arguments.seeds:
+    from e2e_lib.reproduce import score_lines
+    for seed in seeds_of(seeds, profile):
         evaluate(config, seed, say)
-    say(summary_lines(results.summarise(config.profile)))
+    say(score_lines(results.summarise(profile)))
 
 
-def _ablate(arguments: argparse.Namespace) -> None:
-    from e2e_lib.evaluation.scene_classifier import load_scene_classifier
-    from e2e_lib.experiments import ablation
-    from e2e_lib.reproduce import summary_lines
-    config, seeds = _config(arguments), arguments.seeds
-    ablation.names_of(arguments.variants)  # a misspelt name is to be known before hours of training
-    say(summary_lines(ablation.ablate(config, seeds, say, arguments.variants)))
-    differences = ablation.differences(config, seeds, load_scene_classifier(configuration.SHIPPED), say)
-    for path in (differences, ablation.truths(config, seeds[0], say), ablation.step_seconds(config, say), ablation.coins(say)):
+@app.command()
+def compare(profile: Profile = "mini", settings: Settings = None, seeds: FiveSeeds = None) -> None:
+    """Train and score all three systems with five seeds; differences with intervals, and tables."""
+    config = load(profile, settings)
+    from e2e_lib.reproduce import compare
+    compare(config, seeds_of(seeds, profile, 5), say)
+
+
+@app.command()
+def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
+           variants: Variants = ["maps", "estimators", "ingredients"]) -> None:  # noqa: B006
+    """Train with every vocabulary map, estimator and ingredient, and measure its gradient (hours)."""
+    config, seeds = load(profile, settings), seeds_of(seeds, profile)
+    from e2e_lib.experiments import ablation, gradient_alignment, polynomial
+    from e2e_lib.reproduce import score_lines
+    say(score_lines(ablation.ablate(config, seeds, say, variants), "system", "metric"))
+    for path in (ablation.differences(config, seeds, say), gradient_alignment.measure(config, seeds[0], say),
+                 ablation.step_seconds(config, say), polynomial.measure(say)):
         if path:
             say(f"wrote {path}")
 
 
-def _compare(arguments: argparse.Namespace) -> None:
-    from e2e_lib.config import SYSTEMS
-    from e2e_lib.evaluation.scene_classifier import load_scene_classifier
-    from e2e_lib.experiments import propagation
-    from e2e_lib.reproduce import compare, run_all, staged
-    config = _config(arguments)
-    stage = staged(2 + 2 * len(SYSTEMS) * len(arguments.seeds), say)
-    run_all(config, arguments.seeds, stage, say)
-    scores = compare(config, arguments.seeds, stage, say)
-    stage("FID of photos from gold captions")
-    propagation.gold_fid(config, arguments.seeds, SYSTEMS, load_scene_classifier(configuration.SHIPPED), say)
-    say(scores)
-
-
-def _figures(arguments: argparse.Namespace) -> None:
-    from e2e_lib.report.figures import draw_all
-    for path in draw_all(_config(arguments).profile, arguments.seeds):
+@app.command()
+def figures(profile: Profile = "mini", seeds: Seeds = None) -> None:
+    """Draw the figures from results/."""
+    require_root()
+    from e2e_lib.report.results_figures import draw_all
+    for path in draw_all(profile, seeds_of(seeds, profile)):
         say(str(path))
 
 
-def _readme(arguments: argparse.Namespace) -> None:
+@app.command()
+def readme() -> None:
+    """Write the README's numbers from results/."""
+    require_root()
     from e2e_lib.report.readme import update
-    say(f"updated {update(ROOT / 'README.md', root=ROOT / 'results')}")
+    say(f"updated {update()}")
 
 
-def _notebooks(arguments: argparse.Namespace) -> None:
-    from e2e_lib.repro.notebooks import publish
-    from e2e_lib.reproduce import run_notebooks
-    for outcome in run_notebooks(_config(arguments), arguments.seeds, say, arguments.fresh):
-        if arguments.publish:
-            say(f"published {publish(outcome.executed, ROOT / 'notebooks' / outcome.executed.name)}")
+@app.command()
+def notebooks(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None, fresh: Fresh = False,
+              publish: Publish = False) -> None:
+    """Run the numbered notebooks headlessly."""
+    require_root()
+    config = load(profile, settings)
+    from e2e_lib.repro import notebooks
+    from e2e_lib.reproduce import run_numbered_notebooks
+    for executed in run_numbered_notebooks(config, seeds_of(seeds, profile), say, fresh):
+        if publish:
+            say(f"published {notebooks.publish(executed, Path('notebooks') / executed.name)}")
 
 
-def _chat(arguments: argparse.Namespace) -> None:
-    from PIL import Image, UnidentifiedImageError
+@app.command()
+def chat(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
+         system: System = None) -> None:
+    """Chat with the shipped model in the terminal."""
+    config = load(profile, settings, system, corpus=False)
+    from PIL import Image
 
     from e2e_lib.inference.chat import ChatPartner
     from e2e_lib.models.systems import build
-    config = _config(arguments)
-    partner = ChatPartner(build(config), config.inference, arguments.seeds[0], config.data.photo_size)
-    say("Say something; `/photo FILE` shares a photo, `/more` lets the partner go on, an empty line ends the chat.")
-    shared = 0
-    while line := input("you: ").strip():
-        try:
-            if line == "/more":
-                answer = partner.go_on()
-            elif line.startswith("/photo "):
-                answer = partner.say(photo=Image.open(Path(line[7:].strip()).expanduser()))
-            else:
-                answer = partner.say(line)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            say(f"(not sent: {error})")
-            continue
-        say(f"partner: {answer.text}")
-        if answer.image:
-            shared += 1
-            name = Path(f"photo-{shared}.png")
-            answer.image.save(name)
-            say(f"partner shares {name}: {answer.caption}")
+    partner, shared = ChatPartner(build(config), config.inference, (seeds or [0])[0]), 0
+    say("Say something; `/photo FILE` shares a photo, `/more` lets the partner go on, an empty line ends it.")
+    with contextlib.suppress(EOFError):
+        while line := input("you: ").strip():
+            try:
+                if line == "/more":
+                    answer = partner.go_on()
+                elif line.startswith("/photo "):
+                    answer = partner.say(photo=Image.open(Path(line[7:].strip()).expanduser()))
+                else:
+                    answer = partner.say(line)
+            except (OSError, ValueError) as error:
+                say(f"(not sent: {error})")
+                continue
+            say(f"partner: {answer.text}")
+            if answer.image:
+                shared += 1
+                answer.image.save(f"photo-{shared}.png")
+                say(f"partner shares photo-{shared}.png: {answer.caption}")
 
 
-def _show_config(arguments: argparse.Namespace) -> None:
-    for row in configuration.table(_config(arguments)):
+@app.command("config")
+def show_config(profile: Profile = "mini", settings: Settings = None) -> None:
+    """Every setting of a profile, its value, meaning and range."""
+    for row in configuration.table(load(profile, settings, corpus=False)):
         say(f"{row['key']} = {row['value']}\n    {row['meaning']} ({row['allowed']})")
 
 
-# Which vocabularies `e2e vocabularies` looks at, the first that can be had: hub id or package, and its name in results/vocabularies/.
-SOURCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "llama-2", "pip:mistral-common": "mistral"}
-TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
-
-
-def _vocabularies(arguments: argparse.Namespace) -> None:
+@app.command()
+def vocabularies(captions: Captions, source: Tokenizer = None, target: Tokenizer = None,
+                 name: Name = None) -> None:
+    """How two tokenizers disagree about captions, counted."""
     from e2e_lib.experiments.vocabularies import first_of, read_captions, survey
     from e2e_lib.repro import results
     try:
-        captions = read_captions(Path(arguments.captions))
-        source, one = first_of([arguments.source] if arguments.source else list(SOURCES))
-        target, other = first_of([arguments.target] if arguments.target else list(TARGETS))
-        if not arguments.name and not (source in SOURCES and target in TARGETS):
-            raise ValueError("with --source or --target of your own, --name says what to call the result, such as --name qwen_clip")
-        say(f"{source} beside {target}, on {len(captions)} captions")
-        found = survey(one, other, captions)
+        texts = read_captions(captions)
+        source, one = first_of([source] if source else list(SOURCES))
+        target, other = first_of([target] if target else list(TARGETS))
+        if not name and not (source in SOURCES and target in TARGETS):
+            raise ValueError("with --source or --target of your own, --name says what to call the result, "
+                             "such as --name qwen_clip")
+        say(f"{source} beside {target}, on {len(texts)} captions")
+        comparison = survey(one, other, texts)
     except (ValueError, TypeError) as error:
-        raise configuration.ConfigError(str(error)) from None
-    path = results.write_vocabularies(arguments.name or f"{SOURCES[source]}_{TARGETS[target]}", found)
-    say(json.dumps(found, indent=1))
+        raise ConfigError(str(error)) from None
+    path = results.write_vocabularies(name or f"{SOURCES[source]}_{TARGETS[target]}", comparison)
+    say(json.dumps(comparison, indent=1))
     say(f"wrote {path}")
 
 
-def _doctor(_: argparse.Namespace) -> None:
+@app.command()
+def doctor() -> None:
+    """Versions, and whether the shipped weights are sound."""
     from e2e_lib.models.hub import WEIGHTS
-    from e2e_lib.repro import provenance
     from e2e_lib.repro.files import CheckpointError, check
-    versions = {"python": sys.version.split()[0], **{name: provenance._version(name) for name in provenance.LIBRARIES}}
-    say("\n".join(f"{name:16s} {version or 'MISSING'}" for name, version in versions.items()))
+    from e2e_lib.repro.provenance import library_versions
+    for name, version in library_versions().items():
+        say(f"{name:16s} {version or 'MISSING'}")
     try:
         for name in ("mini", "mini-baselines"):
             say(f"{'weights':16s} {name}: {len(check(WEIGHTS / name))} files, sound")
     except CheckpointError as error:
-        raise CheckpointError(f"the shipped weights are not sound ({error}); check out e2e_lib/weights anew, or make them again with "
-                              "`e2e pretrain --profile mini`, and then with --baselines") from None
-    say("Ready: `make reproduce` (or `e2e reproduce`) does everything; `make reproduce PROFILE=smoke` is a quick look.")
+        raise CheckpointError(f"the shipped weights are not sound ({error}); check out e2e_lib/weights anew, "
+                              "or run `e2e pretrain --profile mini`, and then with --baselines") from None
+    say("Ready: `make reproduce` does everything; `make reproduce PROFILE=smoke` is a quick look.")
 
 
-def _test(arguments: argparse.Namespace) -> None:
-    several = ["-n", str(arguments.jobs), "--dist", "worksteal"] if arguments.jobs > 1 else []
-    _call([sys.executable, "-m", "pytest", "-q", *several, *arguments.rest])
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    from e2e_lib.repro.files import write_json
-    scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
-    names, flags = ([word for word in arguments.rest if word.startswith("-") == flag] for flag in (False, True))
-    chosen = [script for script in scripts if not names or any(name in script.stem for name in names)]
-    if not chosen:
-        raise configuration.ConfigError(f"no benchmark is called {' or '.join(names)}; there are: "
-                                        + ", ".join(script.stem.removeprefix("bench_") for script in scripts))
-    measured = []
-    for script in chosen:
-        done = subprocess.run([sys.executable, str(script), *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        say(done.stdout.strip())
-        if done.returncode:
-            sys.exit(done.returncode)
-        measured.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    if len(chosen) == len(scripts):
-        write_json(ROOT / "results" / "mini" / "benchmarks.json", {"command": "e2e bench", "cpu_count": os.cpu_count(), "measured": measured})
-
-
-def _lint(_: argparse.Namespace) -> None:
-    _call([sys.executable, "-m", "ruff", "check", "e2e_lib", "tests"])
-    _call([sys.executable, "-m", "mypy", "e2e_lib"])
-
-
-def _clean(_: argparse.Namespace) -> None:
-    for name in ("data", "runs", "results/smoke", "figures/smoke", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"):
-        if (ROOT / name).exists():
-            say(f"removing {name}")
-            shutil.rmtree(ROOT / name)
-
-
-def _call(command: list[str]) -> None:
-    missing = command[1:3] if command[1] == "-m" else []
-    if missing and importlib.util.find_spec(missing[1]) is None:
-        raise configuration.ConfigError(f"{missing[1]} is not installed; run `make setup`, which installs everything the tests need")
-    done = subprocess.run(command, cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, ...]]] = {
-    "reproduce": (_reproduce, "data, joint training, scores, figures and notebooks; goes on from where it was", ("config", "seeds", "fresh")),
-    "data": (_data, "make the corpus of a profile", ("config",)),
-    "pretrain": (_pretrain, "make the pretrained parts from scratch (up to two hours)", ("config", "out", "baselines")),
-    "train": (_train, "training alone, of one system", ("config", "seeds", "system")),
-    "evaluate": (_evaluate, "score trained runs on the test split", ("config", "seeds", "system")),
-    "compare": (_compare, "train and score all three systems with five seeds; differences with intervals, and tables", ("config", "seeds")),
-    "ablate": (_ablate, "every vocabulary map, estimator and ingredient: training with it, and its gradient beside the true one (hours)",
-               ("config", "seeds", "variants")),
-    "figures": (_figures, "draw the figures from results/", ("config", "seeds")),
-    "readme": (_readme, "write the README's numbers from results/", ()),
-    "notebooks": (_notebooks, "run the numbered notebooks headlessly", ("config", "seeds", "fresh", "publish")),
-    "chat": (_chat, "chat with the shipped model in the terminal", ("config", "seeds", "system")),
-    "config": (_show_config, "every setting of a profile, its value, meaning and range", ("config",)),
-    "vocabularies": (_vocabularies, "how two tokenizers disagree about captions, counted", ("vocabularies",)),
-    "doctor": (_doctor, "versions, and whether the shipped weights are sound", ()),
-    "test": (_test, "the tests (further arguments go to pytest)", ("jobs", "rest")),
-    "bench": (_bench, "the benchmarks, each a ratio against a named alternative", ("rest",)),
-    "lint": (_lint, "ruff and mypy", ()),
-    "clean": (_clean, "remove data, runs and caches; committed results stay", ()),
-}
-
-
-def parser() -> argparse.ArgumentParser:
-    main_parser = argparse.ArgumentParser(prog="e2e", description="A chat partner that reads and draws photos, trained as one model: data, "
-                                          "training, scores and notebooks.", epilog="Begin with: e2e reproduce --profile smoke")
-    commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, meaning, options) in COMMANDS.items():
-        command = commands.add_parser(name, help=meaning, description=meaning)
-        if "config" in options:
-            command.add_argument("--profile", default="mini", metavar="NAME", help="smoke, mini (default), small or paper")
-            command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. train.epochs=2")
-        if "seeds" in options:
-            command.add_argument("--seeds", type=int, nargs="+", default=[0] if name == "chat" else None, metavar="N",
-                                 help="seeds, one run each (default: 0 1 2, and 0 for smoke)" if name != "compare" else
-                                 "seeds, one run of each system each (default: 0 1 2 3 4, and 0 for smoke)")
-        if "system" in options:
-            command.add_argument("--system", metavar="NAME", help="end_to_end (default), pipeline or divter")
-        if "variants" in options:
-            command.add_argument("--variants", nargs="+", default=["maps", "estimators", "ingredients"], metavar="NAME",
-                                 help="which: maps, estimators, ingredients (all by default), or single ones by name")
-        if "fresh" in options:
-            command.add_argument("--fresh", action="store_true", help="do everything again instead of keeping what is done")
-        if "publish" in options:
-            command.add_argument("--publish", action="store_true", help="put the executed notebooks into notebooks/")
-        if "out" in options:
-            command.add_argument("--out", metavar="FOLDER", help="where the parts go (default: runs/pretraining/PROFILE/parts)")
-        if "baselines" in options:
-            command.add_argument("--baselines", action="store_true", help="make the parts that only the baselines have, from the shipped ones")
-        if "jobs" in options:
-            command.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="tests at once (default 2)")
-        if "vocabularies" in options:
-            command.add_argument("--source", metavar="ID", help="the language model's tokenizer: a hub id, a folder or pip:mistral-common (default: "
-                                 "TinyLlama's, which is Llama-2's, or else that package's)")
-            command.add_argument("--target", metavar="ID", help="the text encoder's: a hub id, a folder or pip:openai-clip (default: CLIP's)")
-            command.add_argument("--captions", required=True, metavar="FILE", help="captions, one a line, or JSON lines")
-            command.add_argument("--name", help="results/vocabularies/NAME.json (default: by the tokenizers, such as llama-2_clip)")
-        if "rest" in options:
-            command.add_argument("rest", nargs=argparse.REMAINDER, metavar="…")
-    return main_parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    if getattr(arguments, "seeds", 0) is None:
-        arguments.seeds = list(range(1 if arguments.profile == "smoke" else 5 if arguments.command == "compare" else 3))
-    from e2e_lib.data.dialogue import DataError
-    from e2e_lib.repro.files import CheckpointError, SaveError
-    from e2e_lib.repro.notebooks import NotebookError, NotebookFailed
-    from e2e_lib.repro.results import ResultsError
-    try:
-        COMMANDS[arguments.command][0](arguments)
-    except (configuration.ConfigError, CheckpointError, DataError, SaveError, NotebookError, NotebookFailed, ResultsError) as error:
-        print(f"\ne2e {arguments.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+def main() -> None:
+    app(prog_name="e2e")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

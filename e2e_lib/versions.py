@@ -1,8 +1,8 @@
-"""Versions of what decides a number. Raise one by hand whenever a change makes the same command give other numbers.
+"""Versions of what decides a number; raise one by hand when a change makes a command give other numbers.
 
-Results record these versions, and a result made under another one is made again. Where code stands, and how it is
-written, does not count: ``tests/test_versions.py`` holds golden values of each, and fails when numbers change while
-the version does not.
+Results record these versions, and a result made under another one is made again. Where code stands, and how
+it is written, does not count: ``tests/test_versions.py`` holds golden values of each, and fails when numbers
+change while the version does not.
 """
 
 MINICHAT = 1  # which dialogues and photos MiniChat has
@@ -14,4 +14,5 @@ GRADIENTS = 1  # the bridge: maps and estimators, and how they are measured
 
 def versions(*names: str) -> dict[str, int]:
     """The named versions, all of them by default, in lower case: ``{"minichat": 1, …}``."""
-    return {name: globals()[name.upper()] for name in names or ("minichat", "scoring", "decoding", "training", "gradients")}
+    return {name: globals()[name.upper()] for name in names
+            or ("minichat", "scoring", "decoding", "training", "gradients")}

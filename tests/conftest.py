@@ -1,5 +1,6 @@
-"""Tiny parts of random weights for every system, made of the real classes and saved in the hub's own layout, and a tiny corpus."""
+"""A tiny corpus, and tiny parts of random weights for every system: the real classes, saved as the hub saves them."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test must never reach for a hub
@@ -25,6 +26,7 @@ from e2e_lib.data.examples import examples_of, load_split
 from e2e_lib.data.minichat.chats import make_chat
 from e2e_lib.data.minichat.corpus import write as write_minichat
 from e2e_lib.evaluation.scene_classifier import SceneClassifier
+from e2e_lib.models import hub
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.models.systems import build
 from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
@@ -33,6 +35,9 @@ from e2e_lib.repro import files
 torch.set_num_threads(1)
 WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
 CODES, SIDE = 24, 4  # entries of the codebook, and codes along a side of a photo
+TOWER = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+QFORMER = {**TOWER, "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1}
+PARTS = {"mini": ("language", "perceptron", "generator"), "mini-baselines": ("captioner", "dialogue", "translator")}
 
 
 def pytest_collection_modifyitems(items):
@@ -40,78 +45,78 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "smoke_runs_every_notebook" not in item.name)
 
 
+def special_ids(tokenizer):
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+
+
 def save_parts(folder):
-    """Every part of the end-to-end model in ``folder``, in the layout of the shipped ones. Returns the two tokenizers."""
+    """Every part of the end-to-end model in ``folder``, in the layout of the shipped ones. Returns the tokenizers."""
     turns = [turn for i in range(300) for turn in make_chat("train", i, 99).dialogue.turns]
     captions = [turn.photo.caption for turn in turns if turn.photo]
-    words = train_llama_like([f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text] + captions, vocabulary=420)
+    lines = [f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text]
+    words = train_llama_like(lines + captions, vocabulary=420)
     clip = train_clip_like(captions, merges=80, limit=CAPTION_LIMIT)
     torch.manual_seed(0)
-    language = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=512,
-        tie_word_embeddings=True, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id))
-    text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(clip), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=CAPTION_LIMIT, bos_token_id=clip.bos_token_id, eos_token_id=clip.eos_token_id, pad_token_id=clip.pad_token_id))
+    small = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    language = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=512, tie_word_embeddings=True,
+                                            **small, **special_ids(words)))
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(clip), max_position_embeddings=CAPTION_LIMIT,
+                                                **small, **special_ids(clip)))
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        cross_attention_dim=WIDTH, attention_head_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        norm_num_groups=8, cross_attention_dim=WIDTH, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
     vae = AutoencoderDC(
-        latent_channels=4, encoder_block_out_channels=(8, 16, 16), decoder_block_out_channels=(8, 16, 16), scaling_factor=0.7,
-        encoder_layers_per_block=(0, 1, 1), decoder_layers_per_block=(0, 1, 1),
+        latent_channels=4, encoder_block_out_channels=(8, 16, 16), decoder_block_out_channels=(8, 16, 16),
+        scaling_factor=0.7, encoder_layers_per_block=(0, 1, 1), decoder_layers_per_block=(0, 1, 1),
         encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()))
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    qformer = {**tower, "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    perceptron = ImagePerceptron({**tower, "image_size": 64, "patch_size": 16}, qformer, queries=QUERIES, language_width=WIDTH)
-    words.save_pretrained(folder / "language")
-    language.save_pretrained(folder / "language")
-    perceptron.save_pretrained(folder / "perceptron")
-    clip.save_pretrained(folder / "generator" / "tokenizer")
-    for part, name in ((text_encoder, "text_encoder"), (unet, "unet"), (vae, "vae"), (scheduler, "scheduler")):
-        part.save_pretrained(folder / "generator" / name)
-    SceneClassifier(width=8).save_pretrained(folder / "scene_reader")
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
+                              steps_offset=1)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    perceptron = ImagePerceptron({**TOWER, "image_size": 64, "patch_size": 16}, {**QFORMER, **no_dropout},
+                                 queries=QUERIES, language_width=WIDTH)
+    for part, name in ((words, "language"), (language, "language"), (perceptron, "perceptron"),
+                       (clip, "generator/tokenizer"), (text_encoder, "generator/text_encoder"),
+                       (unet, "generator/unet"), (vae, "generator/vae"), (scheduler, "generator/scheduler"),
+                       (SceneClassifier(width=8), "scene_reader")):
+        part.save_pretrained(folder / name)
     files.write_json(folder / "manifest.json", files.sha256_folder(folder))
     return words, clip
 
 
 def save_baselines(folder, words, clip):
-    """Every part in ``folder`` that only the baselines have, in the layout of the shipped ones. Dropout is left as the hub's models have it."""
+    """Every part that only the baselines have, in ``folder``. Dropout is left as the hub's models have it."""
     torch.manual_seed(1)
-    marks = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     captioner = Blip2ForConditionalGeneration(Blip2Config(
-        vision_config={**tower, "image_size": 64, "patch_size": 16},
-        qformer_config={**tower, "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "vocab_size": 8},
-        text_config={"model_type": "opt", "vocab_size": len(words), "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": 64,
-                     "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, **marks},
+        vision_config={**TOWER, "image_size": 64, "patch_size": 16}, qformer_config={**QFORMER, "vocab_size": 8},
+        text_config={"model_type": "opt", "vocab_size": len(words), "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH,
+                     "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+                     **special_ids(words)},
         num_query_tokens=QUERIES, image_token_index=words.convert_tokens_to_ids(IMAGE_TOKEN)))
-    with torch.no_grad():  # larger weights, so that what it says depends on what it sees
+    with torch.no_grad():  # larger weights, so that captions depend on the photos
         for parameter in captioner.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
         table = captioner.get_input_embeddings().weight
-        table[words.convert_tokens_to_ids("<0x00>"):][:256] = 0  # bytes and photo slots are never the likeliest
+        table[words.convert_tokens_to_ids("<0x00>"):][:256] = 0  # bytes and image tokens are never the likeliest
         table[words.convert_tokens_to_ids(IMAGE_TOKEN)] = 0
         table[words.eos_token_id] *= 2  # and some captions end
     small = {"n_embd": WIDTH, "n_layer": 1, "n_head": 2}
-    dialogue = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=512, **small, **marks))
+    dialogue = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=512, **small, **special_ids(words)))
     vqvae = VQModel(
-        sample_size=64, block_out_channels=(8, 8, 8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 5, up_block_types=("UpDecoderBlock2D",) * 5,
-        norm_num_groups=4, latent_channels=4, num_vq_embeddings=CODES)
-    with torch.no_grad():  # a book of what it encodes, so that a photo has several codes
+        sample_size=64, block_out_channels=(8, 8, 8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 5,
+        up_block_types=("UpDecoderBlock2D",) * 5, norm_num_groups=4, latent_channels=4, num_vq_embeddings=CODES)
+    with torch.no_grad():  # a codebook of what it encodes, so that a photo has several codes
         latents = vqvae.encode(2 * torch.rand(2, 3, 64, 64) - 1).latents
         vqvae.quantize.embedding.weight.copy_(latents.permute(0, 2, 3, 1).flatten(0, 2)[:CODES])
     transformer = GPT2LMHeadModel(GPT2Config(vocab_size=len(clip) + CODES + 1, n_positions=CAPTION_LIMIT + 1 + SIDE**2,
-                                              bos_token_id=None, eos_token_id=None, **small))
-    for part, name in ((captioner, "captioner"), (dialogue, "dialogue")):
-        words.save_pretrained(folder / name)
+                                             bos_token_id=None, eos_token_id=None, **small))
+    for part, name in ((words, "captioner"), (captioner, "captioner"), (words, "dialogue"), (dialogue, "dialogue"),
+                       (clip, "translator/tokenizer"), (vqvae, "translator/vqvae"),
+                       (transformer, "translator/transformer")):
         part.save_pretrained(folder / name)
-    files.write_json(folder / "captioner" / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-    clip.save_pretrained(folder / "translator" / "tokenizer")
-    vqvae.save_pretrained(folder / "translator" / "vqvae")
-    transformer.save_pretrained(folder / "translator" / "transformer")
+    scale = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    files.write_json(folder / "captioner" / "preprocessor_config.json", scale)
     files.write_json(folder / "manifest.json", files.sha256_folder(folder))
 
 
@@ -135,13 +140,13 @@ def shipped(weights, monkeypatch):
 @pytest.fixture(scope="session")
 def config(weights):
     """The smoke profile on the tiny parts (as local folders) and a tiny corpus."""
-    made = settings.load("smoke", ["data.train=12", "data.dev=4", "data.test=4", "train.dev_examples=6", "inference.num_inference_steps=2",
-                                   "inference.max_new_tokens=8", "train.epoch_examples=12", "train.batch_size=4"])
-    for part in ("language", "perceptron", "generator"):
-        made = settings.replace(made, f"model.{part}", str(weights / "mini" / part))
-    for part in ("captioner", "dialogue", "translator"):
-        made = settings.replace(made, f"model.{part}", str(weights / "mini-baselines" / part))
-    return made
+    tiny = settings.load("smoke", [
+        "data.train=12", "data.dev=4", "data.test=4", "train.dev_examples=6", "inference.num_inference_steps=2",
+        "inference.max_new_tokens=8", "train.epoch_examples=12", "train.batch_size=4"])
+    for place, parts in PARTS.items():
+        for part in parts:
+            tiny = settings.replace(tiny, f"model.{part}", str(weights / place / part))
+    return tiny
 
 
 @pytest.fixture(scope="session")
@@ -152,14 +157,22 @@ def corpus(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def built():
+    """The models of ``new_model`` by its changes, of which every test gets copies."""
+    return {}
+
+
 @pytest.fixture
-def new_model(config):
-    """Builds the tiny model, with settings changed as in ``new_model(("bridge.noise", False))``; the same weights every time."""
+def new_model(config, built):
+    """Makes a tiny system, settings changed as in ``new_model(("bridge.noise", False))``; always the same weights."""
     def make(*changes):
-        changed = config
-        for key, value in changes:
-            changed = settings.replace(changed, key, value)
-        return build(changed)
+        if changes not in built:
+            changed = config
+            for key, value in changes:
+                changed = settings.replace(changed, key, value)
+            built[changes] = build(changed)
+        return copy.deepcopy(built[changes])
     return make
 
 
@@ -169,17 +182,61 @@ def model(new_model):
 
 
 @pytest.fixture(scope="session")
+def systems(config):
+    """All three systems in evaluation mode, by name. Not to be changed."""
+    return {name: build(settings.replace(config, "model.system", name)).eval() for name in settings.SYSTEMS}
+
+
+@pytest.fixture(scope="session")
 def examples(corpus):
     """All training examples of the tiny corpus and their photo store."""
     dialogues, store, _ = load_split(corpus, "train")
     return [example for dialogue in dialogues for example in examples_of(dialogue)], store
 
 
+@pytest.fixture(scope="session")
+def six(examples):
+    """Six examples and their photos: with and without photos in their contexts and responses, in no order."""
+    rows, store = examples
+    kinds = {kind: [e for e in rows if (any(turn.photo for turn in e.context), bool(e.response.photo)) == kind]
+             for kind in ((True, True), (True, False), (False, True), (False, False))}
+    return [kinds[True, False][0], kinds[True, True][0], kinds[False, False][0], kinds[False, True][0],
+            kinds[True, True][-1], kinds[True, False][-1]], store
+
+
 @pytest.fixture
 def batch(model, examples):
     """Six examples: two responses with photos after a context with a photo, two more with photos, two of text only."""
     rows, store = examples
-    seen = [e for e in rows if e.response.photo and any(turn.photo for turn in e.context)][:2]
-    first = [e for e in rows if e.response.photo and not any(turn.photo for turn in e.context)][:2]
+    in_both = [e for e in rows if e.response.photo and any(turn.photo for turn in e.context)][:2]
+    in_response = [e for e in rows if e.response.photo and not any(turn.photo for turn in e.context)][:2]
     text = [e for e in rows if not e.response.photo and len(e.context) > 2][:2]
-    return Collator(model.formatter, store, 64)([text[0], seen[0], first[0], text[1], seen[1], first[1]])
+    return Collator(model.formatter, store)([
+        text[0], in_both[0], in_response[0], text[1], in_both[1], in_response[1]])
+
+
+@pytest.fixture
+def damage():
+    """Damages a file, as in ``damage(path, "cut short")``; also "flipped", "empty", "text" and "gone"."""
+    def do(path, how):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1:]
+        kinds = {"cut short": content[:middle], "flipped": flipped, "empty": b"", "text": b"{}"}
+        path.unlink()
+        if how != "gone":
+            path.write_bytes(kinds[how])
+    return do
+
+
+@pytest.fixture
+def talkative(new_model):
+    """A system by name, with larger weights, so that its words depend on the context and not on rounding."""
+    def make(name):
+        system = new_model(("model.system", name)).eval()
+        with torch.no_grad():
+            for key, parameter in system.named_parameters():
+                if key.startswith(("language", "perceptron")) and parameter.ndim > 1:
+                    parameter.mul_(8)
+        return system
+    return make

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2e_lib import config as configuration
-from e2e_lib.config import MISSING, PROFILES, ConfigError, load, replace, table
+from e2e_lib.config import PROFILES, RENAMED, ConfigError, load, overrides_of, replace, table, with_defaults
 
 FIELDS = {f"{section.name}.{f.name}": f for section in dataclasses.fields(configuration.Config)[1:]
           for f in dataclasses.fields(getattr(load("mini"), section.name))}
@@ -31,9 +31,16 @@ def test_the_paper_profile_has_the_papers_settings():
     assert not [value for value in vars(config.model).values() if value.startswith("shipped:")]  # those are a thousand times smaller
 
 
-def test_profiles_that_cannot_run_yet_say_what_they_lack():
-    assert set(MISSING) == {"small", "paper"}
-    assert all(f"profile '{name}'" in text and "--profile mini" in text for name, text in MISSING.items())
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_key_names_the_new_one(old, new):
+    assert new in FIELDS and old not in FIELDS
+    with pytest.raises(ConfigError, match=f"{old!r} is called {new!r} now"):
+        load("smoke", [f"{old}=1"])
+
+
+def test_a_misspelt_old_key_names_the_new_one_too():
+    with pytest.raises(ConfigError, match="did you mean 'inference.guidance_scale'"):
+        load("smoke", ["inference.guidence=1"])
 
 
 @pytest.mark.parametrize(("profile", "hint"), [("mni", "did you mean 'mini'"), ("PAPER2", "allowed: mini, smoke, small, paper"), ("", "allowed")])
@@ -70,7 +77,7 @@ def test_an_override_without_a_value_shows_how_it_is_written(override):
     ("train.image_loss_weight", "inf", "a number of at least 0"), ("train.image_loss_weight", "-1", "at least 0"),
     ("train.image_loss_weight", "nan", "at least 0"), ("bridge.temperature_end", "0", "a number from 0.001 to 100"),
     ("bridge.mapping", "letter", "one of none, static_piece"), ("bridge.mapping", "", "sentence, word, span"), ("bridge.noise", "yes", "true or false"),
-    ("bridge.noise", "1", "true or false"), ("data.name", "imagechat", "one of minichat, photochat, dialogcc"), ("inference.top_p", "1.01", "0.001 to 1")])
+    ("bridge.noise", "1", "true or false"), ("inference.top_p", "1.01", "0.001 to 1")])
 def test_a_value_that_is_not_allowed_is_named_with_what_is(key, value, allowed):
     with pytest.raises(ConfigError) as caught:
         load("smoke", [f"{key}={value}"])
@@ -90,6 +97,20 @@ def test_overrides_apply_in_order_and_touch_nothing_else():
                                    bridge=dataclasses.replace(PROFILES["mini"].bridge, noise=False),
                                    model=dataclasses.replace(PROFILES["mini"].model, language="a=b/c"))
     assert config == expected and PROFILES["mini"].train.epochs != 8
+
+
+def test_overrides_of_a_configuration_give_it_back():
+    config = load("mini", ["train.epochs=7", "bridge.noise=False", "model.language=a=b/c"])
+    assert len(overrides_of(config)) == 3 and load("mini", overrides_of(config)) == config
+    assert overrides_of(load("paper")) == []
+
+
+def test_a_saved_configuration_gets_the_defaults_of_newer_settings():
+    saved = dataclasses.asdict(load("mini", ["train.epochs=7"]))
+    del saved["train"]["patience"], saved["evaluation"]
+    full = with_defaults(saved)
+    assert full["train"] == {**dataclasses.asdict(load("mini").train), "epochs": 7} and full["profile"] == "mini"
+    assert full["evaluation"] == {"max_text_only_examples": 0}
 
 
 def test_settings_cannot_be_changed_in_place():

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from e2e_lib.__main__ import parser
-
 ROOT = Path(__file__).resolve().parents[1]
+run_benchmarks = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "run.py"))["main"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = PYPROJECT["project"]["dependencies"]
 TEST = PYPROJECT["project"]["optional-dependencies"]["test"]
@@ -28,14 +28,14 @@ OPTIONAL = {"torchvision"}  # used where it works, see e2e_lib/evaluation/fideli
 
 def pins(requirements):
     """Canonical name → version; every requirement must be ``name==version``, each name once."""
-    found = {}
+    versions = {}
     for requirement in map(Requirement, requirements):
         name, specifiers = canonicalize_name(requirement.name), list(requirement.specifier)
         assert [s.operator for s in specifiers] == ["=="] and "*" not in specifiers[0].version, f"{requirement}: not an exact pin"
         assert not requirement.marker and not requirement.extras and not requirement.url, f"{requirement}: more than a name and a version"
-        assert name not in found, f"{name} is pinned twice"
-        found[name] = specifiers[0].version
-    return found
+        assert name not in versions, f"{name} is pinned twice"
+        versions[name] = specifiers[0].version
+    return versions
 
 
 def repository_files():
@@ -112,6 +112,28 @@ def test_every_import_is_a_dependency(folder, suffix, allowed):
             assert found & allowed_names, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not list for {folder}/"
 
 
+def test_each_room_imports_only_rooms_it_may():
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_shape_of_the_package_can_be_counted():
+    done = subprocess.run([sys.executable, "tests/house.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"^all +[\d,]+ 100.0%$", done.stdout, re.M) and "Contracts:" in done.stdout
+
+
+def test_benchmarks_run_by_name_or_all_and_are_then_saved(tmp_path, capfd):
+    for name in ("one", "two"):
+        (tmp_path / f"bench_{name}.py").write_text(f"import sys\nprint('{{\"benchmark\": \"{name}\", \"flags\": %d}}' % len(sys.argv))\n")
+    assert run_benchmarks(["two", "--json"], tmp_path, tmp_path) == 0
+    assert json.loads(capfd.readouterr().out) == {"benchmark": "two", "flags": 2} and not (tmp_path / "mini").exists()
+    assert run_benchmarks([], tmp_path, tmp_path) == 0
+    assert [row["benchmark"] for row in json.loads((tmp_path / "mini" / "benchmarks.json").read_text())["measured"]] == ["one", "two"]
+    assert run_benchmarks(["three"], tmp_path, tmp_path) == 1
+    assert "no benchmark is called three; there are: one, two" in capfd.readouterr().err
+
+
 # What is in the repository and in the package
 
 
@@ -160,14 +182,20 @@ case "$*" in
     echo "#!$PWD/.venv/bin/python" > .venv/bin/pip;;
 *editable*)
     if [ -e broken ]; then echo 'no space left' >&2; exit 1; fi
-    printf '#!/bin/sh\\necho e2e "$@" >> {log}\\n' > .venv/bin/e2e; chmod +x .venv/bin/e2e;;
+    for name in e2e lint-imports; do
+        printf "#!/bin/sh\\necho $name \\"\\$@\\" >> {log}\\n" > .venv/bin/$name; chmod +x .venv/bin/$name
+    done;;
 esac
 """
 VENV = "-m venv --clear .venv"
 PIP = "-m pip install --quiet --no-input --disable-pip-version-check"
 INSTALLS = [f"{PIP} {next(pin for pin in RUNTIME if pin.startswith('torch=='))}", f"{PIP} --no-deps {NO_DEPS[0]}",
             f"{PIP} --no-warn-conflicts --editable .[test]"]
-TARGETS = {"setup": "doctor", "reproduce": "reproduce --profile mini", "compare": "compare --profile mini", "test": "test", "bench": "bench", "lint": "lint", "clean": "clean"}
+TARGETS = {
+    "setup": ["e2e doctor"], "reproduce": ["e2e reproduce --profile mini"], "compare": ["e2e compare --profile mini"],
+    "test": ["-m pytest -q -n 2 --dist worksteal"], "bench": ["tests/benchmarks/run.py"],
+    "lint": ["-m ruff check e2e_lib tests", "-m mypy e2e_lib", "lint-imports --no-cache --no-logo"],
+    "house": ["tests/house.py"], "clean": []}
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
@@ -200,52 +228,49 @@ def clone(tmp_path):
 
 
 @needs_make
-def test_setup_installs_torch_first_and_says_what_it_does(clone):
-    done, calls = clone.make("setup")
-    assert (done.returncode, calls) == (0, [VENV, *INSTALLS, "e2e doctor"])
+def test_setup_installs_torch_first_and_every_install_gets_the_pip_arguments(clone):
+    done, calls = clone.make("setup", "PIP_ARGS=--extra-index-url there")
+    expected = [call.replace(PIP, f"{PIP} --extra-index-url there") for call in INSTALLS]
+    assert (done.returncode, calls) == (0, [VENV, *expected, "e2e doctor"]) and not done.stderr
     assert f"Installing {INSTALLS[0].split()[-1]}: " in done.stdout and f"Installing {NO_DEPS[0]} and everything else" in done.stdout
-    assert not done.stderr
 
 
 @needs_make
-def test_each_target_is_one_e2e_call_that_the_command_line_knows(clone):
+def test_each_target_runs_what_it_says_and_make_alone_explains_them(clone):
+    done, calls = clone.make()
+    assert done.returncode == 0 and not calls and not (clone.folder / ".venv").exists()
+    assert re.findall(r"^make (\w+)", done.stdout, re.M) == list(TARGETS)
     assert clone.make("setup")[0].returncode == 0
-    for target, call in TARGETS.items():
+    for target, expected in TARGETS.items():
         done, calls = clone.make(target)
-        assert (done.returncode, calls) == (0, [f"e2e {call}"])
-        assert parser().parse_args(call.split()).command == call.split()[0]
+        assert (done.returncode, calls) == (0, expected)
     assert clone.make("reproduce", "PROFILE=smoke")[1] == ["e2e reproduce --profile smoke"]
+    assert clone.make("bench", "BENCH=bridge --fast")[1] == ["tests/benchmarks/run.py bridge --fast"]
 
 
 @needs_make
-def test_changed_pins_are_installed_into_the_same_environment(clone):
-    clone.make("setup")
-    later = (clone.folder / ".venv/.installed").stat().st_mtime + 10
-    os.utime(clone.folder / "pyproject.toml", (later, later))
-    assert clone.make("lint")[1] == [*INSTALLS, "e2e lint"]
+def test_clean_keeps_committed_results(clone):
+    for name in ("data/x", "runs/x", "results/smoke/x", "results/mini/x", "figures/smoke/x"):
+        (clone.folder / name).mkdir(parents=True)
+    clone.make("clean")
+    assert sorted(path.name for path in clone.folder.iterdir() if path.is_dir()) == [".ci", "figures", "results"]
+    assert (clone.folder / "results/mini/x").exists() and not (clone.folder / "results/smoke").exists()
 
 
 @needs_make
-def test_an_interrupted_install_is_taken_up_again(clone):
+def test_the_environment_follows_its_pins_its_folder_and_interrupted_installs(clone):
     (clone.folder / "broken").touch()
-    done, calls = clone.make("test")
+    done, calls = clone.make("setup")
     assert done.returncode != 0 and calls == [VENV, *INSTALLS] and "no space left" in done.stderr
     (clone.folder / "broken").unlink()
-    assert clone.make("test")[1] == [*INSTALLS, "e2e test"]
-
-
-@needs_make
-def test_a_moved_folder_gets_a_new_environment(clone):
-    clone.make("setup")
+    assert clone.make("setup")[1] == [*INSTALLS, "e2e doctor"]
+    later = (clone.folder / ".venv/.installed").stat().st_mtime + 10
+    os.utime(clone.folder / "pyproject.toml", (later, later))
+    assert clone.make("setup")[1] == [*INSTALLS, "e2e doctor"]
+    os.utime(clone.folder / "pyproject.toml", (0, 0))
     clone.folder = clone.folder.rename(clone.folder.parent / "moved")
-    assert clone.make("test")[1] == [VENV, *INSTALLS, "e2e test"]
-    assert clone.make("test")[1] == ["e2e test"]
-
-
-@needs_make
-def test_pip_args_reach_every_install(clone):
-    _, calls = clone.make("setup", "PIP_ARGS=--extra-index-url there")
-    assert calls[1:-1] == [call.replace(PIP, f"{PIP} --extra-index-url there") for call in INSTALLS]
+    assert clone.make("setup")[1] == [VENV, *INSTALLS, "e2e doctor"]
+    assert clone.make("setup")[1] == ["e2e doctor"]
 
 
 @needs_make
@@ -257,16 +282,9 @@ def test_without_python_311_it_says_what_to_do(clone, python):
 
 
 @needs_make
-def test_make_alone_explains_every_target_and_does_nothing(clone):
-    done, calls = clone.make()
-    assert done.returncode == 0 and not calls and not (clone.folder / ".venv").exists()
-    assert re.findall(r"^make (\w+)", done.stdout, re.M) == list(TARGETS)
-
-
-@needs_make
-def test_ci_runs_make_test_from_anywhere(clone, tmp_path):
+def test_ci_runs_make_test_from_anywhere(clone):
     done, calls = clone.run(["sh", "-c", f"cd / && '{clone.folder}/.ci/run'"])
-    assert (done.returncode, calls) == (0, [VENV, *INSTALLS, "e2e test"])
+    assert (done.returncode, calls) == (0, [VENV, *INSTALLS, *TARGETS["test"]])
 
 
 def test_ci_runs_what_the_readme_says():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-from e2e_lib.reproduce import NOTEBOOKS, summary_lines
+from e2e_lib.reproduce import NOTEBOOKS, score_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,8 +37,8 @@ def test_reproduce_smoke_runs_every_notebook_and_keeps_what_is_done() -> None:
     assert (ROOT / "results" / "smoke" / "runs" / "end_to_end-seed0.json").read_bytes() == before
 
 
-def test_summary_lines_show_mean_spread_and_seeds() -> None:
-    summary = {"profile": "mini", "test": {"examples": 7}, "systems": {"end_to_end": {"bleu1": {"mean": 1.5, "std": 0.25, "n": 3},
-                                                                                     "fid": {"mean": 2.0, "std": None, "n": 1}}}}
-    shown = summary_lines(summary)
-    assert "BLEU-1" in shown and "1.500 ± 0.250  (3 seeds)" in shown and "(1 seeds)" in shown and "'examples': 7" in shown
+def test_score_lines_show_mean_and_spread_by_system() -> None:
+    summary = {"profile": "mini", "test": {"examples": 7}, "runs": ["end_to_end-seed0.json", "end_to_end-seed2.json"],
+               "systems": {"end_to_end": {"bleu1": {"mean": 12.5, "std": 0.25, "n": 2}, "fid": {"mean": 2.0, "std": None, "n": 1}}}}
+    lines = score_lines(summary)
+    assert "BLEU-1" in lines and "12.50 ± 0.25" in lines and "2.00\n" in lines and "7 examples" in lines and "seeds 0, 2" in lines

@@ -1,12 +1,14 @@
-"""Vocabulary transformation matrices (section 2.4.2, Eq. 8 and 10), as sums of few caption_map, never as V1 × V2 numbers.
+"""Vocabulary transformation matrices (section 2.4.2, Eq. 8 and 10), factored: never V1 × V2 numbers.
 
-A matrix M of Eq. 8 or 10 says which word_spans of the language model's vocabulary mean which of the text encoder's. All of them here are
+A matrix M of Eq. 8 or 10 says which tokens of the language model correspond to which of the text encoder.
+Every matrix here is a sum of terms of rank one,
 
     M = Σ_k 1_{A_k} 1_{B_k}ᵀ
 
-where A_k is a set of tokens of the one and B_k of the other. The paper's sentence-level matrix is the one term "all of the caption's
-tokens"; a word-level matrix has a term a word; the span map a term, and a matrix of its own, for each token of the text encoder.
-Axes: B captions, C source positions, L target positions, K caption_map, V1 and V2 the vocabularies.
+where A_k is a set of tokens of the one vocabulary and B_k of the other. The paper's sentence-level matrix has
+one term, all tokens of the caption; a word-level matrix has one term per word; the span map has one matrix of
+one term per token of the text encoder. ``reference`` writes the matrices out.
+Axes: B captions, C source positions, L target positions, K terms, V1 and V2 the vocabularies.
 """
 
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, padded, word_spans
+from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, word_spans
 
 DYNAMIC = ("sentence", "word", "span")
 STATIC = ("static_piece", "static_word")
@@ -26,104 +28,98 @@ POOLINGS = ("mean", "sum")
 
 @dataclass
 class FactoredMap:
-    """The dynamic matrices of a batch. ``source`` (B, K, C): the positions whose tokens make up A_k, each token once. ``target`` (B, K, L):
-    likewise B_k. ``pool`` (B, K, C): the weight of each source position in Eq. 11's pooling. ``place`` (B, L, K): where term k is added."""
+    """The dynamic matrices of a batch of captions. ``source`` (B, K, C): the positions whose tokens make up
+    A_k, each token once; ``target`` (B, K, L): likewise B_k; ``pooling`` (B, K, C): Eq. 11's weights of
+    source positions; ``scatter`` (B, L, K): 1 at the target positions that term k is added at."""
 
     source: Tensor
-    pool: Tensor
+    pooling: Tensor
     target: Tensor
-    place: Tensor
+    scatter: Tensor
 
 
 def distinct(members: Tensor, input_ids: Tensor) -> Tensor:
-    """Leaves each token once in each set: (B, K, n) membership of positions, (B, n) tokens, to (B, K, n)."""
-    earlier = (input_ids[:, :, None] == input_ids[:, None, :]).tril(-1).float()  # [u, v]: v comes before u and is the same token
-    repeats = torch.einsum("bkv,buv->bku", members.float(), earlier) > 0
-    return members & ~repeats
+    """Keeps each token once per set: bool (B, K, n), which of the tokens (B, n) are in which set, as (B, K,
+    n)."""
+    same = input_ids[:, :, None] == input_ids[:, None, :]  # (B, n, n)
+    repeated = members.float() @ same.triu(1).float() > 0  # (B, K, n): an earlier member is the same token
+    return members & ~repeated
 
 
-def caption_map(mapping: str, captions: list[str], source: Encoding, target: Encoding, pooling: str) -> FactoredMap:
-    """The caption_map of a dynamic map for each caption.
+def pooling_weights(members: Tensor, pooling: str) -> Tensor:
+    """Eq. 11's weights, float64: bool (…, C) to 1 over the number of members ("mean") or to 1 ("sum")."""
+    weights = members.double()
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1) if pooling == "mean" else weights
 
-    "sentence" is Eq. 10. "word" has one term for every word said (a word said twice counts twice), added at every position as Eq. 11 has
-    it. "span" pools, for each target token, over the source positions that share a character with it, and adds at that token alone.
+
+def caption_map(mapping: str, captions: list[str], source: Encoding, target: Encoding,
+                pooling: str) -> FactoredMap:
+    """The dynamic map of each caption.
+
+    "sentence" is Eq. 10. "word" has one term per word of the caption (a word that occurs twice counts twice),
+    added at every position, as in Eq. 11. "span" averages, for each target token, over the source positions
+    that share a character with it, and is added at that token alone.
     """
-    everywhere = target.valid[:, :, None]  # (B, L, 1)
-    if mapping == "span":
-        members = overlap(target.spans, source.spans) & everywhere & source.valid[:, None, :]
-        chosen = pooled = members
-        aimed = torch.eye(target.valid.shape[1], dtype=torch.bool).expand(len(members), -1, -1) & everywhere
-        place = aimed
+    source_tokens = source.token_mask[:, None, :]  # (B, 1, C)
+    target_tokens = target.token_mask[:, None, :]  # (B, 1, L)
+    if mapping == "span":  # K = L
+        in_source = overlap(target.spans, source.spans) & source_tokens & target_tokens.mT  # (B, L, C)
+        in_target = torch.eye(target_tokens.shape[-1], dtype=torch.bool) & target_tokens  # (B, L, L)
+        pooled, scatter = in_source, in_target
     else:
-        if mapping == "sentence":
-            chosen, aimed = source.valid[:, None, :], target.valid[:, None, :]
-        else:
-            spans, real = word_spans(captions)
-            chosen = overlap(spans, source.spans) & real[:, :, None] & source.valid[:, None, :]
-            aimed = overlap(spans, target.spans) & real[:, :, None] & target.valid[:, None, :]
-        pooled = source.valid[:, None, :].expand_as(chosen)
-        place = everywhere.expand(-1, -1, chosen.shape[1])
-        aimed = distinct(aimed, target.input_ids)
-    pool = pooled.double()  # divided before it is rounded to the logits' own precision
-    if pooling == "mean":
-        pool = pool / pool.sum(-1, keepdim=True).clamp_min(1)
-    return FactoredMap(distinct(chosen, source.input_ids).float(), pool, aimed.float(), place.float())
+        in_source, in_target = source_tokens, target_tokens  # K = 1
+        if mapping == "word":  # K = W
+            words, _ = word_spans(captions)  # (B, W, 2); padding is empty and overlaps nothing
+            in_source = overlap(words, source.spans) & source_tokens  # (B, W, C)
+            in_target = overlap(words, target.spans) & target_tokens  # (B, W, L)
+        pooled = source_tokens.expand_as(in_source)  # (B, K, C)
+        scatter = target_tokens.mT.expand(-1, -1, in_source.shape[1])  # (B, L, K)
+    return FactoredMap(distinct(in_source, source.input_ids).float(), pooling_weights(pooled, pooling),
+                       distinct(in_target, target.input_ids).float(), scatter.float())
 
 
 @dataclass
 class StaticMap:
-    """One matrix for all captions: token ``source[n]`` belongs to A of term ``source_term[n]``, ``target[n]`` to B of ``target_term[n]``."""
+    """One matrix of K = ``terms`` terms for all captions: token ``source_ids[n]`` belongs to A of term
+    ``source_terms[n]``, ``target_ids[n]`` to B of term ``target_terms[n]``."""
 
-    source: Tensor
-    source_term: Tensor
-    target: Tensor
-    target_term: Tensor
-    count: int
+    terms: int
+    source_ids: Tensor
+    source_terms: Tensor
+    target_ids: Tensor
+    target_terms: Tensor
 
 
 def normalized_tokens(tokenizer: Any) -> list[str]:
-    """What each token of a vocabulary looks like in lower case, without the marks that tokenizers put where word_spans begin or end.
-
-    Special tokens and bare marks look like nothing (""). Lower case, because CLIP's vocabulary has no other.
-    """
+    """Each token of a vocabulary in lower case (CLIP has no other), without the marks of where words begin or
+    end. Special tokens and bare marks become ""."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     special = set(tokenizer.all_special_tokens)
-    return ["" if token in special else token.removeprefix("##").lstrip("▁Ġ").removesuffix("</w>").lower() for token in tokens]
+    return ["" if token in special else token.removeprefix("##").lstrip("▁Ġ").removesuffix("</w>").lower()
+            for token in tokens]
 
 
 def static_piece(source_tokenizer: Any, target_tokenizer: Any) -> StaticMap:
-    """Eq. 8: tokens that look the same in both vocabularies, whether or not a word begins or ends there; every other token maps to nothing."""
-    source, target = normalized_tokens(source_tokenizer), normalized_tokens(target_tokenizer)
-    common = {text: k for k, text in enumerate(sorted(set(source) & set(target) - {""}))}
-    pairs = [[(i, common[text]) for i, text in enumerate(side) if text in common] for side in (source, target)]
-    return _static_map(pairs[0], pairs[1], len(common))
+    """Eq. 8: one term per token text that both vocabularies have; every other token maps to nothing."""
+    sides = [normalized_tokens(tokenizer) for tokenizer in (source_tokenizer, target_tokenizer)]
+    common = {text: term for term, text in enumerate(sorted(set(sides[0]) & set(sides[1]) - {""}))}
+    members = []
+    for side in sides:
+        ids = [i for i, text in enumerate(side) if text in common]
+        members += [torch.tensor(ids).long(), torch.tensor([common[side[i]] for i in ids]).long()]
+    return StaticMap(len(common), *members)
 
 
-def static_word(source_tokenizer: Any, target_tokenizer: Any, english: Iterable[str]) -> StaticMap:
-    """The word-level matrix over a word list, which the paper rejects as too large: a term a word, its tokens in either vocabulary.
-
-    Raises ValueError for an empty word list.
-    """
-    listed = sorted(set(english))
-    if not listed:
-        raise ValueError("the mapping static_word needs a word list, such as words=['dog', 'beach', …]; it got none")
-    sides = []
+def static_word(source_tokenizer: Any, target_tokenizer: Any, words: Iterable[str]) -> StaticMap:
+    """The word-level matrix, which the paper rejects as too large: one term per word of a list, its tokens on
+    either side. Raises ValueError for an empty list."""
+    words = sorted(set(words))
+    if not words:
+        raise ValueError("the mapping static_word needs a word list, such as words=['dog', 'beach', …]; "
+                         "it got none")
+    members = []
     for tokenizer in (source_tokenizer, target_tokenizer):
-        pieces, _ = encode_with_offsets(tokenizer, listed, special=False)
-        members = distinct(pieces.valid[:, None, :], pieces.input_ids)[:, 0]
-        word, position = members.nonzero(as_tuple=True)
-        sides.append(torch.stack([pieces.input_ids[word, position], word], 1).tolist())
-    return _static_map(sides[0], sides[1], len(listed))
-
-
-def _static_map(source: list[Any], target: list[Any], count: int) -> StaticMap:
-    (a, _), (b, _) = padded([source], 0), padded([target], 0)
-    a, b = a.reshape(-1, 2), b.reshape(-1, 2)
-    return StaticMap(a[:, 0], a[:, 1], b[:, 0], b[:, 1], count)
-
-
-def dense_matrix(source_ids: Tensor, target_ids: Tensor, rows: int, columns: int) -> Tensor:
-    """Eq. 10 written out for one caption's tokens, (rows, columns) of 0 and 1: for pictures, never for training."""
-    matrix = torch.zeros(rows, columns)
-    matrix[source_ids[:, None], target_ids[None, :]] = 1
-    return matrix
+        encoding, _ = encode_with_offsets(tokenizer, words, special=False)
+        in_word = distinct(encoding.token_mask[:, None, :], encoding.input_ids)[:, 0]  # (K, n)
+        members += [encoding.input_ids[in_word], in_word.nonzero()[:, 0]]
+    return StaticMap(len(words), *members)

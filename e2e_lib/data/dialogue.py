@@ -1,8 +1,8 @@
-"""Dialogue records, the one form every dataset takes (paper section 2.1 and 3.1.1).
+"""Dialogue records, the one form every dataset takes (paper sections 2.1 and 3.1.1).
 
-A file holds one dialogue a line, as JSON::
+A file holds one dialogue per line, as JSON; not every turn has a photo::
 
-    {"dialogue_id": "…", "turns": [{"speaker": 0, "text": "…"}, {"speaker": 1, "text": "", "photo": {"photo_id": "…", "caption": "…"}}]}
+    {"dialogue_id": "…", "turns": [{"speaker": 0, "text": "…", "photo": {"photo_id": "…", "caption": "…"}}]}
 
 Reading never stops at a bad row and never drops one silently: what is set aside is listed in a Report.
 """
@@ -10,20 +10,16 @@ Reading never stops at a bad row and never drops one silently: what is set aside
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from e2e_lib.repro import files
 
 
-class DataError(ValueError):
-    """A record or a file of records is not what it should be; the message says where and what was expected."""
-
-
 @dataclass(frozen=True)
 class SharedPhoto:
-    """A photo shared in a turn: its id in the photo store and its caption (the paper's "image text description")."""
+    """A photo shared in a turn: its id in the photo store and its caption ("image text description")."""
 
     photo_id: str
     caption: str
@@ -52,7 +48,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Problem:
-    """One row that was set aside: where it stands and why."""
+    """A row that was set aside: where it is (rows count from 1) and why."""
 
     file: str
     row: int
@@ -65,7 +61,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """How many rows were kept, each one that was set aside, and where in the file each kept dialogue stands (by its id)."""
+    """How many rows were kept, each one that was set aside, and the row of each kept dialogue by its id."""
 
     kept: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -74,31 +70,39 @@ class Report:
     def __str__(self) -> str:
         if not self.problems:
             return f"{self.kept:,} kept, none set aside"
-        reasons = Counter(problem.field for problem in self.problems)
-        counted = ", ".join(f"{count} for {name}" for name, count in reasons.most_common())
-        return f"{self.kept:,} kept, {len(self.problems):,} set aside ({counted}); first: {self.problems[0]}"
+        fields = Counter(problem.field for problem in self.problems)
+        counts = ", ".join(f"{count} for {name}" for name, count in fields.most_common())
+        return f"{self.kept:,} kept, {len(self.problems):,} set aside ({counts}); first: {self.problems[0]}"
 
 
-def _expect(condition: bool, field_name: str, reason: str) -> None:
+class DataError(ValueError):
+    """A record or a file of records is not as it should be; the message says where and what was expected."""
+
+
+class RowError(DataError):
+    """A row is not a sound dialogue; ``problem`` says where and why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def _expect(condition: bool, name: str, reason: str) -> None:
     if not condition:
-        raise _BadField(field_name, reason)
-
-
-class _BadField(Exception):
-    def __init__(self, field_name: str, reason: str) -> None:
-        super().__init__(f"{field_name}: {reason}")
-        self.field, self.reason = field_name, reason
+        raise RowError(Problem("<record>", 1, name, reason))
 
 
 def _parse_turn(row: Any, name: str) -> Turn:
     _expect(isinstance(row, dict), name, f"expected an object, found {type(row).__name__}")
     speaker, text, photo = row.get("speaker"), row.get("text", ""), row.get("photo")
-    _expect(speaker in (0, 1) and not isinstance(speaker, bool), f"{name}.speaker", f"expected 0 or 1, found {speaker!r}")
+    _expect(speaker in (0, 1) and not isinstance(speaker, bool), f"{name}.speaker",
+            f"expected 0 or 1, found {speaker!r}")
     _expect(isinstance(text, str), f"{name}.text", f"expected a string, found {type(text).__name__}")
     _expect(bool(text.strip()) or "photo" in row, f"{name}.text", "the turn has neither text nor a photo")
     if "photo" not in row:
         return Turn(speaker, text)
-    _expect(isinstance(photo, dict), f"{name}.photo", f"a photo turn without a photo: expected an object, found {photo!r}")
+    _expect(isinstance(photo, dict), f"{name}.photo",
+            f"a photo turn without a photo: expected an object, found {photo!r}")
     for key in ("photo_id", "caption"):
         value = photo.get(key)
         _expect(isinstance(value, str) and bool(value.strip()), f"{name}.photo.{key}",
@@ -107,18 +111,17 @@ def _parse_turn(row: Any, name: str) -> Turn:
 
 
 def parse_dialogue(row: Any, file: str = "<record>", number: int = 1) -> Dialogue:
-    """A Dialogue from a decoded JSON row. Raises DataError naming file, row and field."""
+    """A Dialogue from a decoded JSON row. Raises RowError, a DataError, naming file, row and field."""
     try:
         _expect(isinstance(row, dict), "dialogue", f"expected an object, found {type(row).__name__}")
         identifier, turns = row.get("dialogue_id"), row.get("turns")
-        _expect(isinstance(identifier, str) and bool(identifier), "dialogue_id", f"expected a string, found {identifier!r}")
+        _expect(isinstance(identifier, str) and bool(identifier), "dialogue_id",
+                f"expected a string, found {identifier!r}")
         _expect(isinstance(turns, list), "turns", f"expected a list, found {type(turns).__name__}")
         _expect(bool(turns), "turns", "the dialogue has no turns")
         return Dialogue(identifier, tuple(_parse_turn(turn, f"turns[{i}]") for i, turn in enumerate(turns)))
-    except _BadField as bad:
-        error = DataError(str(Problem(file, number, bad.field, bad.reason)))
-        error.problem = Problem(file, number, bad.field.split("[")[0] if "[" not in bad.field else bad.field, bad.reason)  # type: ignore[attr-defined]
-        raise error from None
+    except RowError as error:
+        raise RowError(replace(error.problem, file=file, row=number)) from None
 
 
 def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
@@ -137,18 +140,17 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
                 continue
             try:
                 dialogue = parse_dialogue(json.loads(line), path.name, number)
+                if first := report.rows.get(dialogue.dialogue_id):
+                    reason = f"{dialogue.dialogue_id!r} stands in row {first} already"
+                    raise RowError(Problem(path.name, number, "dialogue_id", reason))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                report.problems.append(Problem(path.name, number, "json", f"the line is not readable JSON ({error})"))
-                continue
-            except DataError as error:
-                report.problems.append(error.problem)  # type: ignore[attr-defined]
-                continue
-            if dialogue.dialogue_id in report.rows:
-                reason = f"{dialogue.dialogue_id!r} stands in row {report.rows[dialogue.dialogue_id]} already"
-                report.problems.append(Problem(path.name, number, "dialogue_id", reason))
-                continue
-            report.rows[dialogue.dialogue_id] = number
-            dialogues.append(dialogue)
+                reason = f"the line is not readable JSON ({error})"
+                report.problems.append(Problem(path.name, number, "json", reason))
+            except RowError as error:
+                report.problems.append(error.problem)
+            else:
+                report.rows[dialogue.dialogue_id] = number
+                dialogues.append(dialogue)
     report.kept = len(dialogues)
     if not dialogues:
         raise DataError(f"{path}: no dialogue could be read; {report}")
@@ -157,15 +159,14 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
 
 def to_row(dialogue: Dialogue) -> dict[str, Any]:
     """The JSON row of a dialogue, the inverse of ``parse_dialogue``."""
-    turns = []
+    turns: list[dict[str, Any]] = []
     for turn in dialogue.turns:
-        row: dict[str, Any] = {"speaker": turn.speaker, "text": turn.text}
-        if turn.photo:
-            row["photo"] = {"photo_id": turn.photo.photo_id, "caption": turn.photo.caption}
-        turns.append(row)
+        photo = {"photo": asdict(turn.photo)} if turn.photo else {}
+        turns.append({"speaker": turn.speaker, "text": turn.text, **photo})
     return {"dialogue_id": dialogue.dialogue_id, "turns": turns}
 
 
 def write_dialogues(path: Path | str, dialogues: Iterable[Dialogue]) -> Path:
     """Writes dialogues as JSON lines, atomically. Raises files.SaveError."""
-    return files.write_text(path, "".join(json.dumps(to_row(d), ensure_ascii=False) + "\n" for d in dialogues))
+    rows = (json.dumps(to_row(dialogue), ensure_ascii=False) + "\n" for dialogue in dialogues)
+    return files.write_text(path, "".join(rows))

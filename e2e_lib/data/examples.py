@@ -1,27 +1,22 @@
-"""From dialogues to tensors (section 2.1): (context, response) examples, their token layout and their batches.
-
-A chat is written for the language model as::
-
-    <s>User: did you find it?⏎Assistant: yes, look! [IMG]▢▢▢▢[/IMG]⏎User: nice! where was that?⏎Assistant:
-
-where ▢ is the slot of one query embedding. The one who answers is always "Assistant". A response is text, ``[IMG] caption [/IMG]``, or
-both, and ends with </s>.
-"""
+"""From dialogues to (context, response) examples (section 2.1), and what answers one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
+from torch import Tensor
+
 from e2e_lib.data.dialogue import Dialogue, Problem, Report, Turn, read_dialogues
-from e2e_lib.data.photos import PhotoStore
+from e2e_lib.data.photos import PhotoStore, to_image
 
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A response and all that was said before it."""
+    """A response and the turns before it."""
 
     dialogue_id: str
     index: int
@@ -29,9 +24,25 @@ class Example:
     response: Turn
 
 
+@dataclass
+class Response:
+    """A model's answer: text (may be empty) and, if it shares one, caption and photo, uint8 (3, S, S)."""
+
+    text: str
+    caption: str | None = None
+    photo: Tensor | None = None
+
+    @property
+    def image(self) -> Image.Image | None:
+        return None if self.photo is None else to_image(self.photo)
+
+
 def merge_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """Runs of utterances by one speaker as one turn, as Table 1 counts them. A turn that shares a photo stays by itself, so that
-    "here, I took a picture" is context of the photo it announces."""
+    """Runs of utterances by one speaker as one turn, as Table 1 counts them.
+
+    A turn that shares a photo stays a turn of its own, so that "here, I took a picture" is context of the
+    photo it announces.
+    """
     merged: list[Turn] = []
     for turn in turns:
         last = merged[-1] if merged else None
@@ -43,18 +54,22 @@ def merge_turns(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def examples_of(dialogue: Dialogue) -> list[Example]:
-    """Every turn but the first, as a response to what stands before it."""
+    """Every (merged) turn but the first, as a response to the turns before it."""
     turns = merge_turns(dialogue.turns)
     return [Example(dialogue.dialogue_id, i, tuple(turns[:i]), turns[i]) for i in range(1, len(turns))]
 
 
 def subsample(rows: Sequence[Row], count: int) -> list[Row]:
-    """``count`` rows at even distances, in order, from the first on; all of them if there are no more."""
+    """``count`` rows at even distances, in order, starting with the first; all of them if there are no more.
+    """
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
 def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoStore, Report]:
-    """The dialogues of a corpus split whose photos can all be read, the photo store, and a Report of what was set aside."""
+    """A split's dialogues all of whose photos can be read, the photo store, and what was set aside and why.
+
+    Raises DataError if the split is missing or holds no sound dialogue.
+    """
     folder = Path(folder)
     dialogues, report = read_dialogues(folder / f"{split}.jsonl")
     store, sound = PhotoStore(folder / "photos"), []
@@ -62,7 +77,8 @@ def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoSto
         damaged = store.check([photo.photo_id for photo in dialogue.photos]).problems
         if damaged:
             reason = f"dialogue {dialogue.dialogue_id}: {damaged[0].reason}"
-            report.problems.append(Problem(f"{split}.jsonl", report.rows[dialogue.dialogue_id], "photo", reason))
+            row = report.rows[dialogue.dialogue_id]
+            report.problems.append(Problem(f"{split}.jsonl", row, "photo", reason))
         else:
             sound.append(dialogue)
     report.kept = len(sound)

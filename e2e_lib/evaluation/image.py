@@ -1,154 +1,120 @@
-"""Scores of drawn photos as a set: Inception Score, FID and KID, computed by torch-fidelity (§3.1.3)."""
+"""Scores of drawn photos as a set: Inception Score, FID and KID, by torch-fidelity (section 3.1.3).
 
-from collections.abc import Iterator, Mapping
+They see photos through a feature extractor. Each corpus brings its own, so these scores compare systems on one
+corpus, **never** with the paper. Axes: N photos, F features, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from e2e_lib.evaluation.fidelity import torch_fidelity
+from e2e_lib.evaluation.fidelity import FeatureExtractorInceptionV3, metric_fid, metric_isc, metric_kid
 
-_EXTRACTOR = "scene-reader"
-_FEATURES, _LOGITS = "features", "thing"
-
-
-class SceneClassifier(Protocol):
-    """What the scene reader must offer here; every torch module with these two methods will do."""
-
-    def features(self, photos: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 to (B, F)."""
-
-    def __call__(self, photos: Tensor) -> Mapping[str, Tensor]:
-        """(B, 3, H, W) uint8 to logits (B, number of values) for each attribute, "thing" among them."""
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+BATCH = 64  # photos per call of a feature extractor
+SEED = 0  # of the order in which IS splits photos, and of KID's subsets
 
 
-class _Photos(Dataset[Tensor]):
-    """torch-fidelity wants items of bare tensors, where TensorDataset gives tuples."""
+class FeatureExtractor(Protocol):
+    """A classifier of photos."""
 
-    def __init__(self, photos: Tensor) -> None:
-        self.photos = photos.cpu()
+    def extract(self, photos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """N photos, uint8 (3, H, W) of any size, to features (N, F) and class logits (N, K)."""
+
+
+@dataclass(frozen=True)
+class PhotoFeatures:
+    """``features`` (N, F), which FID and KID compare, and class ``logits`` (N, K) for IS; float64."""
+
+    features: Tensor
+    logits: Tensor
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.features)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.photos[index]
-
-
-class _ReaderFeatures(torch_fidelity.FeatureExtractorBase):
-    def __init__(self, name: str, features_list: list[str], scene_reader: SceneClassifier, **_: Any) -> None:
-        super().__init__(name, features_list)
-        # In a tuple the reader is no submodule, so torch-fidelity's requires_grad_(False) and eval() do not reach it.
-        self.reader = (scene_reader,)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return _FEATURES, _LOGITS
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return _LOGITS if metric == "isc" else _FEATURES
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, photos: Tensor) -> tuple[Tensor, ...]:
-        (reader,) = self.reader
-        weight = next(reader.parameters(), None)
-        photos = photos if weight is None else photos.to(weight.device)
-        found = {_FEATURES: reader.features(photos), _LOGITS: reader(photos)[_LOGITS]}
-        return tuple(found[name].double() for name in self.features_list)
+    def take(self, rows: Tensor) -> "PhotoFeatures":
+        """Those of the photos ``rows`` (M,), which may repeat."""
+        return PhotoFeatures(self.features[rows], self.logits[rows])
 
 
-torch_fidelity.register_feature_extractor(_EXTRACTOR, _ReaderFeatures)
+@torch.no_grad()
+def features_of(photos: Sequence[Tensor], extractor: FeatureExtractor) -> PhotoFeatures:
+    """The features of N photos, uint8 (3, H, W) each. Raises ValueError for others, and for others from it."""
+    for row, photo in enumerate(photos):
+        if photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != 3:
+            raise ValueError(f"photo {row}: expected a uint8 tensor of shape (3, H, W), got {photo.dtype} "
+                             f"{tuple(photo.shape)}")
+    parts = [extractor.extract(photos[first:first + BATCH]) for first in range(0, len(photos), BATCH)]
+    features, logits = (torch.cat(side).double().cpu() for side in zip(*parts, strict=True)) if parts \
+        else torch.zeros((2, 0, 1)).double()
+    if features.ndim != 2 or logits.ndim != 2 or not len(features) == len(logits) == len(photos):
+        raise ValueError(f"{type(extractor).__name__}.extract gave {tuple(features.shape)} and "
+                         f"{tuple(logits.shape)} for {len(photos)} photos; expected features (N, F) and class "
+                         "logits (N, K)")
+    return PhotoFeatures(features, logits)
 
 
-def _check_photos(name: str, photos: Tensor) -> None:
-    if photos.dtype != torch.uint8 or photos.ndim != 4 or photos.shape[1] != 3:
-        raise ValueError(f"{name} photos: expected a uint8 tensor of shape (N, 3, H, W), got {photos.dtype} {tuple(photos.shape)}")
-    if len(photos) < 2:
-        raise ValueError(f"{name} photos: expected at least 2, got {len(photos)}; a set of fewer has no spread to compare")
+def _check_number(**sides: PhotoFeatures) -> None:
+    for name, photos in sides.items():
+        if len(photos) < 2:
+            raise ValueError(f"{name} photos: expected at least 2, got {len(photos)}; fewer have no spread")
 
 
-def _check_inception_weights(path: Path) -> None:
-    advice = ("expected torch-fidelity's weights-inception-2015-12-05-6726825d.pth (from its release page, v0.2.0); "
-              "download it again, or leave the Inception scores out")
-    if not path.is_file():
-        raise ValueError(f"Inception weights {path}: no such file; {advice}")
-    try:
-        # torch-fidelity unpickles whatever the file holds; this reads tensors only, and refuses everything else first.
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"Inception weights {path}: not a file of weights, or damaged; {advice}") from error
-    if not isinstance(weights, Mapping) or "Mixed_7c.branch_pool.conv.weight" not in weights or "fc.weight" not in weights:
-        raise ValueError(f"Inception weights {path}: these are another network's weights; {advice}")
+def inception_score(photos: PhotoFeatures) -> tuple[float, float]:
+    """IS, from 1 (all look the same, or none is clear) to K; higher is better. Mean and standard deviation over
+    10 splits (N // 10, at least 1, below 100 photos). Raises ValueError below 2 photos."""
+    _check_number(drawn=photos)
+    scores = metric_isc.isc_features_to_metric(photos.logits, max(1, min(10, len(photos) // 10)), rng_seed=SEED)
+    return scores[metric_isc.KEY_METRIC_ISC_MEAN], scores[metric_isc.KEY_METRIC_ISC_STD]
 
 
-def _scores(drawn: Tensor, gold: Tensor, kid_subsets: int, seed: int, **extractor: Any) -> dict[str, float]:
-    n, m = len(drawn), len(gold)
-    # torch's data loader draws a number from the global generator; whoever is training meanwhile must not notice.
-    with torch.random.fork_rng(devices=[]):
-        found = torch_fidelity.calculate_metrics(
-            input1=_Photos(drawn), input2=_Photos(gold), isc=True, fid=True, kid=True,
-            isc_splits=max(1, min(10, n // 10)), kid_subsets=kid_subsets, kid_subset_size=min(1000, n, m), rng_seed=seed % 2**32,
-            cuda=False, save_cpu_ram=True, cache=False, verbose=False, **extractor,
-        )
-    return {
-        "is": found[torch_fidelity.KEY_METRIC_ISC_MEAN], "is_std": found[torch_fidelity.KEY_METRIC_ISC_STD],
-        "fid": found[torch_fidelity.KEY_METRIC_FID],
-        "kid": found[torch_fidelity.KEY_METRIC_KID_MEAN], "kid_std": found[torch_fidelity.KEY_METRIC_KID_STD],
-    }
+def fid(drawn: PhotoFeatures, gold: PhotoFeatures) -> float:
+    """FID, from 0 (up to rounding); lower is better. Biased upwards, the more the fewer photos, and by how much
+    depends on the model: show N, compare at equal N, and read KID too. Raises ValueError below 2 photos."""
+    _check_number(drawn=drawn, gold=gold)
+    statistics = [metric_fid.fid_features_to_statistics(side.features) for side in (drawn, gold)]
+    return metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
 
 
-def image_scores(drawn: Tensor, gold: Tensor, reader: SceneClassifier, *, kid_subsets: int = 50, seed: int = 0,
-                 inception_weights: Path | None = None) -> dict[str, float | int]:
-    """IS of the drawn photos, and FID and KID between drawn and gold ones (§3.1.3), seen through the scene reader.
+def kid(drawn: PhotoFeatures, gold: PhotoFeatures) -> tuple[float, float]:
+    """KID, unbiased, so slightly below 0 for sets that are alike; lower is better. Mean and standard deviation
+    over 50 random subsets of the size of the smaller side (at most 1000). Raises ValueError below 2 photos."""
+    _check_number(drawn=drawn, gold=gold)
+    scores = metric_kid.kid_features_to_metric(
+        drawn.features, gold.features, kid_subsets=50, kid_subset_size=min(1000, len(drawn), len(gold)),
+        rng_seed=SEED, verbose=False)
+    return scores[metric_kid.KEY_METRIC_KID_MEAN], scores[metric_kid.KEY_METRIC_KID_STD]
 
-    ``drawn`` (N, 3, H, W) and ``gold`` (M, 3, H, W) are uint8; N and M may differ. The photos are not resized for the
-    reader. Its features and its logits for ``thing`` take the place of Inception's, so these numbers compare systems
-    with each other, **never** with the paper's. Returns, all unscaled:
 
-    - ``is``, ``is_std``: mean and spread over 10 splits (fewer under 100 photos: N // 10, at least 1). From 1 (every photo
-      looks the same, or none is clear) to the number of things, 14; higher is better.
-    - ``fid``: from 0 (up to rounding), lower is better. FID is biased upwards, the more the fewer photos, and by how
-      much depends on the model: show N beside it, compare only at equal N, and read it together with KID. With no
-      more photos than the reader has features its covariance has not full rank.
-    - ``kid``, ``kid_std``: mean and spread over ``kid_subsets`` random subsets of min(1000, N, M) photos from either side; lower is
-      better. Unbiased, so slightly below 0 for sets that are alike. With N = M ≤ 1000 every subset is the whole set, and the
-      spread says nothing.
-    - ``image_n``, ``image_n_gold``: N and M.
+class InceptionExtractor:
+    """Inception, from torch-fidelity's file of ``weights``, with its TensorFlow-like resizing to 299 pixels.
+    Raises ValueError for a file that is missing, damaged or another network's."""
 
-    With ``inception_weights`` (torch-fidelity's own weights file) also ``inception_is``, ``inception_is_std``, ``inception_fid``,
-    ``inception_kid``, ``inception_kid_std``: the usual ones, with torch-fidelity's TensorFlow-like bilinear resizing to 299 pixels;
-    about 6-10 photos a second on a CPU. They never mix with the reader's.
+    def __init__(self, weights: Path) -> None:
+        advice = ("expected torch-fidelity's weights-inception-2015-12-05-6726825d.pth (from its release page, "
+                  "v0.2.0); download it again, or leave the Inception scores out")
+        if not weights.is_file():
+            raise ValueError(f"Inception weights {weights}: no such file; {advice}")
+        try:  # torch-fidelity unpickles whatever the file holds; this reads tensors only, and refuses the rest
+            tensors = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"Inception weights {weights}: not a file of weights, or damaged; {advice}") from error
+        if not isinstance(tensors, Mapping) or not {"Mixed_7c.branch_pool.conv.weight", "fc.weight"} <= {*tensors}:
+            raise ValueError(f"Inception weights {weights}: these are another network's weights; {advice}")
+        self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"],
+                                                   feature_extractor_weights_path=str(weights))
 
-    The same call gives the same numbers (``seed`` is taken modulo 2**32); the global random state and the reader's mode
-    stay as they were. Raises ValueError when photos have another shape or type, a side has fewer than 2, ``kid_subsets``
-    is below 1, or the weights file is missing, damaged or another network's.
-    """
-    _check_photos("drawn", drawn)
-    _check_photos("gold", gold)
-    if kid_subsets < 1:
-        raise ValueError(f"kid_subsets: expected at least 1, got {kid_subsets}")
-    if inception_weights is not None:
-        _check_inception_weights(inception_weights)
-    modes = [(module, module.training) for module in reader.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        scores: dict[str, float | int] = dict(_scores(drawn, gold, kid_subsets, seed, feature_extractor=_EXTRACTOR, scene_reader=reader))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if inception_weights is not None:
-        inception = _scores(drawn, gold, kid_subsets, seed, feature_extractor="inception-v3-compat",
-                            feature_extractor_weights_path=str(inception_weights))
-        scores |= {f"inception_{name}": value for name, value in inception.items()}
-    return {**scores, "image_n": len(drawn), "image_n_gold": len(gold)}
+    def extract(self, photos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        features, logits = zip(*(self.network(photo[None]) for photo in photos), strict=True)
+        return torch.cat(features), torch.cat(logits)  # (N, 2048), (N, 1008)
+
+
+def inception_scores(drawn: Sequence[Tensor], gold: Sequence[Tensor], weights: Path) -> dict[str, float]:
+    """Inception's own scores of photos, uint8 (3, H, W) each, as ``inception_is`` and so on; about 6-10 photos
+    per second on a CPU. Raises ValueError as ``InceptionExtractor`` and ``features_of`` do."""
+    ours, theirs = (features_of(photos, InceptionExtractor(weights)) for photos in (drawn, gold))
+    values = (*inception_score(ours), fid(ours, theirs), *kid(ours, theirs))
+    return dict(zip([f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std")], values, strict=True))

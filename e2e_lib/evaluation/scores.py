@@ -1,69 +1,191 @@
-"""A model's answers to test contexts, and every metric of section 3.1.3 on them."""
+"""Every score of section 3.1.3, once: of a run's answers as they are, or of sets resampled from them.
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+Answers are reduced to counts, values and features per example. A score is a function of these and of how often
+each example counts: weights of ones give the test set's score, those of a bootstrap the scores of resampled
+sets. Axes: E examples, K sets, N photos.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from e2e_lib.data.examples import Example
-from e2e_lib.data.minichat.corpus import open_photos, read_scenes
-from e2e_lib.data.minichat.scenes import ATTRIBUTES
-from e2e_lib.data.photos import PhotoStore
-from e2e_lib.evaluation.image import image_scores
-from e2e_lib.evaluation.scene_classifier import SceneClassifier
-from e2e_lib.evaluation.sharing import intent_scores, scene_accuracy
-from e2e_lib.evaluation.text import bleu, rouge_l
-from e2e_lib.inference.respond import Response
+from e2e_lib.data.examples import Example, Response
+from e2e_lib.data.photos import PhotoSource
+from e2e_lib.evaluation import image, text
+from e2e_lib.evaluation.bootstrap import Array
+from e2e_lib.evaluation.image import FeatureExtractor, PhotoFeatures, features_of
+from e2e_lib.evaluation.sharing import intent_scores, sharing_counts
 
 
-def gold_photos(examples: Sequence[Example], store: PhotoStore, size: int) -> Tensor:
-    """The responses' own photos (N, 3, S, S), uint8, in order."""
-    return torch.stack([store.tensor(e.response.photo.photo_id, size) for e in examples if e.response.photo])
+class Metric(NamedTuple):
+    """How a score is shown: its name, which way is ``better`` ("higher" or "lower"), and what it is."""
+
+    label: str
+    better: str
+    meaning: str
 
 
-def text_scores(examples: Sequence[Example], responses: Sequence[Response]) -> dict[str, Any]:
-    """BLEU and ROUGE-L of the text (photo descriptions removed) where the gold response has text, and of the captions where it shares."""
-    pairs = [(r.text, e.response.text) for e, r in zip(examples, responses, strict=True) if e.response.text]
-    captions = [(r.caption or "", e.response.photo.caption) for e, r in zip(examples, responses, strict=True) if e.response.photo]
-    said, gold = [list(side) for side in zip(*pairs, strict=True)]
-    scores: dict[str, Any] = {**bleu(said, gold), "rougeL": rouge_l(said, gold)}
-    if captions:
-        caption_scores = bleu(*[list(side) for side in zip(*captions, strict=True)])
-        # Cumulative BLEU-2 without the individual order's blindness to single words.
-        scores |= {"caption_bleu": caption_scores["bleu2_cumulative"], "caption_bleu1": caption_scores["bleu1"],
-                   "caption_bleu2": caption_scores["bleu2"]}
-    return scores
+# The scores that are shown, in order. A star: by the features of the corpus's own extractor, not Inception's.
+METRICS: dict[str, Metric] = {
+    "bleu1": Metric("BLEU-1", "higher", "share of the reply's words that the gold reply has too, times a penalty for "
+                    "short replies (0-100)"),
+    "bleu2": Metric("BLEU-2", "higher", "the same for pairs of neighbouring words, alone, as the authors' code (0-100)"),
+    "bleu2_cumulative": Metric("BLEU-2, cumulative", "higher", "Papineni's: geometric mean of orders 1 and 2 (0-100)"),
+    "rougeL": Metric("ROUGE-L", "higher", "F1 of the longest common subsequence of words, mean over replies (0-100)"),
+    "caption_bleu": Metric("caption BLEU-2, cumulative", "higher", "against gold captions; no caption is an empty one "
+                           "(0-100)"),
+    "intent_f1": Metric("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
+    "is": Metric("IS*", "higher", "clear and varied photos, by a classifier's opinion (1 to its number of classes)"),
+    "fid": Metric("FID*", "lower", "distance between drawn and gold photos' features; biased upwards by few photos"),
+    "kid": Metric("KID*", "lower", "a distance like FID without the bias from N; may fall slightly below 0"),
+}
 
 
-def photo_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, reader: SceneClassifier, size: int) -> dict[str, Any]:
-    """IS, FID and KID of all drawn photos against all gold ones; None for each while fewer than two photos are drawn."""
-    drawn = [r.photo for r in responses if r.photo is not None]
-    if len(drawn) < 2:
-        return {"is": None, "fid": None, "kid": None}
-    return image_scores(torch.stack(drawn), gold_photos(examples, store, size), reader)
+class CorpusScores(Protocol):
+    """What only one corpus can score: means of values of single answers. A method ``counts(rows)`` may give
+    further numbers to save beside the scores; those under "n" describe the test set."""
+
+    metrics: Mapping[str, Metric]
+
+    def questions(self, examples: Sequence[Example]) -> list[tuple[Example, dict[str, Any]]]:
+        """Contexts that are asked besides the test examples, each with what ``values`` needs to judge the reply."""
+
+    def annotate(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[dict[str, Any]]:
+        """What is to be saved with each answer, as JSON values, so that ``values`` can score it later."""
+
+    def values(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The values (0 to 1) of a saved answer, or of the reply to a question, by score; nan or none if not due."""
 
 
-def scenes_drawn(examples: Sequence[Example], responses: Sequence[Response], corpus: Path, reader: SceneClassifier) -> list[dict[str, Any]]:
-    """For each gold photo that its context determines: what it shows and what the reader sees in the drawn one (None if none was drawn)."""
-    scenes, undetermined = read_scenes(corpus / "scenes.jsonl"), open_photos(corpus / "scenes.jsonl")
-    pairs = [(e.response.photo.photo_id, r.photo) for e, r in zip(examples, responses, strict=True)
-             if e.response.photo and e.response.photo.photo_id not in undetermined]
-    drawn = [photo for _, photo in pairs if photo is not None]
-    read = iter(reader.read(torch.stack(drawn)) if drawn else [])
-    return [{"photo_id": photo_id, "gold": {name: getattr(scenes[photo_id], name) for name in ATTRIBUTES},
-             "drawn": None if photo is None else next(read)} for photo_id, photo in pairs]
+@dataclass(frozen=True)
+class Answers:
+    """A run's answers to E examples, with the replies to the corpus's questions. Where an example has no such
+    score, counts are 0 and values nan. ``drawn_rows`` and ``gold_rows`` say which examples photos belong to."""
+
+    dialogue_ids: list[str]
+    texts: Array  # (E, 6) text.ngram_counts
+    rouge: Array  # (E,) 0 to 1
+    captions: Array  # (E, 6)
+    sharing: Array  # (E, 3) sharing.sharing_counts
+    values: dict[str, Array]  # of each of the corpus's own scores (E,)
+    drawn: PhotoFeatures
+    drawn_rows: NDArray[np.int64]  # (N,)
+    gold: PhotoFeatures
+    gold_rows: NDArray[np.int64]
+    counts: dict[str, Any]  # to save beside the scores
 
 
-def all_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoStore, rows: Sequence[dict[str, Any]],
-               reader: SceneClassifier, size: int) -> dict[str, Any]:
-    """Every metric; ``rows`` are those of ``scenes_drawn``, and ``n`` holds what each metric was computed on."""
-    sharing = intent_scores([r.caption is not None for r in responses], [e.response.photo is not None for e in examples])
-    photos = photo_scores(examples, responses, store, reader, size)
-    counts = {"examples": len(examples), "texts": sum(bool(e.response.text) for e in examples),
-              "gold_photos": sum(e.response.photo is not None for e in examples), "scenes": len(rows)}
-    scenes = scene_accuracy([row["drawn"] for row in rows], [row["gold"] for row in rows]) if rows else {}
-    photos = {key: value for key, value in photos.items() if not key.startswith("image_n")}
-    drawn = {"drawn_photos": sum(r.photo is not None for r in responses)}
-    return {**text_scores(examples, responses), **sharing, **photos, **drawn, **scenes, "n": counts}
+def answer_row(example: Example, response: Response) -> dict[str, Any]:
+    """An answer as it is saved: a row of ``answers.jsonl``, to which a corpus may add."""
+    gold = example.response.photo
+    return {"dialogue_id": example.dialogue_id, "index": example.index, "text": response.text,
+            "caption": response.caption, "gold_text": example.response.text,
+            "gold_caption": gold.caption if gold else None, "gold_photo_id": gold.photo_id if gold else None}
+
+
+def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoFeatures,
+           corpus: CorpusScores | None = None) -> Answers:
+    """Saved answers (``answer_row``, with "image" where a photo was drawn), then replies to questions, reduced.
+
+    ``drawn`` and ``gold`` are the features of drawn and gold photos in the order of rows. Raises ValueError where
+    photos and rows do not agree in number.
+    """
+    texts = [(row["text"], row["gold_text"]) if row.get("gold_text") else None for row in rows]
+    captions = [(row["caption"] or "", row["gold_caption"]) if row.get("gold_photo_id") else None for row in rows]
+    at = {"drawn": np.array([row.get("image") is not None for row in rows], dtype=bool).nonzero()[0],
+          "gold": np.array([pair is not None for pair in captions], dtype=bool).nonzero()[0]}
+    for name, photos in (("drawn", drawn), ("gold", gold)):
+        if len(at[name]) != len(photos):
+            raise ValueError(f"{len(at[name])} answers with a {name} photo, but features of {len(photos)}")
+
+    def ngrams(pairs: list[tuple[str, str] | None]) -> Array:
+        counts = [text.ngram_counts(*pair) if pair else [0] * text.COUNTS for pair in pairs]
+        return np.array(counts, dtype=np.float64).reshape(-1, text.COUNTS)
+
+    sharing = [sharing_counts(row.get("caption") is not None, bool(row.get("gold_photo_id"))) for row in rows]
+    values = [corpus.values(row) if corpus else {} for row in rows]
+    names = dict.fromkeys([*(corpus.metrics if corpus else ()), *(name for row in values for name in row)])
+    counts = dict(corpus.counts(rows)) if hasattr(corpus, "counts") else {}
+    n = {"examples": sum("gold_text" in row for row in rows), "texts": len(rows) - texts.count(None),
+         "gold_photos": len(gold), **counts.pop("n", {})}
+    return Answers(
+        [row["dialogue_id"] for row in rows], ngrams(texts),
+        np.array([text.rouge_l(*pair) if pair else np.nan for pair in texts]), ngrams(captions),
+        np.array(sharing, dtype=np.float64).reshape(-1, 3),
+        {name: np.array([row.get(name, np.nan) for row in values]) for name in names},
+        drawn, at["drawn"], gold, at["gold"], {"drawn_photos": len(drawn), **counts, "n": n})
+
+
+Score = Callable[[Answers, Array], Array]
+
+
+def _bleu(field: str, name: str) -> Score:
+    return lambda answers, weights: np.array([text.bleu(counts)[name] if counts[-1] else np.nan
+                                              for counts in weights @ getattr(answers, field)])
+
+
+def _intent(name: str) -> Score:
+    return lambda answers, weights: np.array([intent_scores(counts)[name] for counts in weights @ answers.sharing])
+
+
+def _photos(function: Callable[[PhotoFeatures, PhotoFeatures], float]) -> Score:
+    """Of each set's photos, drawn and gold, repeated as often as they count; nan below two of a side."""
+    def score(answers: Answers, weights: Array) -> Array:
+        sides, scores = ((answers.drawn, answers.drawn_rows), (answers.gold, answers.gold_rows)), []
+        for row in weights.astype(np.int64):
+            photos = [side.take(torch.from_numpy(np.repeat(np.arange(len(side)), row[at]))) for side, at in sides]
+            scores.append(function(*photos) if min(map(len, photos)) > 1 else np.nan)
+        return np.array(scores)
+    return score
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    due = ~np.isnan(values)
+    counted = weights[:, due].sum(1)
+    return np.where(counted > 0, weights[:, due] @ values[due] / np.maximum(counted, 1), np.nan)
+
+
+# Each takes answers and weights (K, E) and gives (K,), nan where a set has nothing to score.
+SCORES: dict[str, Score] = {
+    **{name: _bleu("texts", name) for name in ("bleu1", "bleu2", "bleu1_cumulative", "bleu2_cumulative")},
+    "rougeL": lambda answers, weights: 100 * _mean(answers.rouge, weights),
+    "caption_bleu": _bleu("captions", "bleu2_cumulative"),  # order 2 alone does not see captions of one word
+    "caption_bleu1": _bleu("captions", "bleu1"), "caption_bleu2": _bleu("captions", "bleu2"),
+    **{name: _intent(name) for name in ("intent_precision", "intent_recall", "intent_f1")},
+    "is": _photos(lambda drawn, gold: image.inception_score(drawn)[0]),
+    "is_std": _photos(lambda drawn, gold: image.inception_score(drawn)[1]),
+    "fid": _photos(image.fid),
+    "kid": _photos(lambda drawn, gold: image.kid(drawn, gold)[0]),
+    "kid_std": _photos(lambda drawn, gold: image.kid(drawn, gold)[1]),
+}
+
+
+def score(name: str, answers: Answers, weights: Array) -> Array:
+    """A score of ``SCORES``, or one of the corpus's own, under ``weights`` (K, E): (K,), nan for nothing to score."""
+    return SCORES[name](answers, weights) if name in SCORES else _mean(answers.values[name], weights)
+
+
+def score_once(name: str, answers: Answers) -> float | None:
+    """A score of the answers as they are; None where there is nothing to score."""
+    value = float(score(name, answers, np.ones((1, len(answers.dialogue_ids))))[0])
+    return None if np.isnan(value) else value
+
+
+def all_scores(answers: Answers) -> dict[str, Any]:
+    """Every score of a run; ``n`` holds the numbers that they were computed on."""
+    scores = {name: score_once(name, answers) for name in (*SCORES, *answers.values)}
+    return {**scores, "sacrebleu_signature": text.bleu_signature(), **answers.counts}
+
+
+def dev_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoSource,
+               extractor: FeatureExtractor) -> dict[str, Any]:
+    """``bleu2`` (0 if no gold response has text) and ``fid`` (None with fewer than two photos) of dev answers."""
+    rows = [answer_row(*pair) | {"image": pair[1].photo} for pair in zip(examples, responses, strict=True)]
+    drawn = features_of([row["image"] for row in rows if row["image"] is not None], extractor)
+    gold = features_of([store.tensor(row["gold_photo_id"]) for row in rows if row["gold_photo_id"]], extractor)
+    answers = reduce(rows, drawn, gold)
+    return {"bleu2": score_once("bleu2", answers) or 0.0, "fid": score_once("fid", answers)}

@@ -1,64 +1,59 @@
-"""Scores of response texts: BLEU-1, BLEU-2 and ROUGE-L (§3.1.3).
+"""BLEU-1, BLEU-2 and ROUGE-L (section 3.1.3) from counts per pair of texts.
 
-Photo captions are no part of a response's text here: take them out first (or score them alone, as captions).
-All scores run from 0 to 100, higher is better.
+A set of pairs is scored from the sum of their counts: the test set and any set resampled from it by the same
+function. Captions are no part of a response's text; they are scored as texts of their own.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
+from nltk import ngrams
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-
-def _check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    # A lone string is a sequence of strings too, and would be scored letter by letter.
-    for name, texts in (("hypotheses", hypotheses), ("references", references)):
-        if isinstance(texts, str):
-            raise ValueError(f"{name}: expected a list of texts, got one string; put it in a list")
-    if len(hypotheses) != len(references) or not hypotheses:
-        raise ValueError(f"expected as many hypotheses as references, at least one of each; got {len(hypotheses)} hypotheses "
-                         f"and {len(references)} references")
-    for name, texts in (("hypotheses", hypotheses), ("references", references)):
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"{name}[{row}]: expected a string, got {text!r}; use an empty string for a response without text")
+COUNTS = 6  # numbers per pair, see ngram_counts
+_ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """BLEU-1 and BLEU-2 of a whole corpus, one reference each (§3.1.3), split at white space, case kept, no smoothing.
+def ngram_counts(hypothesis: str, reference: str) -> list[int]:
+    """Of a pair: matches of 1-grams and of 2-grams, their totals in the hypothesis, and both lengths in words.
 
-    Two readings of "BLEU-2" are in use, and both are returned:
-
-    - ``bleu1``, ``bleu2``: brevity penalty × the n-gram precision of order n **alone**, as the paper's authors compute it.
-    - ``bleu1_cumulative``, ``bleu2_cumulative``: Papineni et al.'s, brevity penalty × the geometric mean of the
-      precisions of orders 1..n, from sacrebleu; ``sacrebleu_signature`` says how. For n = 1 the two are the same.
-
-    An order without any match scores 0. Texts may be empty: an empty hypothesis only lengthens the brevity penalty, an
-    empty reference only adds words that match nothing. A hypothesis of one word has no 2-grams and adds none (nltk's
-    ``corpus_bleu`` counts one that cannot match, so its BLEU-2 is lower where there are such hypotheses).
-    Raises ValueError when the lists are empty or differ in length.
+    Words are split at white space, case is kept, a match counts at most as often as the reference has it.
     """
-    _check_pairs(hypotheses, references)
-    # force: text split at white space on purpose would otherwise be taken for a forgotten detokenization
-    metrics = [BLEU(max_ngram_order=order, tokenize="none", smooth_method="none", force=True) for order in (1, 2)]
-    first, second = (metric.corpus_score(list(hypotheses), [list(references)]) for metric in metrics)
-    return {
-        "bleu1": first.bp * first.precisions[0],
-        "bleu2": second.bp * second.precisions[1],
-        "bleu1_cumulative": first.score,
-        "bleu2_cumulative": second.score,
-        "sacrebleu_signature": str(metrics[1].get_signature()),
-    }
+    ours, theirs = hypothesis.split(), reference.split()
+    grams = [(Counter(ngrams(ours, order)), Counter(ngrams(theirs, order))) for order in (1, 2)]
+    return [*((mine & gold).total() for mine, gold in grams), *(mine.total() for mine, _ in grams),
+            len(ours), len(theirs)]
 
 
-def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """ROUGE-L: the mean over pairs of the sentence F1 of the longest common subsequence (§3.1.3), 0 to 100.
+def bleu(counts: Sequence[float]) -> dict[str, float]:
+    """BLEU (0 to 100) of a set of pairs from the sum of their ``ngram_counts``; one reference, no smoothing.
 
-    From rouge-score, **without stemming** (``use_stemmer=False``). It lower-cases and keeps only runs of a-z and 0-9 as
-    words, so text in other scripts scores 0. A pair where either side has no words scores 0, even if both have none.
-    Raises ValueError when the lists are empty or differ in length.
+    ``bleu1``, ``bleu2``: brevity penalty × precision of order n **alone**, as the paper's authors compute it.
+    ``bleu1_cumulative``, ``bleu2_cumulative``: Papineni et al.'s geometric mean of orders 1 to n. An order
+    without a match scores 0. A hypothesis of one word has no 2-grams and adds none (nltk's ``corpus_bleu``
+    counts one that cannot match, so its BLEU-2 is lower where there are such).
     """
-    _check_pairs(hypotheses, references)
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    scores = [scorer.score(reference, hypothesis)["rougeL"].fmeasure for hypothesis, reference in zip(hypotheses, references, strict=True)]
-    return 100 * sum(scores) / len(scores)
+    *grams, our_length, their_length = counts
+    scores = {}
+    for order in (1, 2):
+        score = BLEU.compute_bleu(grams[:order], grams[2:2 + order], int(our_length), int(their_length),
+                                  smooth_method="none", max_ngram_order=order)
+        scores[f"bleu{order}"] = score.bp * score.precisions[order - 1]
+        scores[f"bleu{order}_cumulative"] = score.score
+    return scores
+
+
+def bleu_signature() -> str:
+    """sacrebleu's signature of how ``bleu`` computes."""
+    metric = BLEU(max_ngram_order=2, tokenize="none", smooth_method="none", force=True)
+    metric.corpus_score([""], [[""]])  # a signature exists only once something was scored
+    return str(metric.get_signature())
+
+
+def rouge_l(hypothesis: str, reference: str) -> float:
+    """F1 (0 to 1) of the longest common subsequence of words, without stemming; a set's ROUGE-L is the mean.
+
+    rouge-score lower-cases and takes runs of a-z and 0-9 for words, so text in other scripts scores 0.
+    """
+    return _ROUGE.score(reference, hypothesis)["rougeL"].fmeasure

@@ -1,36 +1,53 @@
-"""What the image loss tells the language model through each map and estimator, against the truth (sections 2.4.1-2.4.2).
+"""The image loss's gradient through each map and estimator, compared with the exact one (sections 2.4.1-2.4.2).
 
-The truth can be had where it can be added up: of a real caption, the few positions the model is least sure of may each take one of its
-likeliest words, and nothing else may change. Then the expected image loss is a sum over that family of captions, and so is its exact
-gradient with respect to those words' logits. Each caption's loss, and its gradient with respect to the text encoder's embeddings, is
-computed once, with the same noise and timesteps for all; after that, any number of draws of any estimator costs next to nothing.
+The exact gradient can be had where it can be summed: the few positions of a real caption that the model is
+least sure of may each take one of its likeliest words, and nothing else may change. Then the expected image
+loss is a sum over these variants of the caption, and so is its gradient with respect to the words' logits. Each
+variant's loss, and its gradient with respect to the text encoder's embeddings, is computed once, with the same
+noise and timesteps for all; after that, any number of estimates costs next to nothing. Axes: N variants, n
+positions, m words, C caption positions, L text-encoder positions, D2 its width, V1 the language model's words.
 """
 
 import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from e2e_lib import corpora
 from e2e_lib.bridge.caption_bridge import CaptionBridge
 from e2e_lib.bridge.estimators import compare_gradients, reinforce
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.data.collate import Batch
-from e2e_lib.data.photos import to_floats
-from e2e_lib.models.end_to_end import EndToEndModel, caption_positions
+from e2e_lib.config import Config
+from e2e_lib.data.collate import Batch, Collator
+from e2e_lib.experiments.ablation import measurement_settings
+from e2e_lib.experiments.evaluate import Echo, split_examples
+from e2e_lib.experiments.variants import MAPS
+from e2e_lib.models.systems import word_list
+from e2e_lib.repro import files, results
+from e2e_lib.repro.provenance import provenance_record
+from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.run_files import run_folder
+from e2e_lib.training.loop import load_trained
+from e2e_lib.models.end_to_end import caption_positions
 
-CLOSED = -1e4  # the logit of a word that may not be chosen
+EXCLUDED = -1e4  # the logit of a word that may not be chosen
+REINFORCE_SAMPLES = 16
+ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0), ("gumbel_rao", 0.5),
+              ("reinmax", 1.0))
 
 
 @dataclass
-class Family:
-    """A caption and its variants, N of them. ``logits`` (C, V1) let only the variants' words be chosen; ``positions`` (n,) and ``words``
-    (n, m) say which vary; ``choices`` (N, n) index ``words``; ``ids`` (N, C) and ``texts`` are the captions; ``losses`` (N,) their image
-    losses and ``pulls`` (N, L, D2) the gradients of those with respect to the text encoder's embeddings."""
+class CaptionVariants:
+    """A caption's N variants. ``logits`` (C, V1) let only their words be chosen; ``positions`` (n,) and ``words``
+    (n, m) say which vary; ``choices`` (N, n) index ``words``; ``ids`` (N, C) and ``texts`` are the captions;
+    ``losses`` (N,) their image losses and ``embedding_gradients`` (N, L, D2) the gradients of those."""
 
     logits: Tensor
     positions: Tensor
@@ -39,115 +56,164 @@ class Family:
     ids: Tensor
     texts: list[str]
     losses: Tensor
-    pulls: Tensor
+    embedding_gradients: Tensor
 
     @property
-    def free(self) -> Tensor:
+    def free_logits(self) -> Tensor:
         """The logits (n, m) of the words that may vary."""
         return self.logits[self.positions[:, None], self.words]
 
-    def chosen(self, onehot: Tensor) -> Tensor:
-        """The number of the caption that one-hot choices (…, n, m) make."""
-        place = self.words.shape[1] ** torch.arange(self.words.shape[0] - 1, -1, -1)
-        return (onehot.argmax(-1) * place).sum(-1)
+    def index_of(self, one_hot: Tensor) -> Tensor:
+        """The number (…) of the variant with the one-hot choices (…, n, m)."""
+        place = self.words.shape[1] ** torch.arange(self.words.shape[0] - 1, -1, -1)  # (n,)
+        return (one_hot.argmax(-1) * place).sum(-1)
 
-    def truth(self) -> tuple[Tensor, Tensor]:
-        """The expected image loss () and its gradient (n, m), every caption added up."""
-        free = self.free.clone().requires_grad_()
-        log_p = F.log_softmax(free, -1)
-        each = log_p[torch.arange(len(free)), self.choices].sum(-1).exp()
-        expected = (each * self.losses).sum()
+    def exact_gradient(self) -> tuple[Tensor, Tensor]:
+        """The expected image loss () and its gradient (n, m), summed over all variants."""
+        free = self.free_logits.clone().requires_grad_()
+        log_p = F.log_softmax(free, -1)  # (n, m)
+        p = log_p[torch.arange(len(free)), self.choices].sum(-1).exp()  # (N,)
+        expected = (p * self.losses).sum()
         return expected.detach(), torch.autograd.grad(expected, free)[0]
 
 
-def caption_of(model: EndToEndModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def caption_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits (C, V1) and gold tokens (C,) of the batch's one response caption, under teacher forcing."""
     with torch.no_grad():
-        out = model.language(inputs_embeds=model.read(batch), attention_mask=batch.attention_mask).logits
-        logits, gold, _ = caption_positions(out, batch)
-    return logits[0], gold[0]
+        logits = model.language(inputs_embeds=model.embed_context(batch), attention_mask=batch.attention_mask).logits
+        caption_logits, gold_ids, _ = caption_positions(logits, batch)  # (1, C, V1), (1, C)
+    return caption_logits[0], gold_ids[0]
 
 
-def family_of(model: EndToEndModel, batch: Batch, *, positions: int, words: int, draws: int, rng: torch.Generator) -> Family:
-    """The family of the one caption in ``batch`` (a batch of one response that shares a photo): its ``positions`` least certain positions, the
-    ``words`` likeliest words at each, and ``draws`` pairs of noise and timestep for the image loss."""
-    logits, gold = caption_of(model, batch)
-    logits = logits.index_fill(1, torch.tensor(model.tokenizer.all_special_ids), CLOSED)  # a word, not a mark
+def caption_variants(model: Any, batch: Batch, *, positions: int, words: int, noises: int,
+                     rng: torch.Generator) -> CaptionVariants:
+    """The variants of the one caption in ``batch`` (one response that shares a photo): its ``positions`` least certain
+    positions, the ``words`` likeliest words at each, and ``noises`` pairs of noise and timestep for the image loss."""
+    logits, gold_ids = caption_of(model, batch)
+    logits = logits.index_fill(1, torch.tensor(model.tokenizer.all_special_ids), EXCLUDED)  # (C, V1)
     p = logits.softmax(-1)
-    at = (-(p * p.clamp_min(1e-12).log()).sum(-1)).topk(min(positions, len(gold))).indices.sort().values
-    candidates = logits[at].topk(words, -1).indices
-    choices = torch.tensor(list(itertools.product(range(words), repeat=len(at))))
-    ids = gold.repeat(len(choices), 1)
+    entropy = -(p * p.clamp_min(1e-12).log()).sum(-1)  # (C,)
+    at = entropy.topk(min(positions, len(gold_ids))).indices.sort().values  # (n,)
+    candidates = logits[at].topk(words, -1).indices  # (n, m)
+    choices = torch.tensor(list(itertools.product(range(words), repeat=len(at))))  # (N, n)
+    ids = gold_ids.repeat(len(choices), 1)  # (N, C)
     ids[:, at] = candidates.gather(1, choices.T).T
-    closed = torch.full_like(logits, CLOSED).scatter(1, gold[:, None], 0.0)  # elsewhere the gold word stands
-    closed[at] = torch.full_like(closed[at], CLOSED).scatter(1, candidates, logits[at].gather(1, candidates))
+    limited = torch.full_like(logits, EXCLUDED).scatter(1, gold_ids[:, None], 0.0)  # elsewhere the gold word stays
+    limited[at] = torch.full_like(limited[at], EXCLUDED).scatter(1, candidates, logits[at].gather(1, candidates))
     texts = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    losses, pulls = image_losses(model, batch, texts, draws, rng)
-    return Family(closed, at, candidates, choices, ids, texts, losses, pulls)
+    return CaptionVariants(limited, at, candidates, choices, ids, texts, *image_losses(model, batch, texts, noises, rng))
 
 
-def image_losses(model: EndToEndModel, batch: Batch, texts: list[str], draws: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The image loss of the batch's one photo under each text, (N,), and its gradient with respect to the text encoder's embeddings (N, L, D2):
-    means over ``draws`` pairs of noise and timestep, the same for every text."""
-    generator = model.generator
-    latents = generator.to_latents(to_floats(batch.target_photos)).expand(draws, -1, -1, -1)
-    # One timestep in each of ``draws`` equal intervals: as many high as low ones, whatever the number.
-    timesteps = ((torch.arange(draws) + torch.rand(draws, generator=rng)) * generator.scheduler.config.num_train_timesteps / draws).long()
-    noise_state = rng.get_state()
-    losses, pulls = [], []
+def image_losses(model: Any, batch: Batch, texts: list[str], noises: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The image loss (N,) of the batch's one photo under each text, and its gradient with respect to the text
+    encoder's embeddings (N, L, D2): means over ``noises`` pairs of noise and timestep, the same for every text."""
+    image_generator = model.generator
+    latents = image_generator.to_latents(batch.target_photos).expand(noises, -1, -1, -1)
+    # One timestep in each of ``noises`` equal intervals: as many high as low ones, whatever the number.
+    steps = image_generator.scheduler.config.num_train_timesteps
+    timesteps = ((torch.arange(noises) + torch.rand(noises, generator=rng)) * steps / noises).long()
+    table, noise_state = image_generator.text_encoder.get_input_embeddings(), rng.get_state()
+    losses, gradients = [], []
     for text in texts:
-        ids = generator.tokenize([text])
-        embeddings = generator.embed(ids).detach().requires_grad_()
-        loss = generator.denoising_loss(latents, generator.encode(ids, embeddings).expand(draws, -1, -1), rng.set_state(noise_state), timesteps)
-        pulls.append(torch.autograd.grad(loss, embeddings)[0][0])
+        ids = image_generator.tokenize([text])  # (1, L)
+        embeddings = table(ids).detach().requires_grad_()  # (1, L, D2)
+        encoded = image_generator.encode(ids, embeddings).expand(noises, -1, -1)
+        loss = image_generator.denoising_loss(latents, encoded, rng.set_state(noise_state), timesteps)
+        gradients.append(torch.autograd.grad(loss, embeddings)[0][0])
         losses.append(loss.detach())
-    return torch.stack(losses), torch.stack(pulls)
+    return torch.stack(losses), torch.stack(gradients)
 
 
-def estimates(family: Family, bridge: CaptionBridge, embedding: torch.nn.Embedding, *, temperature: float, draws: int,
-              rng: torch.Generator, batch: int = 128) -> Tensor:
-    """``draws`` estimates (draws, n, m) of the gradient of the expected image loss through ``bridge``: draw a caption, pull at it."""
-    found = []
+def bridge_estimates(variants: CaptionVariants, bridge: CaptionBridge, embedding: torch.nn.Embedding, *,
+                     temperature: float, draws: int, rng: torch.Generator, batch: int = 128) -> Tensor:
+    """``draws`` estimates (draws, n, m) of the gradient of the expected image loss: sample a caption, then
+    backpropagate its image loss through ``bridge``."""
+    estimates, free = [], variants.free_logits  # (n, m)
     for first in range(0, draws, batch):
         size = min(batch, draws - first)
-        logits = family.logits.expand(size, -1, -1).clone().requires_grad_()
-        noise = gumbel_noise((size, *family.free.shape), rng)
-        picked = family.free.expand(size, -1, -1) if bridge.estimator == "straight_through" else family.free + noise
-        number = family.chosen(F.one_hot(picked.argmax(-1), family.words.shape[1]))
+        logits = variants.logits.expand(size, -1, -1).clone().requires_grad_()  # (B, C, V1)
+        noise = gumbel_noise((size, *free.shape), rng)
+        noisy = free.expand(size, -1, -1) if bridge.estimator == "straight_through" else free + noise
+        number = variants.index_of(F.one_hot(noisy.argmax(-1), free.shape[1]))  # (B,)
         full = torch.zeros_like(logits)
-        full[:, family.positions[:, None], family.words] = noise
-        out = bridge([family.texts[i] for i in number.tolist()], logits, embedding, temperature, full, rng, source_ids=family.ids[number])
-        gradient, = torch.autograd.grad((out.embeddings * family.pulls[number]).sum(), logits)
-        found.append(gradient[:, family.positions[:, None], family.words])
-    return torch.cat(found)
+        full[:, variants.positions[:, None], variants.words] = noise
+        out = bridge([variants.texts[i] for i in number.tolist()], logits, embedding, temperature, full, rng,
+                     source_ids=variants.ids[number])
+        gradient, = torch.autograd.grad((out.embeddings * variants.embedding_gradients[number]).sum(), logits)
+        estimates.append(gradient[:, variants.positions[:, None], variants.words])
+    return torch.cat(estimates)
 
 
-def reinforce_estimates(family: Family, *, draws: int, samples: int, rng: torch.Generator) -> Tensor:
-    """The same from REINFORCE with leave-one-out, which asks for ``samples`` captions' losses and for no gradient of the image."""
-    found = []
+def reinforce_estimates(variants: CaptionVariants, *, draws: int, samples: int, rng: torch.Generator) -> Tensor:
+    """The same from REINFORCE with leave-one-out, which needs ``samples`` captions' losses and no gradient of them."""
+    estimates = []
     for _ in range(draws):
-        free = family.free.clone().requires_grad_()
-        value = reinforce(lambda d: family.losses[family.chosen(d)], free, generator=rng, samples=samples)
-        found.append(torch.autograd.grad(value, free)[0])
-    return torch.stack(found)
+        free = variants.free_logits.clone().requires_grad_()
+        value = reinforce(lambda one_hot: variants.losses[variants.index_of(one_hot)], free, rng=rng, samples=samples)
+        estimates.append(torch.autograd.grad(value, free)[0])
+    return torch.stack(estimates)
 
 
-def measure(family: Family, model: EndToEndModel, cases: Sequence[tuple[str, str, float]], *, draws: int, rng: torch.Generator,
-            words: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One row for each (map, estimator, temperature): ``compare_gradients``'s figures and the seconds a draw took. The map "all" with the estimator
-    "reinforce" is REINFORCE, which needs no map. It and Gumbel-Rao draw 16 times for one estimate, and are asked for an eighth as many."""
-    _, truth = family.truth()
-    table = model.generator.text_encoder.get_input_embeddings()
+def alignment(variants: CaptionVariants, model: Any, cases: Sequence[tuple[str, str, float]], *, draws: int,
+              rng: torch.Generator, words: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row per (map, estimator, temperature): the numbers of ``compare_gradients``, and seconds per estimate.
+
+    The estimator "reinforce" needs no map. It and Gumbel-Rao sample 16 times per estimate, and make an eighth as many.
+    """
+    _, exact = variants.exact_gradient()
+    embedding = model.generator.text_encoder.get_input_embeddings()
     rows = []
     for mapping, estimator, temperature in cases:
         began = time.perf_counter()
         if estimator == "reinforce":
-            found = reinforce_estimates(family, draws=draws // 8, samples=16, rng=rng)
+            estimates = reinforce_estimates(variants, draws=draws // 8, samples=REINFORCE_SAMPLES, rng=rng)
         else:
-            bridge = CaptionBridge(model.tokenizer, model.generator.tokenizer, mapping, estimator=estimator, words=words,
-                                   length=model.generator.limit)
-            few = draws // 8 if estimator == "gumbel_rao" else draws
-            found = estimates(family, bridge, table, temperature=temperature, draws=few, rng=rng)
-        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": len(found),
-                     "seconds_a_draw": (time.perf_counter() - began) / len(found), **compare_gradients(found, truth)})
+            bridge = CaptionBridge(model.tokenizer, model.generator.tokenizer, mapping, estimator=estimator,
+                                   words=words, length=model.generator.max_length)
+            count = draws // 8 if estimator == "gumbel_rao" else draws
+            estimates = bridge_estimates(variants, bridge, embedding, temperature=temperature, draws=count, rng=rng)
+        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": len(estimates),
+                     "seconds_a_draw": (time.perf_counter() - began) / len(estimates),
+                     **compare_gradients(estimates, exact)})
     return rows
+
+
+def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positions: int = 2, words: int = 5,
+            noises: int = 16, draws: int = 2048) -> Path:
+    """Compares every map and estimator with the exact gradient, on dev captions of the trained model of ``seed``.
+
+    Writes ``results/<profile>/gradients.json``, a row each: mean, standard deviation and number over ``captions``
+    captions. Raises CheckpointError.
+    """
+    path = results.RESULTS / config.profile / "gradients.json"
+    settings = {"captions": captions, "positions": positions, "words": words, "noises": noises, "draws": draws,
+                "seed": seed, "weights": files.weights_hash(run_folder(config, seed) / "best"),
+                **measurement_settings(config)}
+    if results.is_up_to_date(path, settings, echo):
+        return path
+    examples, store = split_examples(corpora.prepare(config, echo), "dev")
+    sharing = [e for e in examples if e.response.photo and not e.response.text][:captions]
+    model, listed = load_trained(config, seed), word_list(config.bridge.word_list)
+    cases = [(mapping, *estimator) for mapping in MAPS if mapping != "none" for estimator in ESTIMATORS]
+    cases.append(("all", "reinforce", 1.0))
+    measured: dict[tuple[str, str, float], list[dict[str, Any]]] = {case: [] for case in cases}
+    lines = []
+    for number, example in enumerate(sharing, 1):
+        variants = caption_variants(model, Collator(model.formatter, store)([example]), positions=positions,
+                                    words=words, noises=noises, rng=generator(seed, "family", number))
+        expected, exact = variants.exact_gradient()
+        lines.append({"caption": example.response.photo.caption if example.response.photo else "",
+                      "expected_image_loss": float(expected), "spread": float(variants.losses.std()),
+                      "gradient_norm": float(exact.norm())})
+        for row in alignment(variants, model, cases, draws=draws, rng=generator(seed, "draws", number), words=listed):
+            measured[row["mapping"], row["estimator"], row["temperature"]].append(row)
+        echo(f"caption {number} of {len(sharing)}: {len(variants.texts)} variants, image loss {float(expected):.4f}")
+    rows = []
+    for (mapping, estimator, temperature), of_case in measured.items():
+        names = [name for name, value in of_case[0].items() if isinstance(value, float) and name != "temperature"]
+        columns = {name: [row[name] for row in of_case] for name in names}
+        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "n": len(of_case), **{
+            name: {"mean": statistics.fmean(values), "std": statistics.stdev(values)} for name, values in columns.items()}})
+    return files.write_json(path, {
+        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "rows": rows, "captions": lines,
+        "provenance": provenance_record(config, seeds={"training": seed})})

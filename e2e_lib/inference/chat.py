@@ -1,58 +1,76 @@
-"""A running chat with a model."""
+"""A running chat with a model (section 2.5)."""
 
-import numpy as np
+from collections.abc import Mapping
+
 import torch
 from PIL import Image
 from torch import Tensor
 
 from e2e_lib.config import Inference
 from e2e_lib.data.dialogue import SharedPhoto, Turn
-from e2e_lib.data.examples import Example
-from e2e_lib.data.photos import to_square
-from e2e_lib.inference.respond import Response, respond
-from e2e_lib.models.systems import System
+from e2e_lib.data.examples import Example, Response
+from e2e_lib.data.photos import to_tensor
+from e2e_lib.inference.respond import respond
+from e2e_lib.models.systems import PhotoChatModel
 
 
 class PhotoAlbum:
-    """Photos held in memory under a name, for a chat that is not a dataset; reads like a PhotoStore."""
+    """Photos and their captions held in memory, for a chat that is not a dataset; reads like a PhotoStore."""
 
     def __init__(self) -> None:
         self.images: dict[str, Image.Image] = {}
+        self._captions: dict[str, dict[str, str]] = {}
 
     def add(self, image: Image.Image) -> str:
-        name = f"photo {len(self.images) + 1}"
-        self.images[name] = image.convert("RGB")
-        return name
+        """Adds a photo; returns the id it gets."""
+        photo_id = f"photo {len(self.images) + 1}"
+        self.images[photo_id] = image.convert("RGB")
+        return photo_id
 
-    def tensor(self, photo_id: str, size: int) -> Tensor:
-        return torch.from_numpy(np.array(to_square(self.images[photo_id], size))).permute(2, 0, 1)
+    def tensor(self, photo_id: str) -> Tensor:
+        """The photo as uint8 (3, H, W)."""
+        return to_tensor(self.images[photo_id])
+
+    def captions(self, key: str) -> dict[str, str]:
+        return dict(self._captions.get(key, {}))
+
+    def keep_captions(self, key: str, captions: Mapping[str, str]) -> None:
+        self._captions[key] = dict(captions)
 
 
 class ChatPartner:
-    """A running chat with a model: ``say`` something (text, a photo, or both) and get its answer."""
+    """A chat with a model: ``say`` something (text, a photo, or both) and get its answer.
 
-    def __init__(self, model: System, settings: Inference, seed: int = 0, photo_size: int = 64) -> None:
-        self.model, self.settings, self.photo_size = model, settings, photo_size
+    ``turns`` holds the chat so far (speaker 0 is you), ``album`` its photos. The same ``seed`` and the same
+    words give the same answers.
+    """
+
+    def __init__(self, model: PhotoChatModel, settings: Inference, seed: int = 0) -> None:
+        self.model, self.settings = model, settings
         self.rng = torch.Generator().manual_seed(seed)
-        self.album, self.turns = PhotoAlbum(), []
+        self.album, self.turns = PhotoAlbum(), list[Turn]()
 
-    turns: list[Turn]
-
-    def _photo(self, image: Image.Image | None, caption: str) -> SharedPhoto | None:
+    def _shared(self, image: Image.Image | None, caption: str) -> SharedPhoto | None:
         return SharedPhoto(self.album.add(image), caption) if image else None
 
     def say(self, text: str = "", photo: Image.Image | None = None) -> Response:
-        """The partner's answer to what was said; both are remembered as context of the next. Raises ValueError if nothing was said."""
+        """The partner's answer; what was said and the answer become context.
+
+        Raises ValueError if nothing was said.
+        """
         if not text.strip() and photo is None:
             raise ValueError("say something: a text, a photo, or both")
-        self.turns.append(Turn(0, text.strip(), self._photo(photo, "")))
+        self.turns.append(Turn(0, text.strip(), self._shared(photo, "")))
         return self.go_on()
 
     def go_on(self) -> Response:
-        """Lets the partner speak (again) without saying anything, say to send the photo it announced."""
+        """Lets the partner speak (again), for instance to send the photo it announced.
+
+        Raises ValueError before anything was said.
+        """
         if not self.turns:
             raise ValueError("the chat has not begun; say something first")
         example = Example("chat", len(self.turns), tuple(self.turns), Turn(1, ""))
-        answer = respond(self.model, [example], self.album, self.settings, self.rng, self.photo_size)[0]
-        self.turns.append(Turn(1, answer.text, self._photo(answer.image, answer.caption or "")))
+        answer = respond(self.model, [example], self.album, self.settings, self.rng)[0]
+        self.turns.append(Turn(1, answer.text, self._shared(answer.image, answer.caption or "")))
         return answer

@@ -241,7 +241,7 @@ class Slip:
 def slip_of(model: EndToEndModel, batch: Batch, choices: Sequence[str], draws: int, rng: torch.Generator) -> Slip | None:
     """Puts another of ``choices`` for the first of them in the batch's one caption; the image loss is a mean of ``draws`` noises, the same for
     both. None where the caption holds none of them, or where the two are not one token each."""
-    text, length = batch.captions[0], model.generator.limit
+    text, length = batch.captions[0], model.generator.max_length
     said = re.search(rf"\b({'|'.join(choices)})\b", text)
     if said is None:
         return None

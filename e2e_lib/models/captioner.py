@@ -1,7 +1,8 @@
-"""The image captioner of the two baselines (section 3.1.4): what stands between a photo and a dialogue model that cannot see.
+"""The image captioner of both baselines (section 3.1.4): between a photo and a model that cannot see.
 
-The paper's pipeline captions the photos of a context with BLIP-2 and lets the language model read the captions; so do we, with the same
-class at every scale.
+The paper's pipeline captions the photos of a context with BLIP-2 and lets the language model read the
+captions; so do we, with the same class at every scale. Captions are made once per photo, before any batch,
+and kept beside the photos.
 """
 
 import hashlib
@@ -11,17 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from transformers.image_processing_utils import BaseImageProcessor
 
-from e2e_lib.data.collate import PromptFormatter
+from e2e_lib.data.dialogue import Turn
 from e2e_lib.data.examples import Example
-from e2e_lib.data.photos import PhotoSource
+from e2e_lib.data.photos import PhotoSource, square
 from e2e_lib.models.hub import LOADING, locate, unreachable
 
-LONGEST = 40  # tokens of a caption
-TOGETHER = 64  # photos captioned at once
+MAX_NEW_TOKENS = 40  # of a caption
+BATCH_SIZE = 64  # photos captioned at once
 
 
 class Captioner(nn.Module):
@@ -31,53 +31,60 @@ class Captioner(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Blip2ForConditionalGeneration, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: Blip2ForConditionalGeneration, tokenizer: Any, mean: Sequence[float],
+                 std: Sequence[float]) -> None:
         super().__init__()
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        # Names the file of its captions: other weights, another key, told apart by a few values per tensor.
+        digest = hashlib.sha256(str(MAX_NEW_TOKENS).encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.flatten()[:8].float().cpu().numpy().tobytes())
+        self.key = digest.hexdigest()[:12]
 
     def train(self, mode: bool = True) -> "Captioner":
-        """Stays as it is: with dropout, a photo's caption would depend on when it was first met."""
+        """Stays in evaluation mode: with dropout, a photo's caption would depend on when it was made."""
         return super().train(False)
 
-    def pixels(self, photos: Tensor) -> Tensor:
-        """Photos (N, 3, S, S), uint8, at the size and scale that the vision model was trained on: floats (N, 3, side, side)."""
-        side, device = self.model.config.vision_config.image_size, self.model.device
-        floats = photos.to(device).float() / 255
-        if floats.shape[-1] != side:
-            floats = F.interpolate(floats, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        return (floats - self.mean.to(device)) / self.std.to(device)
+    def pixels(self, photos: Sequence[Tensor]) -> Tensor:
+        """N photos, uint8 (3, H, W) of any size, as the vision model expects them: floats (N, 3, side, side).
+        """
+        side = self.model.config.vision_config.image_size
+        floats = square(photos, side).to(self.model.device).float() / 255  # (N, 3, side, side)
+        return (floats - self.mean.to(floats)) / self.std.to(floats)
 
     @torch.no_grad()
-    def generate_captions(self, photos: Tensor) -> list[str]:
-        """The likeliest caption, word by word, of each photo (N, 3, S, S), uint8."""
+    def generate_captions(self, photos: Sequence[Tensor]) -> list[str]:
+        """The likeliest caption, token by token, of each photo, uint8 (3, H, W)."""
         captions: list[str] = []
-        for part in photos.split(TOGETHER):
-            ids = self.model.generate(pixel_values=self.pixels(part), max_new_tokens=LONGEST, do_sample=False)
-            captions += [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        for first in range(0, len(photos), BATCH_SIZE):
+            pixels = self.pixels(photos[first:first + BATCH_SIZE])
+            ids = self.model.generate(pixel_values=pixels, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+            captions += [" ".join(text.split())
+                         for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         return captions
 
 
-class CaptionLayout(PromptFormatter):
-    """Chats as a dialogue model reads them that cannot see: a context's photos as what the captioner says of them."""
+def with_captions(examples: Sequence[Example], captioner: Captioner, store: PhotoSource) -> list[Example]:
+    """The examples whose context photos carry the captioner's captions instead of gold ones.
 
-    def __init__(self, tokenizer: Any, max_context: int, captioner: Captioner) -> None:
-        super().__init__(tokenizer, 1, max_context, lambda photo: photo.caption)
-        self.captioner = captioner
-        self.said: dict[str, str] = {}  # by what the photo shows, since chats give their photos what names they like
+    A photo is captioned once; ``store`` keeps the captions. Raises PhotoError and files.SaveError.
+    """
+    captions = store.captions(captioner.key)
+    shared = {turn.photo.photo_id for example in examples for turn in example.context if turn.photo}
+    if new := sorted(shared - captions.keys()):
+        for first in range(0, len(new), BATCH_SIZE):  # photos at their own size are large: not all at once
+            part = new[first:first + BATCH_SIZE]
+            generated = captioner.generate_captions([store.tensor(photo_id) for photo_id in part])
+            captions |= dict(zip(part, generated, strict=True))
+        store.keep_captions(captioner.key, captions)
 
-    def look(self, examples: Sequence[Example], store: PhotoSource, size: int) -> list[Example]:
-        """The examples with the captioner's captions in their contexts. A photo is captioned once, however often it is met."""
-        shown = {turn.photo.photo_id for example in examples for turn in example.context if turn.photo}
-        photos = {photo_id: store.tensor(photo_id, size) for photo_id in sorted(shown)}
-        keys = {photo_id: hashlib.sha256(photo.numpy().tobytes()).hexdigest() for photo_id, photo in photos.items()}
-        new = {key: photos[photo_id] for photo_id, key in keys.items() if key not in self.said}
-        if new:
-            self.said |= dict(zip(new, self.captioner.generate_captions(torch.stack(list(new.values()))), strict=True))
-        return [replace(example, context=tuple(
-            replace(turn, photo=replace(turn.photo, caption=self.said[keys[turn.photo.photo_id]])) if turn.photo else turn
-            for turn in example.context)) for example in examples]
+    def captioned(turn: Turn) -> Turn:
+        photo = turn.photo
+        return replace(turn, photo=replace(photo, caption=captions[photo.photo_id])) if photo else turn
+
+    return [replace(example, context=tuple(map(captioned, example.context))) for example in examples]
 
 
 def load_captioner(source: str) -> Captioner:
@@ -86,6 +93,7 @@ def load_captioner(source: str) -> Captioner:
     try:
         model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=torch.float32)
         settings, _ = BaseImageProcessor.get_image_processor_dict(place)
-        return Captioner(model, AutoTokenizer.from_pretrained(place), settings["image_mean"], settings["image_std"])
-    except (*LOADING, KeyError) as error:  # KeyError: a preprocessor_config.json without mean or standard deviation
+        return Captioner(model, AutoTokenizer.from_pretrained(place), settings["image_mean"],
+                         settings["image_std"])
+    except (*LOADING, KeyError) as error:  # KeyError: no mean or no standard deviation
         raise unreachable("captioner", source, error) from None

@@ -1,4 +1,4 @@
-"""The text dialogue generator (section 2.2): a LlamaForCausalLM (in Divter, a GPT-2) and its tokenizer, with the photo markers added."""
+"""The text dialogue generator (section 2.2): a LlamaForCausalLM (in Divter, a GPT-2) and its tokenizer."""
 
 from typing import Any
 
@@ -12,13 +12,16 @@ PAD = "<pad>"
 
 
 def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Adds [IMG], [/IMG], the photo slot and a padding token to a tokenizer; returns how many were new."""
-    return tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": [IMAGE_START, IMAGE_END, IMAGE_TOKEN]})
+    """Adds [IMG], [/IMG], the image token and a padding token to a tokenizer; returns how many were new."""
+    return tokenizer.add_special_tokens({"pad_token": PAD,
+                                         "additional_special_tokens": [IMAGE_START, IMAGE_END, IMAGE_TOKEN]})
 
 
 def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM) -> tuple[Any, Any]:
-    """A language model of class ``kind`` in float32 and its tokenizer, embeddings grown for the markers. ``part`` is its name among shipped
-    parts. Raises CheckpointError."""
+    """A language model of class ``kind`` in float32 and its tokenizer, embeddings grown for the markers.
+
+    ``part`` is its name among shipped parts. Raises CheckpointError.
+    """
     place = locate(source, part)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(place)

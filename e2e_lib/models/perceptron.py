@@ -1,5 +1,9 @@
-"""The image perceptron (section 2.3, Eq. 3): BLIP-2's vision transformer and Q-Former, and a projection into the language model."""
+"""The image perceptron (section 2.3, Eq. 3):
 
+BLIP-2's ViT and Q-Former, and a projection into the language model.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,13 +11,16 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
+from e2e_lib.data.photos import square, to_floats
 from e2e_lib.models.hub import LOADING, load_own, locate, unreachable
 
 
 class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
-    """Photos (P, 3, S, S), floats from -1 to 1, to query embeddings (P, Q, D) of the language model's width D."""
+    """P photos, uint8 (3, H, W) of any size, to query embeddings (P, Q, D) of the language model's width D.
+    """
 
-    def __init__(self, vision: dict[str, Any], qformer: dict[str, Any], queries: int, language_width: int) -> None:
+    def __init__(self, vision: dict[str, Any], qformer: dict[str, Any], queries: int,
+                 language_width: int) -> None:
         super().__init__()
         self.vision_model = Blip2VisionModel(Blip2VisionConfig(**vision))
         self.qformer = Blip2QFormerModel(Blip2QFormerConfig(**qformer))
@@ -25,10 +32,12 @@ class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
         """Q, how many query embeddings stand for one photo."""
         return self.query_tokens.shape[1]
 
-    def forward(self, photos: Tensor) -> Tensor:
-        patches = self.vision_model(pixel_values=photos).last_hidden_state  # (P, 1 + patches, vision width)
-        queries = self.query_tokens.expand(len(photos), -1, -1)
-        hidden = self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state  # (P, Q, Q-Former width)
+    def forward(self, photos: Tensor | Sequence[Tensor]) -> Tensor:
+        side: Any = self.vision_model.config.image_size
+        pixels = to_floats(square(photos, side))  # (P, 3, S, S)
+        patches = self.vision_model(pixel_values=pixels).last_hidden_state  # (P, 1 + patches, vision width)
+        queries = self.query_tokens.expand(len(pixels), -1, -1)  # (P, Q, Q-Former width)
+        hidden = self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
         return self.language_projection(hidden)  # Eq. 3: (P, Q, D)
 
 

@@ -1,36 +1,106 @@
 """The three systems that the paper compares (section 3.1.4), made of the parts that a configuration names."""
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
 
+import torch
+from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from e2e_lib.config import Config, ConfigError
-from e2e_lib.models.captioner import load_captioner
+from e2e_lib.bridge import CaptionBridge
+from e2e_lib.config import Bridge, Config, ConfigError
+from e2e_lib.data.collate import Batch, PromptFormatter
+from e2e_lib.models import hub
+from e2e_lib.models.captioner import Captioner, load_captioner
 from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.generator import load_generator
 from e2e_lib.models.language import load_language
+from e2e_lib.models.losses import Output
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.pipeline import Pipeline
 from e2e_lib.models.translator import load_translator
 
-System = EndToEndModel | Pipeline
+
+class PhotoChatModel(Protocol):
+    """What training and answering need of a system; all three are torch modules."""
+
+    language: Any
+    tokenizer: Any
+    generator: Any
+    formatter: PromptFormatter
+    joint: bool  # whether one loss trains all parts
+
+    @property
+    def captioner(self) -> Captioner | None:
+        """Where context photos are read as captions."""
+
+    def __call__(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output: ...
+
+    def embed_context(self, batch: Batch) -> Tensor: ...
+
+    def trained_parts(self) -> dict[str, nn.Module]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
 
 
-def build(config: Config) -> Any:  # a System; whoever asks knows which
-    """The system of a configuration, from its pretrained parts. Raises CheckpointError when one is missing or damaged, and ConfigError where
-    two do not belong together, or the language model cannot read as much as is asked of it."""
+def build(config: Config) -> PhotoChatModel:
+    """The system of a configuration, from its pretrained parts.
+
+    Raises CheckpointError when a part is missing or damaged, and ConfigError where two do not belong together
+    or the language model cannot read as much as is asked of it.
+    """
     parts, context = config.model, config.data.max_context
-    language, tokenizer = load_language(parts.dialogue, "dialogue", GPT2LMHeadModel) if parts.system == "divter" else load_language(parts.language)
+    is_divter = parts.system == "divter"
+    language, tokenizer = (load_language(parts.dialogue, "dialogue", GPT2LMHeadModel) if is_divter
+                           else load_language(parts.language))
     longest, positions = context + config.inference.max_new_tokens, language.config.max_position_embeddings
     if longest > positions:
-        raise ConfigError(f"data.max_context = {context} and inference.max_new_tokens = {config.inference.max_new_tokens} make {longest} tokens, "
-                          f"but the language model reads {positions} at most: --set data.max_context={positions - config.inference.max_new_tokens}")
-    if parts.system == "divter":
-        return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_translator(parts.translator), context)
-    if parts.system == "pipeline":
-        return Pipeline(language, tokenizer, load_captioner(parts.captioner), load_generator(parts.generator), context)
-    perceptron: Any = load_perceptron(parts.perceptron) if parts.image_input == "qformer" else load_captioner(parts.captioner)
-    if parts.image_input == "qformer" and perceptron.language_projection.out_features != language.get_input_embeddings().embedding_dim:
-        raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} numbers, but the language model is "
-                          f"{language.get_input_embeddings().embedding_dim} wide: model.perceptron and model.language do not belong together")
-    return EndToEndModel(language, tokenizer, perceptron, load_generator(parts.generator), config.bridge, config.train.image_loss_weight, context)
+        raise ConfigError(f"data.max_context = {context} and inference.max_new_tokens = "
+                          f"{config.inference.max_new_tokens} make {longest} tokens, but the language model "
+                          f"reads {positions} at most: --set "
+                          f"data.max_context={positions - config.inference.max_new_tokens}")
+    if parts.system != "end_to_end":
+        generator = load_translator(parts.translator) if is_divter else load_generator(parts.generator)
+        return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context)
+    perceptron = load_perceptron(parts.perceptron) if parts.image_input == "qformer" else None
+    width = language.get_input_embeddings().embedding_dim
+    if perceptron and perceptron.language_projection.out_features != width:
+        raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} "
+                          f"numbers, but the language model is {width} wide: model.perceptron and "
+                          "model.language do not belong together")
+    generator = load_generator(parts.generator)
+    return EndToEndModel(
+        language=language, tokenizer=tokenizer, perceptron=perceptron, generator=generator,
+        captioner=None if perceptron else load_captioner(parts.captioner),
+        bridge=new_bridge(config.bridge, tokenizer, generator), max_context=context,
+        image_loss_weight=config.train.image_loss_weight, caption_source=config.bridge.caption_source,
+        noise=config.bridge.noise)
+
+
+def new_bridge(settings: Bridge, tokenizer: Any, generator: Any) -> CaptionBridge:
+    """The bridge from a language model's ``tokenizer`` to an image ``generator``. Raises ConfigError."""
+    words = word_list(settings.word_list) if settings.mapping == "static_word" else []
+    return CaptionBridge(tokenizer, generator.tokenizer, settings.mapping, pooling=settings.pooling,
+                         estimator=settings.estimator, words=words, length=generator.max_length)
+
+
+def word_list(source: str) -> list[str]:
+    """The words of the static word-level map. Raises ConfigError for a file that cannot be read."""
+    shipped = source.startswith("shipped:")
+    path = hub.WEIGHTS / source.removeprefix("shipped:") if shipped else Path(source).expanduser()
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"bridge.word_list = {source!r} is neither a list that ships with the package nor "
+                          f"a text file of one word per line: {error}") from None

@@ -1,6 +1,6 @@
-"""Pretraining the parts of the `mini` profile from scratch on MiniChat (section 3.1.4 starts from pretrained parts; so do we).
+"""Pretraining of the small parts on MiniChat from scratch: section 3.1.4 starts from pretrained parts.
 
-``fit`` is the loop they share; ``language``, ``sight`` and ``drawing`` hold the recipes; ``parts`` puts the results together, measures them
-and writes what ships. Every stage can be interrupted and goes on where it was. Nothing here sees a held-out triple except the scene
-reader, which must judge them.
+``fit`` holds the training loop, ``tokenizers``, ``language``, ``vision`` and ``image`` the recipes; ``parts``
+puts the results together, measures them and writes what ships. Every stage can be interrupted and resumed. No
+recipe sees a held-out triple except the scene classifier's, which must judge them.
 """

@@ -1,79 +1,123 @@
-"""The training loop that all parts share, and the photos they learn from."""
+"""The training loop that all parts share, and what several recipes need: photos, labels and losses."""
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from e2e_lib.config import Config, Pretrain
 from e2e_lib.data.minichat.chats import sample_scene
 from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, render_photos
-from e2e_lib.repro import files
-from e2e_lib.repro.randomness import generator, python_random, seed_of
+from e2e_lib.repro import files, randomness
 from e2e_lib.training import checkpoints
 
-Echo = Callable[[str], None]
+SAVE_SECONDS, REPORT_SECONDS = 60.0, 15.0  # between two checkpoints and two reports of a stage
 
 
-def fit(name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tensor], *, steps: int, learning_rate: float,
-        seed: int, work: Path, echo: Echo, save_seconds: float = 60.0) -> None:
-    """Trains ``modules`` for ``steps`` steps of AdamW (3 % warm-up, then a cosine to zero), resuming from ``work``/``name``.
+@dataclass(frozen=True)
+class Pretraining:
+    """The settings, a folder of checkpoints (``work``), one of finished parts, and where to report."""
 
-    ``loss_of`` gets a generator that depends on the step alone, so an interrupted run ends where an uninterrupted one does.
-    """
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / (0.03 * steps + 1), 0.5 + 0.5 * np.cos(np.pi * k / steps)))
-    folder, first, seconds = work / name, 0, 0.0
-    if checkpoints.exists(folder):
-        weights, state = checkpoints.load(folder, optimizer=optimizer)
-        if (state["steps"], state["seed"]) != (steps, seed):
-            raise files.CheckpointError(f"{folder} was begun with {state['steps']} steps and seed {state['seed']}, not {steps} and {seed}; "
-                                              "remove it to start again")
-        modules.load_state_dict(weights)
-        first, seconds = state["step"], state["seconds"]
-        schedule.load_state_dict(state["schedule"])
-    modules.train()
-    began = saved = shown = time.monotonic()
+    config: Config
+    work: Path
+    parts: Path
+    echo: Callable[[str], None]
 
-    def save(step: int) -> None:
-        checkpoints.save(folder, modules.state_dict(), {"step": step, "steps": steps, "seed": seed, "schedule": schedule.state_dict(),
-                                                        "seconds": seconds + time.monotonic() - began}, optimizer)
+    @property
+    def settings(self) -> Pretrain:
+        return self.config.pretrain
 
-    for step in range(first, steps):
-        loss = loss_of(generator(seed, name, step))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        now = time.monotonic()
-        if now - shown > 15 or step + 1 == steps:
-            left = (now - began) / (step + 1 - first) * (steps - step - 1)
-            echo(f"{name}: step {step + 1:,} of {steps:,}, loss {loss.item():.4f}, about {left / 60:.0f} min left")
-            shown = now
-        if now - saved > save_seconds and step + 1 < steps:
-            save(step + 1)
-            saved = now
-    if first < steps:
-        save(steps)
-    modules.eval()
+    @property
+    def seed(self) -> int:
+        return self.config.pretrain.seed
+
+    def fit(self, name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tensor], *, steps: int,
+            learning_rate: float) -> None:
+        """Trains with AdamW (3 % warm-up, then a cosine to zero); resumes from ``work``/``name``.
+
+        ``loss_of`` gets a generator that depends on the step alone, so an interrupted stage ends where an
+        uninterrupted one does. Raises CheckpointError for a checkpoint of another length or seed.
+        """
+        # ``name`` is also part of every step's seed: another name gives other weights. So the stages keep the
+        # names with which the shipped parts were made, whatever the functions are called.
+        parameters = [p for p in modules.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: min((k + 1) / (0.03 * steps + 1), 0.5 + 0.5 * np.cos(np.pi * k / steps)))
+        folder, first, seconds = self.work / name, 0, 0.0
+        if checkpoints.exists(folder):
+            weights, state = checkpoints.load(folder, optimizer=optimizer)
+            if (state["steps"], state["seed"]) != (steps, self.seed):
+                raise files.CheckpointError(
+                    f"{folder} was begun with {state['steps']} steps and seed {state['seed']}, not {steps} "
+                    f"and {self.seed}; remove it to start again")
+            modules.load_state_dict(weights)
+            first, seconds = state["step"], state["seconds"]
+            schedule.load_state_dict(state["schedule"])
+        modules.train()
+        start = last_save = last_report = time.monotonic()
+
+        def save(step: int) -> None:
+            state = {"step": step, "steps": steps, "seed": self.seed, "schedule": schedule.state_dict(),
+                     "seconds": seconds + time.monotonic() - start}
+            checkpoints.save(folder, modules.state_dict(), state, optimizer)
+
+        for step in range(first, steps):
+            loss = loss_of(randomness.generator(self.seed, name, step))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            now = time.monotonic()
+            if now - last_report > REPORT_SECONDS or step + 1 == steps:
+                minutes = (now - start) / (step + 1 - first) * (steps - step - 1) / 60
+                self.echo(f"{name}: step {step + 1:,} of {steps:,}, loss {loss.item():.4f}, "
+                          f"about {minutes:.0f} min left")
+                last_report = now
+            if now - last_save > SAVE_SECONDS and step + 1 < steps:
+                save(step + 1)
+                last_save = now
+        if first < steps:
+            save(steps)
+        modules.eval()
 
 
-def photo_pool(count: int, *key: Any, every_triple: bool = False) -> tuple[Tensor, list[Scene]]:
-    """``count`` photos (N, 3, 64, 64) uint8 and their scenes; without held-out triples unless ``every_triple``."""
-    rng, scenes = python_random(*key), []
+def sample_photos(count: int, *key: object, every_triple: bool = False) -> tuple[Tensor, list[Scene]]:
+    """Photos (count, 3, 64, 64), uint8, and their scenes; of held-out triples only with ``every_triple``."""
+    rng, scenes = randomness.python_random(*key), []
     for _ in range(count):
         scene = sample_scene(rng, "train")
         if every_triple:
-            scene = replace(scene, **{name: rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")})
+            triple = {name: rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")}
+            scene = replace(scene, **triple)
         scenes.append(scene)
-    return render_photos(scenes, [seed_of(*key, i) for i in range(count)]), scenes
+    return render_photos(scenes, [randomness.seed_of(*key, i) for i in range(count)]), scenes
 
 
-def pick(count: int, batch: int, rng: torch.Generator) -> Tensor:
-    return torch.randint(count, (batch,), generator=rng)
+def labels_of(scenes: Sequence[Scene]) -> Tensor:
+    """The index of each attribute's value (N, attributes)."""
+    return torch.tensor([scene.labels for scene in scenes])
+
+
+def attribute_loss(logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """The sum of the cross-entropies: logits (N, values) of each attribute and labels (N, attributes)."""
+    losses = [F.cross_entropy(logits[name], labels[:, i]) for i, name in enumerate(ATTRIBUTES)]
+    return sum(losses, torch.zeros(()))
+
+
+class Probes(nn.ModuleDict):
+    """A linear classifier of each attribute, on vectors of ``width`` numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """``attribute_loss`` for the mean over T of hidden states (N, T, D) and labels (N, attributes)."""
+        mean = hidden.mean(1)  # (N, D)
+        return attribute_loss({name: probe(mean) for name, probe in self.items()}, labels)

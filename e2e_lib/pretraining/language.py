@@ -1,7 +1,9 @@
-"""Dialogue models from scratch: tokenizers, the Llama of the end-to-end model and the pipeline, and Divter's GPT-2."""
+"""Dialogue models from scratch: the Llama of the end-to-end model and the pipeline, and Divter's GPT-2."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,110 +17,130 @@ from e2e_lib.data.collate import IGNORED, PromptFormatter
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example, examples_of
 from e2e_lib.data.minichat.chats import Chat, describe, make_chat
-from e2e_lib.pretraining.fit import Echo, fit
+from e2e_lib.pretraining.fit import Pretraining
 from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
 from e2e_lib.repro.randomness import python_random, seed_of, seeded
 
-LLAMA_VOCABULARY, CLIP_MERGES, CAPTION_LIMIT = 640, 110, 32
+# Small vocabularies, so that rarer words are split, and differently by the two tokenizers.
+LLAMA_VOCABULARY, CLIP_MERGES = 640, 110
+CAPTION_LIMIT = 32  # tokens
+BATCH_SIZE = 32  # chats
 
 
-def chats_of(config: Config, count: int) -> list[Chat]:
-    """Chats of a stream of their own, so that no dialogue of the corpus is among them."""
+def make_chats(config: Config, count: int) -> list[Chat]:
+    """Chats with a seed of their own, so that no dialogue of the corpus is among them."""
     return [make_chat("train", i, seed_of(config.pretrain.seed, "pretraining chats")) for i in range(count)]
 
 
 def train_tokenizers(config: Config, folder: Path) -> None:
-    """Writes ``language`` and ``generator/tokenizer`` below ``folder``; kept small, so that rarer words split, and differently."""
-    turns = [turn for chat in chats_of(config, min(config.pretrain.chats, 5000)) for turn in chat.dialogue.turns]
+    """Writes the tokenizers ``language`` and ``generator/tokenizer`` into ``folder``."""
+    chats = make_chats(config, min(config.pretrain.chats, 5000))
+    turns = [turn for chat in chats for turn in chat.dialogue.turns]
     captions = [turn.photo.caption for turn in turns if turn.photo]
-    roles = ("User", "Assistant")
-    texts = [f"{roles[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text] + captions
-    train_llama_like(texts, vocabulary=LLAMA_VOCABULARY).save_pretrained(folder / "language")
-    train_clip_like(captions, merges=CLIP_MERGES, limit=CAPTION_LIMIT).save_pretrained(folder / "generator" / "tokenizer")
+    texts = [f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text]
+    llama = train_llama_like(texts + captions, vocabulary=LLAMA_VOCABULARY)
+    llama.save_pretrained(folder / "language")
+    clip = train_clip_like(captions, merges=CLIP_MERGES, limit=CAPTION_LIMIT)
+    clip.save_pretrained(folder / "generator" / "tokenizer")
 
 
-def new_language(tokenizer: Any) -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=512,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+def special_tokens(tokenizer: Any) -> dict[str, Any]:
+    """The token ids that every model configuration names."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def pick_example(chat: Chat, rng: random.Random) -> Example:
-    """One response of a chat, half of the time one that shares a photo."""
+def sample_example(chat: Chat, rng: random.Random) -> Example:
+    """One response of a chat, half of the time one that shares a photo, else one of the second half."""
     examples = examples_of(chat.dialogue)
-    sharing = [e for e in examples if e.response.photo]
-    return rng.choice(sharing) if sharing and rng.random() < 0.5 else rng.choice(examples[len(examples) // 2:])
+    sharing = [example for example in examples if example.response.photo]
+    return rng.choice(sharing if sharing and rng.random() < 0.5 else examples[len(examples) // 2:])
 
 
-def retelling(chat: Chat, rng: random.Random) -> Example:
-    """A photo and nothing else, answered by a full caption of it: how the language model is asked what it sees."""
+def captioning_example(chat: Chat, rng: random.Random) -> Example:
+    """One photo of a chat alone, answered by a caption that leaves nothing out."""
     photo = rng.choice(chat.dialogue.photos)
-    return Example(chat.dialogue.dialogue_id, 1, (Turn(0, "", photo),),
-                   Turn(1, "", SharedPhoto(photo.photo_id, describe(chat.scenes[photo.photo_id], rng, 1.0))))
+    caption = SharedPhoto(photo.photo_id, describe(chat.scenes[photo.photo_id], rng, 1.0))
+    return Example(chat.dialogue.dialogue_id, 1, (Turn(0, "", photo),), Turn(1, "", caption))
 
 
-def written_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: int, told: float) -> tuple[list[int], list[int], list[int]]:
-    """A chat up to one response as (tokens, labels of everything, labels of the response), photos written as captions.
+def tokenize_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: int,
+                  full_captions: float) -> tuple[list[int], list[int], list[int]]:
+    """A chat up to one response, photos as captions: token ids, labels of all and of the response.
 
-    A share ``told`` of the chats describes context photos in full, so that the answers to questions about them can be learnt; the others
-    have the captions of the chat. What a context photo shows is given, not predicted: its words have no loss.
+    In a share ``full_captions`` (0 to 1) of chats the captions of context photos leave nothing out, so that
+    answers to questions about them can be learnt. They have no loss: they are given, not predicted.
     """
-    full = {photo.photo_id: describe(chat.scenes[photo.photo_id], rng, 1.0) for photo in chat.dialogue.photos}
-    example = retelling(chat, rng) if rng.random() < 0.2 * bool(told) else pick_example(chat, rng)
-    blind = rng.random() < 1 - told and (len(example.context) > 1 or not told)
-    formatter = PromptFormatter(tokenizer, 1, max_context, (lambda photo: photo.caption) if blind else (lambda photo: full[photo.photo_id]))
-    context, _ = formatter.context(example.context, example.response.speaker)
+    photos = chat.dialogue.photos
+    full = {photo.photo_id: describe(chat.scenes[photo.photo_id], rng, 1.0) for photo in photos}
+    is_captioning = rng.random() < 0.2 * bool(full_captions)
+    example = captioning_example(chat, rng) if is_captioning else sample_example(chat, rng)
+    turns = example.context
+    if rng.random() >= 1 - full_captions or (len(turns) == 1 and full_captions):
+        turns = tuple(replace(turn, photo=SharedPhoto(turn.photo.photo_id, full[turn.photo.photo_id]))
+                      if turn.photo else turn for turn in turns)
+    formatter = PromptFormatter(tokenizer, 1, max_context, photos_as_captions=True)
+    context, _ = formatter.context(turns, example.response.speaker)
     response, _ = formatter.response(example.response)
-    labels, inside = [], False
+    labels, in_caption = [], False
     for token in context:
-        inside = inside and token != formatter.end
-        labels.append(IGNORED if inside else token)
-        inside = inside or token == formatter.start
+        in_caption = in_caption and token != formatter.image_end_id
+        labels.append(IGNORED if in_caption else token)
+        in_caption = in_caption or token == formatter.image_start_id
     return context + response, labels + response, [IGNORED] * len(context) + response
 
 
-def train_language(config: Config, work: Path, folder: Path, echo: Echo) -> LlamaForCausalLM:
-    """The Llama of the end-to-end model and the pipeline. Half its chats describe photos in full, since it will see them."""
-    return learn_to_chat(new_language, ("language", "answers"), 0.5, config, work, folder, echo)
+def similar_rows(rows: Sequence[Any], rng: torch.Generator) -> Sequence[Any]:
+    """A batch of neighbours; rows are sorted by length, so that little padding is needed."""
+    first = int(torch.randint(max(1, len(rows) - BATCH_SIZE), (1,), generator=rng))
+    return rows[first:first + BATCH_SIZE]
 
 
-def new_dialogue(tokenizer: Any) -> GPT2LMHeadModel:
-    """As wide as ``new_language`` and a layer shallower, in DialoGPT's architecture; DialoGPT is a tenth of Llama-2."""
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(tokenizer), n_embd=128, n_layer=3, n_head=4, n_positions=320, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+def pad_rows(ids: Sequence[list[int]], labels: Sequence[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """Rows of token ids and labels, padded on the right: input_ids, attention_mask and labels (B, T)."""
+    input_ids, targets = (
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+        for rows, padding in ((ids, pad_token_id), (labels, IGNORED)))
+    return {"input_ids": input_ids, "attention_mask": (input_ids != pad_token_id).long(), "labels": targets}
 
 
-def train_dialogue(config: Config, work: Path, folder: Path, echo: Echo) -> GPT2LMHeadModel:
-    """Divter's dialogue model, on as many chats and steps as the Llama. It will never know more of a photo than a caption says."""
-    return learn_to_chat(new_dialogue, ("dialogue", "dialogue_answers"), 0.0, config, work, folder, echo)
+def train_language(run: Pretraining) -> LlamaForCausalLM:
+    """The Llama of the end-to-end model and the pipeline; half of its chats have full captions."""
+    stages = ("language", "answers")
+    return _train_chat_model(run, stages, 0.5, lambda tokenizer: LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
+        **special_tokens(tokenizer))))
 
 
-def learn_to_chat(new: Callable[[Any], Any], names: tuple[str, str], told: float, config: Config, work: Path, folder: Path, echo: Echo) -> Any:
-    """A ``new`` model after next-token prediction on written chats, then on their responses alone: as Llama-2-chat was pretrained, then tuned
-    to answer. ``names`` are those of the two rounds; ``told`` is ``written_chat``'s.
+def train_dialogue(run: Pretraining) -> GPT2LMHeadModel:
+    """Divter's dialogue model, in DialoGPT's architecture, with as many chats and steps as the Llama.
 
-    The second round is where it learns to gather what to draw: few tokens of a chat depend on that, and all of them are in responses.
+    It is as wide and a layer shallower, and never gets more than the captions of chats.
     """
-    seed = config.pretrain.seed
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
-    with seeded(seed, names[0]):
-        model = new(tokenizer)
-    rng = python_random(seed, "written chats")
-    # Sorted by length, so that a batch of neighbours needs little padding.
-    chats = sorted((written_chat(chat, tokenizer, rng, config.data.max_context, told) for chat in chats_of(config, config.pretrain.chats)),
-                   key=lambda written: len(written[0]))
+    stages = ("dialogue", "dialogue_answers")
+    return _train_chat_model(run, stages, 0.0, lambda tokenizer: GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), n_embd=128, n_layer=3, n_head=4, n_positions=320, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, **special_tokens(tokenizer))))
 
-    def loss_on(side: int) -> Callable[[torch.Generator], Tensor]:
-        def loss_of(step_rng: torch.Generator) -> Tensor:
-            first = int(torch.randint(max(1, len(chats) - 32), (1,), generator=step_rng))
-            batch = chats[first:first + 32]
-            ids = pad_sequence([torch.tensor(written[0]) for written in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
-            labels = pad_sequence([torch.tensor(written[side]) for written in batch], batch_first=True, padding_value=IGNORED)
-            return model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
-        return loss_of
 
-    rounds = ((1, config.pretrain.language_steps, 3e-3), (2, config.pretrain.sft_steps, 2e-3))
-    for name, (side, steps, rate) in zip(names, rounds, strict=True):
-        fit(name, model, loss_on(side), steps=steps, learning_rate=rate, seed=seed, work=work, echo=echo)
+def _train_chat_model(run: Pretraining, stages: tuple[str, str], full_captions: float,
+                      new_model: Callable[[Any], Any]) -> Any:
+    """Next-token prediction on chats, then supervised fine-tuning (SFT) on responses, as Llama-2-chat had.
+
+    In SFT it learns to gather what to draw: few tokens of a chat depend on that, all of them in responses.
+    """
+    settings, tokenizer = run.settings, AutoTokenizer.from_pretrained(run.parts / "language")
+    with seeded(run.seed, stages[0]):
+        model = new_model(tokenizer)
+    rng = python_random(run.seed, "written chats")
+    chats = [tokenize_chat(chat, tokenizer, rng, run.config.data.max_context, full_captions)
+             for chat in make_chats(run.config, settings.chats)]
+    chats.sort(key=lambda chat: len(chat[0]))
+
+    def loss_on(labels: int, step_rng: torch.Generator) -> Tensor:
+        columns = list(zip(*similar_rows(chats, step_rng), strict=True))
+        return model(**pad_rows(columns[0], columns[labels], tokenizer.pad_token_id)).loss
+
+    run.fit(stages[0], model, partial(loss_on, 1), steps=settings.language_steps, learning_rate=3e-3)
+    run.fit(stages[1], model, partial(loss_on, 2), steps=settings.sft_steps, learning_rate=2e-3)
     return model

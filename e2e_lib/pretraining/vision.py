@@ -1,202 +1,207 @@
-"""Seeing from scratch: the scene reader that judges photos, the perceptron, and the baselines' captioner."""
+"""Vision from scratch: the scene classifier that judges photos, the perceptron, the baselines' captioner."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, LlamaForCausalLM
 
-from e2e_lib.config import Config
 from e2e_lib.data.collate import IGNORED, IMAGE_TOKEN, PromptFormatter
-from e2e_lib.data.examples import examples_of
-from e2e_lib.data.minichat.chats import describe
-from e2e_lib.data.minichat.questions import question_of
-from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, render_photos
+from e2e_lib.data.examples import Example, examples_of
+from e2e_lib.data.minichat.chats import CAPTION_DETAIL, Chat, describe
+from e2e_lib.data.minichat.questions import detail_question
+from e2e_lib.data.minichat.scenes import Scene, render_photos
 from e2e_lib.data.photos import to_floats
 from e2e_lib.evaluation.scene_classifier import SceneClassifier
 from e2e_lib.models.end_to_end import merge_image_embeddings
 from e2e_lib.models.hub import load_own
 from e2e_lib.models.perceptron import ImagePerceptron
-from e2e_lib.pretraining.fit import Echo, fit, photo_pool, pick
-from e2e_lib.pretraining.language import chats_of, pick_example, retelling
+from e2e_lib.pretraining.fit import Pretraining, Probes, attribute_loss, labels_of, sample_photos
+from e2e_lib.pretraining.language import (
+    captioning_example,
+    make_chats,
+    pad_rows,
+    sample_example,
+    similar_rows,
+    special_tokens,
+)
 from e2e_lib.repro.randomness import python_random, seeded
 
 QUERIES = 8  # 32 in BLIP-2
-DETAIL = 0.35  # the share of what could be said that the captions of dialogues do say
+BATCH_SIZE = 64  # photos
+VisualRow = tuple[list[int], list[int], list[Scene]]  # token ids, labels, the scenes of the context's photos
 
 
-def train_scene_classifier(config: Config, work: Path, echo: Echo) -> SceneClassifier:
-    """The judge of photos: cross-entropy of every attribute, on all triples, with blur and noise so that it also reads drawn photos."""
-    seed = config.pretrain.seed
-    with seeded(seed, "reader"):
-        reader = SceneClassifier()
-    photos, scenes = photo_pool(config.pretrain.photos, seed, "reader photos", every_triple=True)
-    labels = torch.tensor([scene.labels for scene in scenes])
+def train_scene_classifier(run: Pretraining) -> SceneClassifier:
+    """Cross-entropy of every attribute, on all triples, with blur and noise so that it can judge drawings."""
+    with seeded(run.seed, "reader"):
+        classifier = SceneClassifier()
+    photos, scenes = sample_photos(run.settings.photos, run.seed, "reader photos", every_triple=True)
+    labels = labels_of(scenes)
 
     def loss_of(rng: torch.Generator) -> Tensor:
-        index = pick(len(photos), 64, rng)
-        batch = photos[index].float()
-        soft = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        blur = torch.rand(len(index), 1, 1, 1, generator=rng) * (torch.rand(len(index), 1, 1, 1, generator=rng) < 0.5)
-        batch = (1 - blur) * batch + blur * soft + 6 * torch.randn(batch.shape, generator=rng)
-        logits = reader(batch.clamp(0, 255).to(torch.uint8))
-        return sum((F.cross_entropy(logits[name], labels[index, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
+        index = torch.randint(len(photos), (BATCH_SIZE,), generator=rng)
+        batch = photos[index].float()  # (B, 3, 64, 64)
+        blurred = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        strength, is_blurred = (torch.rand(len(index), 1, 1, 1, generator=rng) for _ in range(2))
+        blur = strength * (is_blurred < 0.5)
+        batch = (1 - blur) * batch + blur * blurred + 6 * torch.randn(batch.shape, generator=rng)
+        return attribute_loss(classifier(batch.clamp(0, 255).to(torch.uint8)), labels[index])
 
-    fit("scene_reader", reader, loss_of, steps=config.pretrain.scene_classifier_steps, learning_rate=2e-3, seed=seed, work=work, echo=echo)
-    return reader
-
-
-def reading_accuracy(read: list[dict[str, Any]], scenes: list[Scene]) -> dict[str, float]:
-    """The share of photos whose attribute was read rightly, for each attribute."""
-    return {name: float(np.mean([row[name] == getattr(scene, name) for row, scene in zip(read, scenes, strict=True)])) for name in ATTRIBUTES}
+    steps = run.settings.scene_classifier_steps
+    run.fit("scene_reader", classifier, loss_of, steps=steps, learning_rate=2e-3)
+    return classifier
 
 
-def new_perceptron(language_width: int) -> ImagePerceptron:
-    vision = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64, "patch_size": 8}
-    qformer = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "encoder_hidden_size": 96,
-               "cross_attention_frequency": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return ImagePerceptron(vision, qformer, queries=QUERIES, language_width=language_width)
+def visual_row(chat: Chat, example: Example, formatter: PromptFormatter) -> VisualRow:
+    """An example's tokens, labels of its response, and the scenes of the photos in its context."""
+    context, kept_turns = formatter.context(example.context, example.response.speaker)
+    response, _ = formatter.response(example.response)
+    photos = [] if formatter.photos_as_captions else [turn.photo for turn in kept_turns if turn.photo]
+    scenes = [chat.scenes[photo.photo_id] for photo in photos]
+    return context + response, [IGNORED] * len(context) + response, scenes
 
 
-def train_perceptron(config: Config, work: Path, folder: Path, echo: Echo) -> ImagePerceptron:
-    """BLIP-2's two stages: first the queries must hold what a photo shows (linear probes stand in for image-text matching), then the
-    frozen language model must also be able to tell it and to chat about it."""
-    seed = config.pretrain.seed
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
-    language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32).requires_grad_(False).eval()
-    with seeded(seed, "perceptron"):
-        perceptron = new_perceptron(language.config.hidden_size)
-        probes = nn.ModuleDict({name: nn.Linear(language.config.hidden_size, len(values)) for name, values in ATTRIBUTES.items()})
-    seeing = nn.ModuleDict({"perceptron": perceptron, "probes": probes})
-    photos, photographed = photo_pool(config.pretrain.photos, seed, "perceptron photos")
-    answers = torch.tensor([scene.labels for scene in photographed])
+def visual_chat_loss(language: LlamaForCausalLM, perceptron: ImagePerceptron, formatter: PromptFormatter,
+                     rows: Sequence[VisualRow], rng: torch.Generator) -> tuple[Tensor, Tensor, list[Scene]]:
+    """Eq. 2 for a batch of ``rows``, with a new photo of each scene every time.
 
-    def probed(queries: Tensor, truth: Tensor) -> Tensor:
-        return sum((F.cross_entropy(probes[name](queries.mean(1)), truth[:, i]) for i, name in enumerate(ATTRIBUTES)), torch.zeros(()))
+    Also returns the photos' query embeddings (P, Q, D) and their scenes; P is 0 where a batch has no photo.
+    """
+    ids, labels, scenes_of_rows = zip(*similar_rows(rows, rng), strict=True)
+    batch = pad_rows(ids, labels, formatter.pad_token_id)
+    input_ids = batch.pop("input_ids")  # (B, T)
+    embeddings = language.get_input_embeddings()(input_ids)  # (B, T, D)
+    scenes, queries = [scene for row in scenes_of_rows for scene in row], embeddings[:0]
+    if scenes:
+        seeds = torch.randint(2**31, (len(scenes),), generator=rng).tolist()
+        queries = perceptron(render_photos(scenes, seeds))  # (P, Q, D)
+        embeddings = merge_image_embeddings(embeddings, input_ids == formatter.image_token_id, queries)
+    return language(inputs_embeds=embeddings, **batch).loss, queries, scenes
 
-    def sight_of(step_rng: torch.Generator) -> Tensor:
-        index = pick(len(photos), 64, step_rng)
-        shift = (torch.randint(5, (2,), generator=step_rng) - 2).tolist()  # a vision transformer has to be taught that a shift changes nothing
-        return probed(perceptron(to_floats(photos[index]).roll(shift, (2, 3))), answers[index])
 
-    fit("sight", seeing, sight_of, steps=config.pretrain.vision_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
-    formatter = PromptFormatter(tokenizer, QUERIES, config.data.max_context)
-    rng = python_random(seed, "seen chats")
+def train_perceptron(run: Pretraining) -> ImagePerceptron:
+    """BLIP-2's two stages, with linear probes of the attributes in place of image-text matching.
+
+    First the queries alone must hold what a photo shows; then the frozen language model must also be able to
+    caption it and to chat about it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
+    language = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
+    language.requires_grad_(False).eval()
+    size = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}
+    vision = {**size, "num_hidden_layers": 3, "image_size": 64, "patch_size": 8}
+    qformer = {**size, "num_hidden_layers": 2, "encoder_hidden_size": 96, "cross_attention_frequency": 1,
+               "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    with seeded(run.seed, "perceptron"):
+        perceptron = ImagePerceptron(vision, qformer, QUERIES, language_width=language.config.hidden_size)
+        probes = Probes(language.config.hidden_size)
+    modules = nn.ModuleDict({"perceptron": perceptron, "probes": probes})
+    photos, scenes = sample_photos(run.settings.photos, run.seed, "perceptron photos")
+    labels = labels_of(scenes)
+
+    def vision_loss(rng: torch.Generator) -> Tensor:
+        index = torch.randint(len(photos), (BATCH_SIZE,), generator=rng)
+        # A vision transformer has to be taught that a shift changes nothing.
+        shift = (torch.randint(5, (2,), generator=rng) - 2).tolist()
+        return probes.loss(perceptron(photos[index].roll(shift, (2, 3))), labels[index])
+
+    run.fit("sight", modules, vision_loss, steps=run.settings.vision_steps, learning_rate=1e-3)
+    formatter = PromptFormatter(tokenizer, QUERIES, run.config.data.max_context)
+    rng = python_random(run.seed, "seen chats")
     rows = []
-    for chat in chats_of(config, config.pretrain.chats // 2):
-        example = retelling(chat, rng) if rng.random() < 0.5 else pick_example(chat, rng)
-        context, kept = formatter.context(example.context, example.response.speaker)
-        shown = [turn.photo.photo_id for turn in kept if turn.photo]
-        if shown:
-            response, _ = formatter.response(example.response)
-            rows.append((context, response, [chat.scenes[photo_id] for photo_id in shown], example.dialogue_id))
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+    for chat in make_chats(run.config, run.settings.chats // 2):
+        example = captioning_example(chat, rng) if rng.random() < 0.5 else sample_example(chat, rng)
+        rows.append(visual_row(chat, example, formatter))
+    rows = sorted((row for row in rows if row[2]), key=lambda row: len(row[0]))
 
-    def loss_of(step_rng: torch.Generator) -> Tensor:
-        first = int(torch.randint(max(1, len(rows) - 32), (1,), generator=step_rng))
-        batch = rows[first:first + 32]
-        scenes = [scene for row in batch for scene in row[2]]
-        seeds = torch.randint(2**31, (len(scenes),), generator=step_rng).tolist()  # a new drawing of the scene each time
-        queries = perceptron(to_floats(render_photos(scenes, seeds)))
-        ids = pad_sequence([torch.tensor(c + r) for c, r, *_ in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
-        labels = pad_sequence([torch.tensor([IGNORED] * len(c) + r) for c, r, *_ in batch], batch_first=True, padding_value=IGNORED)
-        embeddings = merge_image_embeddings(language.get_input_embeddings()(ids), ids == formatter.slot, queries)
-        told = language(inputs_embeds=embeddings, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
-        truth = torch.tensor([scene.labels for scene in scenes])
-        return told + 0.3 * probed(queries, truth)
+    def chat_loss(rng: torch.Generator) -> Tensor:
+        loss, queries, scenes = visual_chat_loss(language, perceptron, formatter, rows, rng)
+        return loss + 0.3 * probes.loss(queries, labels_of(scenes))
 
-    fit("perceptron", seeing, loss_of, steps=config.pretrain.perceptron_steps, learning_rate=1e-3, seed=seed, work=work, echo=echo)
+    run.fit("perceptron", modules, chat_loss, steps=run.settings.perceptron_steps, learning_rate=1e-3)
     return perceptron
 
 
-def train_looking(config: Config, work: Path, folder: Path, echo: Echo) -> tuple[LlamaForCausalLM, ImagePerceptron]:
-    """The language model and the perceptron together, on responses to photos: LLaVA's second stage (Liu et al. 2023). Before it, what is asked
-    of a photo is in the vectors and the language model does not look it up there. A quarter of the responses retell a photo in full; of the
-    others, half answer a question about what a caption leaves out (where the chat has one), and a third of their chats keep captions in the
-    photos' places, so that reading those is not unlearnt."""
-    seed = config.pretrain.seed
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
-    language = LlamaForCausalLM.from_pretrained(folder / "language", dtype=torch.float32)
-    perceptron = load_own(ImagePerceptron, str(folder / "perceptron"))
-    seeing = PromptFormatter(tokenizer, QUERIES, config.data.max_context)
-    told = PromptFormatter(tokenizer, 1, config.data.max_context, lambda photo: photo.caption)
-    rng = python_random(seed, "looking chats")
+def train_visual_instruction(run: Pretraining) -> tuple[LlamaForCausalLM, ImagePerceptron]:
+    """Language model and perceptron together, on responses to photos: LLaVA's second stage (Liu et al. 2023).
+
+    Before it, the query embeddings hold what a question asks for, but the language model does not look it up
+    there. A quarter of the responses caption a photo in full; of the others, half answer a detail question
+    (where the chat has one), and a third have captions in place of photos, so that reading those is not
+    unlearnt.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
+    language = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
+    perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
+    with_photos = PromptFormatter(tokenizer, QUERIES, run.config.data.max_context)
+    with_captions = PromptFormatter(tokenizer, 1, run.config.data.max_context, photos_as_captions=True)
+    rng = python_random(run.seed, "looking chats")
     rows = []
-    for chat in chats_of(config, config.pretrain.chats // 2):
-        asked = [example for example in examples_of(chat.dialogue) if question_of(example, chat.scenes)]
-        retold = bool(chat.dialogue.photos) and rng.random() < 0.25
-        example = retelling(chat, rng) if retold else rng.choice(asked) if asked and rng.random() < 0.5 else pick_example(chat, rng)
-        formatter = told if not retold and rng.random() < 1 / 3 else seeing
-        context, kept = formatter.context(example.context, example.response.speaker)
-        response, _ = formatter.response(example.response)
-        rows.append((context, response, [chat.scenes[turn.photo.photo_id] for turn in kept if turn.photo and formatter is seeing]))
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+    for chat in make_chats(run.config, run.settings.chats // 2):
+        examples = examples_of(chat.dialogue)
+        questions = [example for example in examples if detail_question(example, chat.scenes)]
+        is_captioning = bool(chat.dialogue.photos) and rng.random() < 0.25
+        if is_captioning:
+            example = captioning_example(chat, rng)
+        else:
+            example = rng.choice(questions) if questions and rng.random() < 0.5 else sample_example(chat, rng)
+        formatter = with_captions if not is_captioning and rng.random() < 1 / 3 else with_photos
+        rows.append(visual_row(chat, example, formatter))
+    rows.sort(key=lambda row: len(row[0]))
 
-    def loss_of(step_rng: torch.Generator) -> Tensor:
-        first = int(torch.randint(max(1, len(rows) - 32), (1,), generator=step_rng))
-        batch = rows[first:first + 32]
-        scenes = [scene for row in batch for scene in row[2]]
-        ids = pad_sequence([torch.tensor(c + r) for c, r, _ in batch], batch_first=True, padding_value=tokenizer.pad_token_id)
-        labels = pad_sequence([torch.tensor([IGNORED] * len(c) + r) for c, r, _ in batch], batch_first=True, padding_value=IGNORED)
-        embeddings = language.get_input_embeddings()(ids)
-        if scenes:
-            seeds = torch.randint(2**31, (len(scenes),), generator=step_rng).tolist()
-            embeddings = merge_image_embeddings(embeddings, ids == seeing.slot, perceptron(to_floats(render_photos(scenes, seeds))))
-        return language(inputs_embeds=embeddings, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+    def loss_of(rng: torch.Generator) -> Tensor:
+        return visual_chat_loss(language, perceptron, with_photos, rows, rng)[0]
 
-    fit("looking", nn.ModuleDict({"language": language, "perceptron": perceptron}), loss_of, steps=config.pretrain.visual_instruction_steps,
-        learning_rate=1e-3, seed=seed, work=work, echo=echo)
+    modules = nn.ModuleDict({"language": language, "perceptron": perceptron})
+    run.fit("looking", modules, loss_of, steps=run.settings.visual_instruction_steps, learning_rate=1e-3)
     return language, perceptron
 
 
-def new_captioner(perceptron: ImagePerceptron, tokenizer: Any) -> Blip2ForConditionalGeneration:
-    """A BLIP-2 with the perceptron's own vision transformer, Q-Former and queries, and a small language model after it."""
-    model = Blip2ForConditionalGeneration(Blip2Config(
-        vision_config=perceptron.vision_model.config.to_dict(), qformer_config=perceptron.qformer.config.to_dict(), num_query_tokens=QUERIES,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        text_config={"model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 96, "word_embed_proj_dim": 96, "ffn_dim": 256,
-                     "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64, "dropout": 0.0,
-                     "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}))
-    model.vision_model.load_state_dict(perceptron.vision_model.state_dict())
-    model.qformer.load_state_dict(perceptron.qformer.state_dict())
-    model.query_tokens.data.copy_(perceptron.query_tokens.data)
-    return model
+def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
+    """A BLIP-2 with the perceptron's frozen vision transformer and Q-Former.
 
-
-def train_captioner(config: Config, work: Path, folder: Path, echo: Echo) -> Blip2ForConditionalGeneration:
-    """The baselines' captioner: BLIP-2 tuned on captions as people write them, as the paper's was on COCO's. So it leaves out what they do.
-
-    What the perceptron sees is kept as it is; only what follows it learns, and photos are looked at once.
+    It is tuned on captions as people write them (the paper's on COCO's), so it omits what they do.
     """
-    seed = config.pretrain.seed
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language")
-    perceptron = load_own(ImagePerceptron, str(folder / "perceptron"))
-    with seeded(seed, "captioner"):
-        model = new_captioner(perceptron, tokenizer)
-    for frozen in (model.vision_model, model.qformer):
-        frozen.requires_grad_(False)
-    model.query_tokens.requires_grad_(False)
-    photos, scenes = photo_pool(config.pretrain.photos, seed, "captioner photos")
+    tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
+    perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
+    text = {"model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 96, "word_embed_proj_dim": 96,
+            "ffn_dim": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+            "dropout": 0.0, **special_tokens(tokenizer)}
+    image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    with seeded(run.seed, "captioner"):
+        model = Blip2ForConditionalGeneration(Blip2Config(
+            vision_config=perceptron.vision_model.config.to_dict(),
+            qformer_config=perceptron.qformer.config.to_dict(), num_query_tokens=QUERIES,
+            image_token_index=image_token_id, text_config=text))
+    for name in ("vision_model", "qformer"):
+        model.get_submodule(name).requires_grad_(False).load_state_dict(
+            perceptron.get_submodule(name).state_dict())
+    model.query_tokens.requires_grad_(False).copy_(perceptron.query_tokens)
+    photos, scenes = sample_photos(run.settings.photos, run.seed, "captioner photos")
+    hidden = []
     with torch.no_grad():
-        seen = torch.cat([model.qformer(query_embeds=model.query_tokens.expand(len(part), -1, -1),
-                                        encoder_hidden_states=model.vision_model(to_floats(part)).last_hidden_state).last_hidden_state
-                          for part in photos.split(256)])  # (N, Q, width)
-    rng = python_random(seed, "captions of photos")
-    rows = [[tokenizer.bos_token_id, *tokenizer(describe(scene, rng, DETAIL), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            for scene in scenes]
-    language = model.language_model
+        for part in photos.split(256):
+            patches = model.vision_model(to_floats(part)).last_hidden_state  # (N, 1 + patches, D)
+            tokens = model.query_tokens.expand(len(part), -1, -1)  # (N, Q, D)
+            hidden.append(model.qformer(query_embeds=tokens, encoder_hidden_states=patches).last_hidden_state)
+    queries, language = torch.cat(hidden), model.language_model
+    rng = python_random(run.seed, "captions of photos")
+    captions = [tokenizer(describe(scene, rng, CAPTION_DETAIL), add_special_tokens=False) for scene in scenes]
+    rows = [torch.tensor([tokenizer.bos_token_id, *caption["input_ids"], tokenizer.eos_token_id])
+            for caption in captions]
 
-    def loss_of(step_rng: torch.Generator) -> Tensor:
-        index = pick(len(seen), 64, step_rng)
-        ids = pad_sequence([torch.tensor(rows[i]) for i in index.tolist()], batch_first=True, padding_value=IGNORED)
-        words = language.get_input_embeddings()(ids.clamp_min(0))
-        logits = language(inputs_embeds=torch.cat([model.language_projection(seen[index]), words], 1)).logits[:, QUERIES:-1]
+    def loss_of(rng: torch.Generator) -> Tensor:
+        index = torch.randint(len(queries), (BATCH_SIZE,), generator=rng)
+        ids = pad_sequence([rows[i] for i in index], batch_first=True, padding_value=IGNORED)  # (B, T)
+        words = language.get_input_embeddings()(ids.clamp_min(0))  # (B, T, D)
+        inputs = torch.cat([model.language_projection(queries[index]), words], 1)  # (B, Q + T, D)
+        logits = language(inputs_embeds=inputs).logits[:, QUERIES:-1]  # (B, T - 1, V)
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=IGNORED)
 
-    learning = nn.ModuleDict({"projection": model.language_projection, "language": language})
-    fit("captioner", learning, loss_of, steps=config.pretrain.captioner_steps, learning_rate=2e-3, seed=seed, work=work, echo=echo)
+    modules = nn.ModuleDict({"projection": model.language_projection, "language": language})
+    run.fit("captioner", modules, loss_of, steps=run.settings.captioner_steps, learning_rate=2e-3)
     return model

@@ -1,226 +1,300 @@
-"""The tables of results, written from ``results/`` as CSV, Markdown and LaTeX: ours in the layout of the paper's Table 2, our further scores,
-the paper's own, the differences between systems and the ablation.
+"""The tables of results, as pandas frames and as files in ``results/<profile>/tables``: CSV, Markdown, LaTeX.
 
-Every table has two forms. What people read has texts for cells: "19.16 ± 0.91" (mean ± sample standard deviation over seeds, the latter
-left out for a single run), "missing" where a system has no run, "–" where a system that ran lacks a score. The CSV has the numbers as they
-are, the standard deviation in a column of its own, nothing where there is none. Ours and the paper's never share a table.
+Tables to be read have texts for cells: "19.16 ± 0.91" (mean ± sample standard deviation over seeds), "–"
+where there is no score. A CSV has the numbers as they are. Ours and the paper's never share a table.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from e2e_lib.evaluation import scores as evaluation
+from e2e_lib.evaluation.minichat import MiniChatScores
+from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown, sides
 from e2e_lib.repro import files
-from e2e_lib.repro.results import METRICS, RESULTS, load_json, outdated, tested
+from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json
 
-SYSTEMS = {"divter": "Divter", "pipeline": "Pipeline", "end_to_end": "End-to-end"}  # the paper's order and names
-MAIN = ("bleu1", "bleu2", "rougeL", "is", "fid")
-FURTHER = ("scene_accuracy", "details", "intent_f1", "caption_bleu")
-ABLATION = ("scene_accuracy", "fid", "caption_bleu", "bleu2", "rougeL")
-
-LEFT = ("system", "than", "metric", "in favour of", "variant", "dataset", "model")  # columns of words; all others are aligned to the right
-LEGEND = {"missing": "missing: no run of it yet.", "–": "–: not every run has this score.",
-          "*": "A star: with the features of MiniChat's scene reader, not Inception's."}  # what stands in a table, and what it means
-LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: f"\\{c}" for c in "&%$#_{}"},
-                       "<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "–": "--"})
+METRICS = {**evaluation.METRICS, **MiniChatScores.metrics}
+SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end")}  # the paper's order
+ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follows by name
+COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "is", "fid"),
+           "further": ("scene_accuracy", "details", "intent_f1", "caption_bleu"),
+           "ablations": ("scene_accuracy", "fid", "caption_bleu", "bleu2", "rougeL")}
+LATEX = str.maketrans({"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$"})
 
 
-# --------------------------------------------------------------------------------------------------------------- scores
+def mean_and_sd(mean: float | None, sd: float | None = None, digits: int | None = None) -> str:
+    """ "mean ± standard deviation", the latter left out where there is none; "–" without a mean.
 
-def cell(entry: Mapping[str, Any] | None) -> str:
-    """A score of a summary, ``{"mean", "std", …}``, as "mean ± sd": three decimals below 2, two from there on. "–" for None."""
-    if entry is None:
+    ``digits`` is by default 3 where the mean is between -2 and 2, and 2 elsewhere.
+    """
+    if mean is None or math.isnan(mean):
         return "–"
-    digits = 3 if abs(entry["mean"]) < 2 else 2
-    return f"{entry['mean']:.{digits}f}" + ("" if entry["std"] is None else f" ± {entry['std']:.{digits}f}")
+    digits = digits if digits is not None else 3 if abs(mean) < 2 else 2
+    return f"{mean:.{digits}f}" + ("" if sd is None or math.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
-def _rows(found: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
-    """Key and name of every row: those named, whether or not they ran, then those that only ran."""
-    return {**named, **{key: key for key in found["systems"] if key not in named}}
+# ------------------------------------------------------------------------------------------------- scores
 
+def scores(summary: Mapping[str, Any], metrics: Iterable[str] = tuple(METRICS)) -> pd.DataFrame:
+    """One row per system (or variant) and metric of what ``results.summarise`` returns, NaN without a score.
 
-def score_table(found: Mapping[str, Any], named: Mapping[str, str], metrics: Iterable[str], kind: str = "system") -> pd.DataFrame:
-    """``metrics`` (keys of ``results.METRICS``) of what ``results.summarise`` found, as texts: a row a system, its name in column ``kind``."""
-    rows = [[name, *(cell(found["systems"][key].get(metric)) if key in found["systems"] else "missing" for metric in metrics)]
-            for key, name in _rows(found, named).items()]
-    return pd.DataFrame(rows, columns=[kind, *(METRICS[metric][0] for metric in metrics)])
+    Columns: system, metric (labels), mean, sd (sample standard deviation over seeds), seeds (their number).
+    Systems have the paper's order, variants that of their maps; all others follow by name.
+    """
+    def place(name: str) -> tuple[int, str]:
+        return (ORDER.index(name) if name in ORDER else len(ORDER)), name
 
-
-def score_numbers(found: Mapping[str, Any], named: Mapping[str, str], metrics: Iterable[str], kind: str = "system") -> pd.DataFrame:
-    """The same as numbers: a column of means and one of standard deviations a metric, None where there is none, and how many seeds ran."""
     rows = []
-    for key, name in _rows(found, named).items():
-        scores = found["systems"].get(key, {})
-        row: dict[str, Any] = {kind: name, "seeds": max((entry["n"] for entry in scores.values()), default=0)}
-        for metric in metrics:
-            entry = scores.get(metric, {})
-            row |= {METRICS[metric][0]: entry.get("mean"), f"{METRICS[metric][0]} sd": entry.get("std")}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for name in sorted(summary["systems"], key=place):
+        entries = summary["systems"][name]
+        seeds = max((entry["n"] for entry in entries.values()), default=0)
+        for key in metrics:
+            entry = entries.get(key, {"mean": None, "std": None})
+            rows.append((SYSTEMS.get(name, name), METRICS[key].label, entry["mean"], entry["std"], seeds))
+    frame = pd.DataFrame(rows, columns=["system", "metric", "mean", "sd", "seeds"])
+    return frame.astype({"mean": float, "sd": float})
 
 
-def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Our scores in the layout of the paper's Table 2: column "system" and one for each of its metrics, all texts."""
-    return score_table(summary, SYSTEMS, MAIN)
+def score_table(frame: pd.DataFrame, rows: str = "system", columns: str = "metric") -> pd.DataFrame:
+    """The ``scores`` as texts: a row per system and a column per metric, or the other way round."""
+    texts = frame.assign(text=list(map(mean_and_sd, frame["mean"], frame.sd)))
+    wide = texts.pivot(index=rows, columns=columns, values="text")
+    return wide.loc[frame[rows].unique(), frame[columns].unique()].rename_axis(columns=None).reset_index()
 
 
-def further_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The scores that the paper does not have, for the same systems in the same order, all texts."""
-    return score_table(summary, SYSTEMS, FURTHER)
+def score_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The ``scores`` as numbers: a row per system, with its number of seeds and two columns per metric."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in frame.to_dict("records"):
+        line = rows.setdefault(row["system"], {"system": row["system"], "seeds": row["seeds"]})
+        line |= {row["metric"]: row["mean"], f"{row['metric']} sd": row["sd"]}
+    return pd.DataFrame(rows.values())
 
 
-def by_metric(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """All metrics of the systems that ran, as texts: column "metric", then a column a system, the paper's first."""
-    ran = {key: name for key, name in SYSTEMS.items() if key in summary["systems"]}
-    return score_table(summary, ran, METRICS).set_index("system").T.rename_axis(index="metric", columns=None).reset_index()
+def summary_footer(summary: Mapping[str, Any]) -> str:
+    """Profile, test items and seeds of a summary."""
+    seeds = sorted({int(run.removesuffix(".json").rpartition("-seed")[2]) for run in summary["runs"]})
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
+    earlier = " · trained from earlier parts than now ship" if is_outdated(summary) else ""
+    return footer(summary["profile"], seeds, counts) + earlier
 
 
-def _variants() -> dict[str, str]:
-    from e2e_lib.experiments.ablation import VARIANTS
-    return {name: name for name in VARIANTS}
+# ---------------------------------------------------------------------------------------------- the paper
+
+def published_numbers(paper: Mapping[str, Any]) -> pd.DataFrame:
+    """The paper's Table 1 or 2, as ``results.published`` reads it, with a column for what follows a ±."""
+    columns = paper["columns"]
+    names = {key: f"{columns[key[:-4]]} sd" if key.endswith("_std") else columns[key] for key in columns}
+    return pd.DataFrame([{name: row.get(key) for key, name in names.items()} for row in paper["rows"]])
 
 
-def ablation_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """Of ``ablations.json``: column "variant" and one a metric, all texts; every variant of ``ablation.VARIANTS`` in its order."""
-    return score_table(found, _variants(), ABLATION, "variant")
+def published(paper: Mapping[str, Any]) -> pd.DataFrame:
+    """The same as texts, with the paper's own digits and its own ±."""
+    def printed(row: Mapping[str, Any], key: str) -> str:
+        value, sd = row.get(key), row.get(f"{key}_std")
+        if isinstance(value, float) and f"{key}_std" not in row:
+            return f"{value:.2f}"
+        text = f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value)
+        return text if sd is None else f"{text} ± {sd}"
+    columns = {key: name for key, name in paper["columns"].items() if not key.endswith("_std")}
+    return pd.DataFrame([{name: printed(row, key) for key, name in columns.items()} for row in paper["rows"]])
 
 
-def note(found: Mapping[str, Any]) -> str:
-    """How the scores of a summary came about: "Mean ± standard deviation over 3 seeds; profile mini; N: 3,546 examples, …"."""
-    counts = sorted({entry["n"] for scores in found["systems"].values() for entry in scores.values()}) or [0]
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"Mean ± standard deviation over {seeds} seed{'s' * (counts != [1])}; profile {found['profile']}; N: {tested(found)}.{outdated(found)}"
+def table_1(splits: Mapping[str, Mapping[str, Any]], paper: Mapping[str, Any]) -> pd.DataFrame:
+    """The statistics of our splits (``data.statistics``) in the columns of the paper's Table 1."""
+    names = {key: name for key, name in paper["columns"].items() if key not in ("dataset", "split")}
+    return pd.DataFrame([{"split": split, **{name: row[key] for key, name in names.items()}}
+                         for split, row in splits.items()], dtype=object)
 
 
-def legend(table: pd.DataFrame) -> str:
-    """What the marks in a table of texts mean, of those that it has: "missing", "–" and the star."""
-    texts = [*table, *table.to_numpy().ravel()]
-    return " ".join(meaning for mark, meaning in LEGEND.items() if any(mark in text for text in texts))
+# -------------------------------------------------------------------------------------------- differences
 
+def differences(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per pair and metric of ``comparison.json`` or ``ablation_differences.json``: system minus than.
 
-# ------------------------------------------------------------------------------------------------------- the paper's own
-
-def _printed(row: Mapping[str, Any], key: str) -> str:
-    value, spread = row.get(key), row.get(f"{key}_std")
-    if isinstance(value, float):
-        return (str(value) if f"{key}_std" in row else f"{value:.2f}") + (f" ± {spread}" if spread is not None else "")
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else value
-
-
-def published_table(published: Mapping[str, Any]) -> pd.DataFrame:
-    """The paper's Table 1 or 2, as ``results.published`` reads it: its columns, all texts, with its own digits and its own ±."""
-    columns = {key: heading for key, heading in published["columns"].items() if not key.endswith("_std")}
-    return pd.DataFrame([[_printed(row, key) for key in columns] for row in published["rows"]], columns=list(columns.values()))
-
-
-def published_numbers(published: Mapping[str, Any]) -> pd.DataFrame:
-    """The same as numbers, what stands behind a ± in a column of its own."""
-    columns = published["columns"]
-    headings = [f"{columns[key.removesuffix('_std')]} sd" if key.endswith("_std") else heading for key, heading in columns.items()]
-    return pd.DataFrame([[row.get(key) for key in columns] for row in published["rows"]], columns=headings)
-
-
-# ---------------------------------------------------------------------------------------------------------- differences
-
-def differences_numbers(comparison: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a pair of systems and metric of ``comparison.json``: "system" minus "than", the bounds of its 95 % interval, p as it is and
-    corrected, and "in favour of" which of the two the interval excludes zero, or "neither"."""
+    "low" and "high" bound the 95 % interval; "better" is the one that an interval without 0 favours, or
+    "neither"; "seeds ahead" counts the training seeds in which "system" scores better.
+    """
     rows = []
     for pair in comparison["pairs"]:
+        sign = 1 if comparison["higher_is_better"][pair["metric"]] else -1
         one, other = (SYSTEMS.get(pair[side], pair[side]) for side in ("system", "than"))
-        above = pair["low"] > 0
-        favoured = (one if above == comparison["higher_is_better"][pair["metric"]] else other) if above or pair["high"] < 0 else "neither"
-        rows.append([one, other, METRICS[pair["metric"]][0], *(pair[key] for key in ("difference", "low", "high", "p", "p_corrected")), favoured])
-    return pd.DataFrame(rows, columns=["system", "than", "metric", "difference", "low", "high", "p", "p (Holm)", "in favour of"])
+        worst, best = sorted(sign * pair[bound] for bound in ("low", "high"))
+        rows.append([one, other, METRICS[pair["metric"]].label,
+                     *(pair[key] for key in ("difference", "low", "high", "p", "p_corrected")),
+                     one if worst > 0 else other if best < 0 else "neither",
+                     sum(sign * value > 0 for value in pair["by_seed"]), len(pair["by_seed"])])
+    columns = "system,than,metric,difference,low,high,p,p (Holm),better,seeds ahead,seeds".split(",")
+    return pd.DataFrame(rows, columns=columns)
 
 
-def differences_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
-    """The same as texts, the interval in one column and the corrected p-value alone."""
-    def signed(value: float) -> str:
-        return f"{value:+.3f}".replace("-", "−")
-
-    found = differences_numbers(comparison)
-    return pd.DataFrame({
-        **found[["system", "than", "metric"]], "difference": found["difference"].map(signed),
-        "95 % interval": [f"[{signed(low)}, {signed(high)}]" for low, high in zip(found["low"], found["high"], strict=True)],
-        "p (Holm)": ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in found["p (Holm)"]], "in favour of": found["in favour of"]})
+def difference_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The ``differences`` as texts, the interval in one column and the corrected p-value alone."""
+    ahead = frame["seeds ahead"].astype(str) + " of " + frame.seeds.astype(str)
+    texts = frame[["difference", "low", "high"]].map(lambda value: f"{value:+.3f}".replace("-", "−"))
+    return frame[["system", "than", "metric"]].assign(**{
+        "difference": texts.difference, "95 % interval": "[" + texts.low + ", " + texts.high + "]",
+        "p (Holm)": frame["p (Holm)"].map(lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}"),
+        "better": frame.better, "seeds ahead": ahead})
 
 
-def _differences_note(comparison: Mapping[str, Any]) -> str:
-    seeds = comparison["seeds"]
-    return (f"Profile {comparison['profile']}; means over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
-            f"N: {comparison['examples']:,} answers in {comparison['dialogues']:,} dialogues. Intervals and two-sided p-values: "
-            f"{comparison['draws']:,} paired bootstrap draws of dialogues; the p-values are corrected by Holm for all "
-            f"{len(comparison['pairs'])} rows, the intervals are not. In favour of: whom an interval without zero favours, else neither.")
+def comparison_footer(comparison: Mapping[str, Any]) -> str:
+    """Profile, N, seeds and bootstrap samples of a comparison."""
+    n = f"{comparison['examples']:,} answers in {comparison['dialogues']:,} dialogues"
+    samples = f"{comparison['draws']:,} bootstrap samples of dialogues"
+    return f"{footer(comparison['profile'], comparison['seeds'], n)} · {samples}"
 
 
-# --------------------------------------------------------------------------------------------------------------- writing
-
-def markdown(table: pd.DataFrame, caption: str) -> str:
-    """A table of texts as Markdown, the caption below."""
-    sides = ["left" if column in LEFT else "right" for column in table]
-    return f"{table.to_markdown(index=False, disable_numparse=True, colalign=sides)}\n\n{caption}\n"
-
-
-def latex(table: pd.DataFrame, caption: str, label: str) -> str:
-    """A table of texts as a LaTeX float that needs the package booktabs alone. It fits a page with margins of an inch: small, close columns,
-    and those with texts of more than 30 characters set in lines of 10 em."""
-    sides = "".join("p{10em}" if any(len(text) > 30 for text in table[column]) else "l" if column in LEFT else "r" for column in table)
-    escaped = table.map(lambda text: text.translate(LATEX)).rename(columns=lambda text: text.translate(LATEX))
-    float_ = escaped.style.hide(axis="index").to_latex(hrules=True, position_float="centering", column_format=sides,
-                                                       caption=caption.translate(LATEX), label=label)
-    return "% \\usepackage{booktabs}\n" + float_.replace("\\centering", "\\centering\\small\\setlength{\\tabcolsep}{4pt}", 1)
+def difference_groups(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """Of ``ablation_differences.json``: how many differences there are by group, and how many hold."""
+    frame = differences(comparison)
+    from_photo = frame.than.str.endswith("none") & ~frame.system.str.endswith("none")
+    group = ("compared with " + frame.than).mask(from_photo, "a gradient from the photo, compared with none")
+    counts = pd.DataFrame({"variants": group, "differences": 1, "p (Holm) < 0.05": frame["p (Holm)"] < 0.05,
+                           "95 % interval excludes 0": frame.better != "neither"})
+    return counts.groupby("variants", sort=False).sum().reset_index()
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table of a profile: the JSON below ``results/`` that it is made of, its two forms, and the two parts of its caption."""
+# ------------------------------------------------------------------------------------ single measurements
 
-    source: str
-    shown: Callable[[Mapping[str, Any]], pd.DataFrame]
-    numbers: Callable[[Mapping[str, Any]], pd.DataFrame]
-    title: str
-    note: Callable[[Mapping[str, Any]], str]
+def slopes_table(propagation: Mapping[str, Any]) -> pd.DataFrame:
+    """Of ``propagation.json``: each system's slope with its 95 % interval."""
+    return pd.DataFrame([{
+        "system": SYSTEMS.get(name, "named by the caption itself"),
+        "slope: accuracy lost from no wrong word to all": f"{entry['slope']['mean']:.3f}",
+        "95 % interval": f"[{entry['slope']['low']:.3f}, {entry['slope']['high']:.3f}]",
+        "accuracy with no wrong word": f"{entry['accuracy'][0]['mean']:.3f}"}
+        for name, entry in propagation["systems"].items()])
 
 
-TABLES = {
-    "main": Table("{profile}/summary.json", main_table, lambda found: score_numbers(found, SYSTEMS, MAIN),
-                  "Our scores, in the layout of the paper's Table 2, whose own numbers are of other data and do not compare. "
-                  "Of FID* less is better, of all else more.", note),
-    "further": Table("{profile}/summary.json", further_table, lambda found: score_numbers(found, SYSTEMS, FURTHER),
-                     "Our scores beyond the paper's; of all, more is better. Caption BLEU is from 0 to 100, the others from 0 to 1.", note),
-    "published": Table("published/table2.json", published_table, published_numbers,
-                       "The paper's own Table 2: other data, models and features than any profile here, so that ours do not compare. "
-                       "± stands where the paper has it; N: the test splits of its Table 1.",
-                       lambda published: f"{published['source']}: {published['caption']}"),
-    "differences": Table("{profile}/comparison.json", differences_table, differences_numbers,
-                         "Differences between the systems, the first one's score minus the second one's.", _differences_note),
-    "ablation_differences": Table("{profile}/ablation_differences.json", differences_table, differences_numbers,
-                                  "Differences between variants of joint training: maps and estimators beside no gradient from the image, other "
-                                  "ingredients beside the paper's way.", _differences_note),
-    "ablations": Table("{profile}/ablations.json", ablation_table, lambda found: score_numbers(found, _variants(), ABLATION, "variant"),
-                       "Joint training with each vocabulary map, estimator and ingredient; sentence is the paper's way (Eq. 10), "
-                       "none has no gradient from the image. Of FID* less is better, of all else more.", note),
+def gold_fid_table(gold_fid: Mapping[str, Any]) -> Markdown:
+    """Of ``gold_fid.json``: FID from gold captions before and after training, and from own captions."""
+    kinds = {"before": "from gold captions, before training", "from_gold": "from gold captions, trained",
+             "from_own": "from own captions, trained"}
+    means = {SYSTEMS[name]: {label: mean_and_sd(np.mean(fids[kind]), pd.Series(fids[kind]).std(), 3)
+                             for kind, label in kinds.items()} for name, fids in gold_fid["systems"].items()}
+    again = mean_and_sd(gold_fid["drawn_anew"], digits=3)
+    means["MiniChat itself, the same scenes"] = {kinds["before"]: again}
+    frame = pd.DataFrame(means).T.fillna("–").rename_axis("FID* of photos drawn by").reset_index()
+    note = footer(gold_fid["profile"], gold_fid["asked"]["seeds"], f"{gold_fid['photos']} gold photos")
+    return markdown(frame, note)
+
+
+def _benchmark(benchmarks: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    for row in benchmarks["measured"]:
+        if row["benchmark"] == name:
+            return row
+    raise ResultsError(f"benchmarks.json: it has no benchmark {name!r}; `make bench` measures all of them")
+
+
+def bridge_cost(benchmarks: Mapping[str, Any]) -> Markdown:
+    """What the bridge costs at the paper's size, of ``benchmarks.json``."""
+    bench = _benchmark(benchmarks, "bridge")
+    rows = [{"map": MAP_STYLES[name][0],
+             "the transfer faster than torch.sparse": f"{row['speedup_vs_sparse']:.0f} times",
+             "with the softmax, in all": f"{row['total_speedup_vs_sparse']:.0f} times",
+             "seconds, compared with the Gumbel-softmax alone": f"{row['over_floor']:.2f} times"}
+            for name, row in bench["maps"].items()]
+    sizes = ", ".join(f"{key} = {value:,}" for key, value in bench["sizes"].items() if isinstance(value, int))
+    note = f"{sizes}; device {bench['device']}; medians of up to {bench['rounds']} rounds"
+    return markdown(pd.DataFrame(rows), note)
+
+
+def systems_cost(benchmarks: Mapping[str, Any]) -> Markdown:
+    """What each system costs, of ``benchmarks.json``: a row per quantity, a column per system."""
+    bench, columns = _benchmark(benchmarks, "systems"), {}
+    for name, label in SYSTEMS.items():
+        row = bench["systems"][name]
+        columns[label] = {"weights": row["parameters"],
+                          "weights that training changes": row["trained_parameters"]}
+        for case, seconds in row["reply_seconds"].items():
+            ratio = row["reply_over_pipeline"][case]
+            columns[label][f"reply in seconds (× the pipeline's): {case}"] = f"{seconds:.3f} ({ratio:.2f})"
+        columns[label]["training examples per second"] = f"{row['trained_examples_per_second']:.1f}"
+        for task, memory in row["memory"].items():
+            megabytes = memory["beyond_libraries_bytes"] / 1e6
+            columns[label][f"peak memory beyond the libraries, {task} (MB)"] = f"{megabytes:.0f}"
+    note = (f"medians of {bench['rounds']} rounds; {bench['tokens_a_reply']} tokens per reply; "
+            f"{bench['threads']} threads, device {bench['device']}")
+    return markdown(pd.DataFrame(columns, dtype=object).rename_axis("").reset_index(), note)
+
+
+def pretraining_table(reached: Mapping[str, Any]) -> pd.DataFrame:
+    """What the shipped parts reach on unseen data, of ``pretraining.json``."""
+    gold, everything = reached["drawn_from_gold"], reached["drawn_from_everything"]
+    parts = (("autoencoder", {"PSNR (dB)": reached["autoencoder_psnr_db"]}, "autoencoder_psnr_db"),
+             ("scene classifier, real photos", reached["scene_reader"], "scene_reader"),
+             ("photo → words through the perceptron", reached["perceptron"], "perceptron"),
+             ("drawn from gold captions, triples met", gold["seen"], "drawn_from_gold"),
+             ("drawn from gold captions, triples held out", gold["unseen"], "drawn_from_gold"),
+             ("drawn from captions that name everything", everything, "drawn_from_everything"))
+    rows = [{"part": label, **values, "N": reached["n"][key]} for label, values, key in parts]
+    return pd.DataFrame(rows)[["part", *reached["scene_reader"], "PSNR (dB)", "N"]]
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+def latex(frame: pd.DataFrame, caption: str, label: str) -> str:
+    """A table of texts as a LaTeX float that needs the package booktabs alone; small, to fit a page."""
+    columns = ["p{10em}" if frame[name].str.len().max() > 30 else side[0]
+               for name, side in zip(frame, sides(frame), strict=True)]
+    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    page = style.to_latex(hrules=True, position_float="centering", column_format="".join(columns),
+                          label=label, caption=caption).translate(LATEX)
+    small = page.replace(r"\centering", r"\centering\small\setlength{\tabcolsep}{4pt}", 1)
+    return f"% \\usepackage{{booktabs}}\n{small}"
+
+
+STAR = "*: with the features of MiniChat's scene classifier, not Inception's."
+OVER_SEEDS = f"Mean ± standard deviation over seeds. Of FID* less is better, of all else more. {STAR}"
+INTERVALS = ("Intervals and two-sided p-values: paired bootstrap over dialogues, means over seeds; p-values "
+             "are corrected by Holm for all rows, intervals are not. Better: the one favoured by an interval "
+             f"that excludes 0. Seeds ahead: in how many training seeds the first one is better. {STAR}")
+TABLES = {  # name: the JSON below results/ that it is made of, and its caption
+    "main": ("{}/summary.json", "Our scores in the layout of the paper's Table 2, whose own numbers are of "
+             f"other data and do not compare. {OVER_SEEDS}"),
+    "further": ("{}/summary.json", f"Our scores beyond the paper's, from 0 to 1 but for BLEU. {OVER_SEEDS}"),
+    "published": ("published/table2.json", "The paper's own Table 2: other data, models and features than "
+                  "any profile here, so that ours do not compare. N: the test splits of its Table 1."),
+    "differences": ("{}/comparison.json", f"Differences between the systems. {INTERVALS}"),
+    "ablation_differences": ("{}/ablation_differences.json", "Variants of joint training: maps and "
+                             "estimators compared with no gradient from the image, other ingredients with "
+                             f"the paper's way. {INTERVALS}"),
+    "ablations": ("{}/ablations.json", "Joint training with each map, estimator and ingredient; sentence is "
+                  f"the paper's way (Eq. 10), none has no gradient from the image. {OVER_SEEDS}"),
 }
 
 
+def forms(name: str, content: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """The numbers and the texts of a table of ``TABLES``, and what it was measured on."""
+    if name in COLUMNS:
+        frame = scores(content, COLUMNS[name])
+        return score_numbers(frame), score_table(frame), summary_footer(content)
+    if name == "published":
+        return published_numbers(content), published(content), f"{content['source']}: {content['caption']}"
+    frame = differences(content)
+    return frame, difference_table(frame), comparison_footer(content)
+
+
 def write_tables(profile: str, root: Path | str = RESULTS, echo: Callable[[str], None] = print) -> list[Path]:
-    """Writes ``results/<profile>/tables/<name>.csv``, ``.md`` and ``.tex`` for every table whose JSON is there, says which is left out, and
-    returns the files written. Raises ResultsError for damaged JSON and files.SaveError."""
-    root, written = Path(root), []
-    for name, table in TABLES.items():
-        source = root / table.source.format(profile=profile)
-        if not source.is_file():
-            echo(f"table {name!r} is left out: {source} is not there yet")
+    """Writes every table whose JSON is there, says which is left out, and returns the files written.
+
+    Raises ResultsError for damaged JSON and files.SaveError.
+    """
+    written = []
+    for name, (source, title) in TABLES.items():
+        path = Path(root) / source.format(profile)
+        if not path.is_file():
+            echo(f"table {name!r} is left out: {path} is not there yet")
             continue
-        found = load_json(source)
-        shown = table.shown(found)
-        caption = f"{table.title} {table.note(found)} {legend(shown)}".strip()
-        for kind, text in (("csv", table.numbers(found).to_csv(index=False)), ("md", markdown(shown, caption)),
-                           ("tex", latex(shown, caption, f"tab:{profile}-{name}"))):
-            written.append(files.write_text(root / profile / "tables" / f"{name}.{kind}", text))
+        numbers, texts, note = forms(name, load_json(path))
+        caption = f"{title} {note}"
+        for kind, text in (("csv", numbers.to_csv(index=False)), ("md", markdown(texts, caption) + "\n"),
+                           ("tex", latex(texts, caption, f"tab:{profile}-{name}"))):
+            written.append(files.write_text(Path(root) / profile / "tables" / f"{name}.{kind}", text))
     return written

@@ -1,8 +1,7 @@
-"""Writing files so that nothing already written is ever lost.
+"""Files that are never half written, and that say what is wrong with them when they are read.
 
-Everything the project saves goes through here: it is written beside its place under a temporary name,
-flushed to the disk, and only then moved into place. A reader sees the old file or the new one, never half
-of one, and a full disk leaves the old one as it was.
+Everything is saved under a temporary name beside its place, flushed to the disk and then moved into place.
+A reader sees the old file or the new one, never half of one, and a full disk leaves the old one.
 """
 
 import contextlib
@@ -17,42 +16,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from e2e_lib.repro import files
-
 
 class SaveError(OSError):
-    """A file or folder could not be saved; what stood there before is untouched."""
+    """A file or folder could not be saved; the one that stood there before is untouched."""
 
 
-def _advice(path: Path, error: OSError) -> str:
-    advice = {
-        errno.ENOSPC: "the disk is full: free some space and run the same command again",
-        errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
-        errno.EACCES: "the folder is not writable: check its permissions",
-        errno.EROFS: "the disk is mounted read-only",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return f"could not save {path}: {advice}. What was saved there before is untouched."
+class ResultsError(ValueError):
+    """A file is missing, damaged or not like the others; the message names it and says what to do."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged or of another configuration; the message says which and what to do."""
+
+
+ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
+    errno.EACCES: "the folder is not writable: check its permissions",
+    errno.EROFS: "the disk is mounted read-only",
+}
 
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns an operating-system error met while saving ``path`` into a SaveError that says what to do."""
+    """Turns a system error while ``path`` is saved into a SaveError that says what to do."""
     try:
         yield
     except SaveError:
         raise
-    except OSError as error:
-        raise SaveError(_advice(path, error)) from error
     except Exception as error:
-        # safetensors reports the system's errors as one of its own, with the number in its words.
+        # safetensors reports an error of the system as one of its own, with the number in its message.
         number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
+        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+        if code is None:
             raise
-        raise SaveError(_advice(path, OSError(int(number[1]), os.strerror(int(number[1]))))) from error
+        advice = ADVICE.get(code, os.strerror(code))
+        raise SaveError(f"could not save {path}: {advice}. "
+                        "What was saved there before is untouched.") from error
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
-    """Writes ``content`` to ``path`` atomically, making its folder if need be. Raises SaveError."""
+    """Writes ``content`` to ``path`` atomically, in a folder made for it if need be. Raises SaveError."""
     path = Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def append_text(path: Path | str, text: str) -> Path:
-    """Adds ``text`` at the end of ``path``. Not atomic: a reader must expect a last line cut off by a kill. Raises SaveError."""
+    """Adds ``text`` to the end of ``path``. Not atomic: a kill can cut off a line. Raises SaveError."""
     path = Path(path)
     with _explained(path), open(path, "a", encoding="utf-8") as file:
         file.write(text)
@@ -89,12 +93,48 @@ def write_json(path: Path | str, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_bytes(path: Path | str, made_by: str) -> bytes:
+    """The bytes of a file that the command ``made_by`` makes. Raises ResultsError if it is missing."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: no such file in {Path.cwd().name!r}; `{made_by}` makes it") from None
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _parsed(content: bytes, where: str, made_by: str, kind: type = object) -> Any:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{where}: damaged, it is not readable JSON ({error}); delete the file and make "
+                           f"it again with `{made_by}`") from None
+    if not isinstance(value, kind):
+        raise ResultsError(f"{where}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def read_json(path: Path | str, made_by: str) -> Any:
+    """The content of a JSON file. Raises ResultsError if it is missing or damaged."""
+    return _parsed(read_bytes(path, made_by), str(path), made_by)
+
+
+def read_json_lines(path: Path | str, made_by: str, *, growing: bool = False) -> list[dict[str, Any]]:
+    """The rows of a file of one JSON object per line. Raises ResultsError naming the file and the row.
+
+    A ``growing`` file may end in a line that a kill cut off, which is left out.
+    """
+    lines = read_bytes(path, made_by).split(b"\n")
+    if growing or not lines[-1]:
+        lines.pop()
+    return [_parsed(line, f"{path}, row {number}", made_by, dict) for number, line in enumerate(lines, 1)]
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yields an empty temporary folder that takes the place of ``path`` when the block ends without an error.
 
-    If the block fails, the temporary folder is removed and a folder already at ``path`` stays as it was.
-    Raises SaveError when the system refuses a write (a full disk, say).
+    If the block fails, a folder already at ``path`` stays as it was. Raises SaveError when a write fails.
     """
     path = Path(path)
     with _explained(path):
@@ -103,24 +143,22 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o755)
         try:
             yield temporary
-            os.sync()  # one flush for all its files: a corpus holds thousands, and a flush each would take most of the time
+            os.sync()  # one flush for thousands of files: a flush for each would take most of the time
+            # A rename cannot replace a full folder, so the old one steps aside first. A kill between the two
+            # renames leaves it under its ".old" name, from which `recover_folder` puts it back.
+            aside = path.with_name(f".{path.name}.old")
             if path.exists():
-                # A rename cannot replace a full folder: step the old one aside first. A kill between the two
-                # renames leaves the old folder under its ".old" name, which `recover_folder` puts back.
-                aside = path.with_name(f".{path.name}.old")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(path, aside)
-                os.replace(temporary, path)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
+            os.replace(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
 def recover_folder(path: Path | str) -> Path:
-    """Puts back a folder whose replacement was cut off between two renames, or removes the old one that it left; returns ``path``."""
+    """Puts back a folder whose replacement was cut off between two renames; returns ``path``."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.old")
     if not path.exists() and aside.exists():
@@ -131,11 +169,8 @@ def recover_folder(path: Path | str) -> Path:
 
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_folder(folder: Path | str) -> dict[str, str]:
@@ -144,31 +179,27 @@ def sha256_folder(folder: Path | str) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged or of another configuration; the message says which and what to do."""
-
-
 def check(folder: Path | str) -> dict[str, str]:
-    """Verifies every file of a folder against its manifest.json and returns the manifest's hashes. Raises CheckpointError."""
+    """Verifies a folder's files against its manifest.json; returns their hashes. Raises CheckpointError."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint at {folder}; train one with `e2e train`, or name another folder")
+        raise CheckpointError(f"there is no checkpoint at {folder}; train one with `e2e train`, "
+                              "or name another folder")
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         hashes = manifest.get("files", manifest)
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint at {folder} has no readable manifest.json ({type(error).__name__}); "
-                              "remove the folder and train again") from None
+        raise CheckpointError(f"the checkpoint at {folder} has no readable manifest.json "
+                              f"({type(error).__name__}); remove the folder and train again") from None
     for name, expected in hashes.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"the checkpoint at {folder} is damaged: {name} is missing; remove the folder and train again")
-        if files.sha256(path) != expected:
-            raise CheckpointError(f"the checkpoint at {folder} is damaged: {name} is not what was saved (its SHA-256 differs from "
-                                  "manifest.json); remove the folder and train again")
+        actual = sha256(folder / name) if (folder / name).is_file() else None
+        if actual != expected:
+            problem = "not what was saved (its SHA-256 differs from manifest.json)" if actual else "missing"
+            raise CheckpointError(f"the checkpoint at {folder} is damaged: {name} is {problem}; "
+                                  "remove the folder and train again")
     return dict(hashes)
 
 
 def weights_hash(folder: Path | str) -> str:
-    """The SHA-256 of a checkpoint's weights, all its files verified. Raises CheckpointError as ``check`` does."""
+    """The SHA-256 of a checkpoint's weights, once all its files are verified. Raises CheckpointError."""
     return check(folder)["model.safetensors"]

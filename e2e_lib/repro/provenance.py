@@ -3,8 +3,8 @@
 Nothing recorded here names a person, a computer or a place on its disk.
 """
 
+import contextlib
 import dataclasses
-import hashlib
 import os
 import platform
 import resource
@@ -15,63 +15,53 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from e2e_lib.repro import files
+from e2e_lib.repro.files import sha256
 
-LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "numpy", "torch-fidelity", "sacrebleu", "rouge-score")
+LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "numpy", "torch-fidelity",
+             "sacrebleu", "rouge-score")
 ROOT = Path(__file__).resolve().parents[2]
 # A run writes into these folders itself, so changes there say nothing about the code that ran.
 WRITTEN_BY_RUNS = ("results", "figures", "notebooks")
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def library_versions() -> dict[str, str | None]:
+    """The versions of Python and of the libraries that decide numbers; None for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("e2e_lib", *LIBRARIES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 def relativize_paths(value: Any) -> Any:
-    """``value`` as JSON holds it, its absolute paths shortened to what is below the working folder, or to the name."""
+    """Nested settings, absolute paths in them relative to the working folder, or outside it only the name."""
     if isinstance(value, Mapping):
-        return {str(key): relativize_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [relativize_paths(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted((relativize_paths(item) for item in value), key=repr)
-    if isinstance(value, os.PathLike) or isinstance(value, str) and os.path.isabs(value):
+        return {key: relativize_paths(item) for key, item in value.items()}
+    if isinstance(value, str) and os.path.isabs(value):
         path = Path(value)
-        if path.is_absolute():
-            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
-        return path.as_posix()
+        return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
     return value
 
 
-def fingerprint(path: Path | str) -> str:
-    """The SHA-256 of a file, or of a folder's file names and contents together. Raises FileNotFoundError if it is missing."""
-    path = Path(path)
-    if path.is_file():
-        return files.sha256(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder, so its contents cannot be recorded; check the path")
-    listing = "".join(f"{digest}  {name}\n" for name, digest in files.sha256_folder(path).items())
-    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def _git(*arguments: str) -> str | None:
-    """What a git command prints, or None where there is no git or no checkout."""
+    """The output of a git command, or None where there is no git or no checkout."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True,
+                              text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip()
 
 
 def git_state() -> dict[str, Any]:
-    """``{"commit": 40 hex digits, "dirty": bool}`` of the checkout this package stands in, both None outside one. Never raises.
+    """``{"commit": 40 hex digits, "dirty": bool}`` of the package's own checkout, both None outside one.
 
     Dirty means that something differs from the commit outside the folders that runs write into.
     """
@@ -84,35 +74,33 @@ def git_state() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model name as the system tells it."""
-    try:
+    """The processor's model name."""
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
-def _hashes(parts: Mapping[str, Path | str] | None) -> dict[str, str]:
-    return {name: fingerprint(part) if isinstance(part, Path) else part for name, part in (parts or {}).items()}
+Hashes = Mapping[str, Path | str]
+NOTHING: Hashes = MappingProxyType({})
 
 
-def provenance_record(config: Any, *, seeds: Mapping[str, int] | Sequence[int] | int, data: Mapping[str, Path | str] | None = None,
-          weights: Mapping[str, Path | str] | None = None) -> dict[str, Any]:
+def _hashes(items: Hashes) -> dict[str, str]:
+    return {name: sha256(item) if isinstance(item, Path) else item for name, item in items.items()}
+
+
+def provenance_record(config: Any, *, seeds: Mapping[str, int] | Sequence[int], data: Hashes = NOTHING,
+                      weights: Hashes = NOTHING) -> dict[str, Any]:
     """Everything needed to make a result again, as JSON values.
 
-    ``config`` is a (tree of) dataclass(es), resolved. ``data`` and ``weights`` map a name to a Path (a file or a
-    folder, hashed here) or to a hash already known (a string). Raises TypeError if ``config`` is no dataclass and
-    FileNotFoundError if a file to be hashed is missing; a missing library, git or checkout is recorded as None.
+    ``config`` is a dataclass of dataclasses; ``data`` and ``weights`` map names to a SHA-256 or to the Path
+    of a file to hash. A missing library, git or checkout is recorded as None.
     """
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise TypeError(f"config must be a dataclass object, found {type(config).__name__}")
-    cuda = torch.cuda.is_available()
     return {
         "config": relativize_paths(dataclasses.asdict(config)),
-        "seeds": relativize_paths(seeds),
-        "versions": {"python": platform.python_version(), "e2e_lib": _version("e2e_lib"), **{name: _version(name) for name in LIBRARIES}},
+        "seeds": seeds,
+        "versions": library_versions(),
         "git": git_state(),
         "data": _hashes(data),
         "weights": _hashes(weights),
@@ -121,44 +109,39 @@ def provenance_record(config: Any, *, seeds: Mapping[str, int] | Sequence[int] |
             "machine": platform.machine(),
             "cpu_count": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if cuda else _processor(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
+def clock(seconds: float) -> str:
+    """A duration as minutes and seconds, ``1:05``, or from one hour as ``1:01:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process plus that of its largest finished child (a kernel, say)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return unit * sum(resource.getrusage(kind).ru_maxrss for kind in kinds)
+
+
 class ResourceMonitor:
-    """Wall time and peak memory of a ``with`` block; ``as_dict`` may be asked inside the block, too.
+    """Wall time of a ``with`` block in seconds, and ``peak_memory_bytes`` at its end."""
 
-    The system counts memory since the process began, not since the block began. The peak is this process's own plus
-    that of its largest finished child process (a notebook's kernel, say), in bytes.
-    """
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._wall: float | None = None
-        self._peak: int | None = None
+    wall_seconds: float
+    peak_memory_bytes: int
 
     def __enter__(self) -> "ResourceMonitor":
-        self._start, self._wall, self._peak = time.perf_counter(), None, None
+        self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wall, self._peak = self.wall_seconds, self.peak_memory_bytes
-
-    @property
-    def wall_seconds(self) -> float:
-        """Seconds from the start of the block to its end, or to now."""
-        return time.perf_counter() - self._start if self._wall is None else self._wall
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Peak resident memory in bytes at the end of the block, or until now."""
-        if self._peak is not None:
-            return self._peak
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
-        return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        self.wall_seconds = time.perf_counter() - self._start
+        self.peak_memory_bytes = peak_memory_bytes()
 
     def as_dict(self) -> dict[str, float | int]:
-        """``{"wall_seconds": …, "peak_memory_bytes": …}``."""
+        """``{"wall_seconds": …, "peak_memory_bytes": …}``, once the block has ended."""
         return {"wall_seconds": round(self.wall_seconds, 3), "peak_memory_bytes": self.peak_memory_bytes}

@@ -1,8 +1,7 @@
-"""Randomness that is always explicit: every draw comes from a generator made from a key.
+"""Explicit randomness: every random number comes from a generator made from a key.
 
-A key is a seed and the names of what is drawn, such as ``(seed, "noise", step)``. Because the generator of step k does
-not depend on what was drawn before step k, a run that was killed goes on exactly where it was without saved
-random states.
+A key is a seed and names, such as ``(seed, "noise", step)``. Since the generator of step k does not depend on
+the steps before it, a killed run goes on exactly where it was, without saved random states.
 """
 
 import hashlib
@@ -19,18 +18,18 @@ def seed_of(*key: object) -> int:
 
 
 def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh ``torch.Generator`` for ``key``."""
+    """A new ``torch.Generator`` seeded with ``key``."""
     return torch.Generator(device=device).manual_seed(seed_of(*key))
 
 
 @contextmanager
 def seeded(*key: object) -> Iterator[None]:
-    """Runs what draws from torch's global state, as new weights do, on the seed of ``key``, and puts the global state back."""
+    """Seeds torch's global generator (which initialises weights) for a block, and restores it after."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(*key))
         yield
 
 
 def python_random(*key: object) -> random.Random:
-    """A fresh ``random.Random`` for ``key``."""
+    """A new ``random.Random`` seeded with ``key``."""
     return random.Random(seed_of(*key))

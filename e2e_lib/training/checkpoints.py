@@ -1,10 +1,11 @@
-"""Checkpoints that are whole or absent: weights, optimizer and progress as safetensors and JSON, never pickle.
+"""Checkpoints that are whole or absent, as safetensors and JSON, never pickle.
 
-A checkpoint is a folder: ``model.safetensors``, ``optimizer.safetensors`` (if training goes on from it), ``state.json``
-(progress and the configuration) and ``manifest.json`` with the SHA-256 of the others.
+A checkpoint is a folder: ``model.safetensors``, ``optimizer.safetensors`` (if training goes on from it),
+``state.json`` (progress and the configuration) and ``manifest.json`` with the SHA-256 of the others.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from e2e_lib.config import Config, with_defaults
+from e2e_lib.models.losses import trainable_weights
+from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError, check
 
 
-def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None) -> Path:
-    """Writes a checkpoint folder in one atomic step. Raises files.SaveError; an older checkpoint there then stays as it was."""
+def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any],
+         optimizer: torch.optim.Optimizer | None = None) -> Path:
+    """Writes a checkpoint folder in one atomic step.
+
+    Raises files.SaveError; an older checkpoint there is then untouched.
+    """
     with files.atomic_folder(folder) as new:
         # A copy of each: tied weights share memory, which the format refuses.
-        save_file({name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()},
-                  new / "model.safetensors")
+        copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                  for name, tensor in weights.items()}
+        save_file(copies, new / "model.safetensors")
         if optimizer is not None:
             save_file(_flatten(optimizer), new / "optimizer.safetensors")
         files.write_json(new / "state.json", state)
@@ -31,26 +40,53 @@ def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any], 
 
 
 def exists(folder: Path | str) -> bool:
-    """Whether a checkpoint stands at ``folder`` (one whose replacement was cut off is put back first)."""
+    """Whether there is a checkpoint at ``folder`` (one whose replacement was cut off is put back first)."""
     return files.recover_folder(folder).is_dir()
 
 
-def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and state of a checkpoint, checked against its manifest; fills ``optimizer`` if one is given.
+def load(folder: Path | str, *,
+         optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and state of a checkpoint, checked against its manifest; fills ``optimizer`` if given.
 
-    Raises CheckpointError if the folder is missing or any file is missing or damaged.
+    Raises CheckpointError if the folder or any file is missing or damaged.
     """
     folder = files.recover_folder(folder)
     if "optimizer.safetensors" not in check(folder) and optimizer is not None:
-        raise CheckpointError(f"the checkpoint at {folder} has no optimizer.safetensors: training cannot go on from it")
+        raise CheckpointError(f"the checkpoint at {folder} holds weights to answer with, not to train on "
+                              "from: optimizer.safetensors is missing; remove the folder to train anew")
     state = json.loads((folder / "state.json").read_text())
     weights = _read(folder / "model.safetensors")
     if optimizer is not None:
-        if not (folder / "optimizer.safetensors").is_file():
-            raise CheckpointError(f"the checkpoint at {folder} holds weights to answer with, not to train on from: optimizer.safetensors is "
-                                  "missing; remove the folder to train anew")
         _unflatten(optimizer, _read(folder / "optimizer.safetensors"))
     return weights, state
+
+
+def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Loads a checkpoint's weights into a model.
+
+    Raises CheckpointError naming ``folder`` where they do not fit it.
+    """
+    different = sorted(trainable_weights(model).keys() ^ weights.keys())
+    if different:
+        raise CheckpointError(f"the checkpoint at {folder} does not fit the model: {len(different)} tensors "
+                              f"are only in one of them, {different[0]} first; remove the folder to train "
+                              "anew")
+    model.load_state_dict(weights, strict=False)
+
+
+def check_configuration(saved: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raises CheckpointError naming the settings with which a checkpoint was made and that differ here.
+
+    How answers are written may differ.
+    """
+    here, there = json.loads(json.dumps(asdict(config))), with_defaults(saved)
+    different = [f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
+                 for section in ("data", "model", "bridge", "train") for key, value in here[section].items()
+                 if there[section].get(key) != value]
+    if different:
+        raise CheckpointError(f"the checkpoint at {folder} is of another configuration "
+                              f"({'; '.join(different[:3])}{' …' if len(different) > 3 else ''}); use the "
+                              "same settings, or remove the folder to train anew")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -60,9 +96,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state, groups = optimizer.state_dict()["state"], optimizer.state_dict()["param_groups"]
-    flat = {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for index, entry in state.items() for key, value in entry.items()}
-    # A schedule sets the rate only after a step: without it, the first step after resuming would use the rate of step 0.
-    return flat | {f"group.{i}.lr": torch.tensor(float(group["lr"]), dtype=torch.float64) for i, group in enumerate(groups)}
+    flat = {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous()
+            for index, entry in state.items() for key, value in entry.items()}
+    # A schedule sets the rate only after a step: the first one after resuming would use that of step 0.
+    return flat | {f"group.{i}.lr": torch.tensor(float(group["lr"]), dtype=torch.float64)
+                   for i, group in enumerate(groups)}
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:

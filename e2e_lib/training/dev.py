@@ -1,41 +1,77 @@
-"""Dev scores after each epoch, and the gallery of drawn photos."""
+"""Dev scores for early stopping, and the gallery of drawn photos (section 3.1.2)."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from e2e_lib.data.examples import Example
-from e2e_lib.inference.respond import Response
+from e2e_lib import corpora
+from e2e_lib.config import Config
+from e2e_lib.data.examples import Example, Response
+from e2e_lib.data.photos import PhotoSource
+from e2e_lib.evaluation.scores import dev_scores
+from e2e_lib.inference.respond import respond
+from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
+from e2e_lib.repro.randomness import generator
+
+GALLERY_SIZE = 6  # dev chats shown after each epoch
+
+
+class DevSet:
+    """The dev examples of a run, answered with the same random numbers after each epoch."""
+
+    def __init__(self, config: Config, seed: int, examples: list[Example], store: PhotoSource,
+                 gallery: Path) -> None:
+        self.examples, self.store = dev_examples(examples, config.train.dev_examples), store
+        self.settings, self.seed, self.gallery = config.inference, seed, gallery
+        self.extractor = corpora.named(config.data.name).feature_extractor()
+
+    def score(self, model: PhotoChatModel, epoch: int) -> dict[str, Any]:
+        """``{"bleu2", "fid", "score"}`` of the model after ``epoch`` epochs; saves its gallery.
+
+        ``score`` may be -inf.
+        """
+        responses = self._answer(model, self.examples, epoch)
+        scores = dev_scores(self.examples, responses, self.store, self.extractor)
+        return {**scores, "score": dev_score(scores)}
+
+    def save_gallery_before_training(self, model: PhotoChatModel) -> None:
+        """Answers only the chats that the gallery shows, as epoch 0."""
+        self._answer(model, [e for e in self.examples if e.response.photo][:GALLERY_SIZE], 0)
+
+    def _answer(self, model: PhotoChatModel, examples: list[Example], epoch: int) -> list[Response]:
+        responses = respond(model, examples, self.store, self.settings, generator(self.seed, "dev"))
+        save_gallery(self.gallery / f"epoch-{epoch}", examples, responses)
+        return responses
 
 
 def dev_score(scores: dict[str, Any]) -> float:
-    """One number for early stopping, higher is better: log BLEU-2 minus log FID, so that neither's scale decides.
+    """One number for early stopping, higher is better: log BLEU-2 minus log FID, on equal terms.
 
-    The paper names both metrics and not how they are weighed; no drawn photos at all counts as the worst."""
+    The paper names both metrics and not how they are weighed; no drawn photos at all counts as the worst.
+    """
     if scores["fid"] is None:
         return -math.inf
     return math.log(max(scores["bleu2"], 1e-3)) - math.log(max(scores["fid"], 1e-3))
 
 
-GALLERY = 6  # dev chats shown after each epoch
-
-
 def dev_examples(examples: list[Example], count: int) -> list[Example]:
-    """The first half of ``count`` responses that share a photo and the first half that do not: FID needs photos, BLEU needs text."""
+    """The first ``count`` / 2 examples that share a photo (for FID), the rest ones that do not (for BLEU)."""
     sharing = [e for e in examples if e.response.photo][:count // 2]
     return sharing + [e for e in examples if not e.response.photo][:count - len(sharing)]
 
 
-def save_gallery(folder: Path, examples: Sequence[Example], answers: Sequence[Response]) -> None:
-    """Saves the first answers with gold photos: their captions as JSON, the drawn photos as PNG."""
+def save_gallery(folder: Path, examples: Sequence[Example], responses: Sequence[Response]) -> None:
+    """Saves the first responses to gold photos: ``gallery.json``, and drawn photos as PNG by row."""
     with files.atomic_folder(folder) as new:
-        shown = [(e, a) for e, a in zip(examples, answers, strict=True) if e.response.photo][:GALLERY]
         rows = []
-        for i, (example, answer) in enumerate(shown):
-            if answer.image:
-                answer.image.save(new / f"{i}.png")
-            rows.append({"photo_id": example.response.photo.photo_id, "gold": example.response.photo.caption,  # type: ignore[union-attr]
-                         "caption": answer.caption, "drawn": answer.image is not None})
+        for example, response in zip(examples, responses, strict=True):
+            gold = example.response.photo
+            if gold is None or len(rows) == GALLERY_SIZE:
+                continue
+            if response.image:
+                response.image.save(new / f"{len(rows)}.png")
+            rows.append({"photo_id": gold.photo_id, "gold": gold.caption, "caption": response.caption,
+                         "drawn": response.image is not None})
         files.write_json(new / "gallery.json", rows)

@@ -32,7 +32,7 @@ from e2e_lib.data.examples import Example, examples_of, load_split
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.inference.respond import write
 from e2e_lib.models.systems import System, build
-from e2e_lib.repro.provenance import ResourceMonitor
+from e2e_lib.repro.provenance import peak_memory_bytes
 from e2e_lib.repro.randomness import generator, python_random
 from e2e_lib.training.dev import dev_examples
 
@@ -91,7 +91,7 @@ def step_seconds(model: System, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 def peak_of(config: Config, name: str, training: bool) -> dict[str, int]:
     """Bytes that this process needs at most to load a system and train it for two steps, or answer once; run it in a new one."""
-    libraries = ResourceMonitor().peak_memory_bytes
+    libraries = peak_memory_bytes()
     asked, learned, store = chats(config)
     model = system_of(config, name)
     if training:
@@ -100,7 +100,7 @@ def peak_of(config: Config, name: str, training: bool) -> dict[str, int]:
             step_seconds(model, optimizer, batch)
     else:
         reply_seconds(model, asked, store, config)
-    peak = ResourceMonitor().peak_memory_bytes
+    peak = peak_memory_bytes()
     return {"peak_bytes": peak, "beyond_libraries_bytes": peak - libraries}
 
 

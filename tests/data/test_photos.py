@@ -1,3 +1,5 @@
+"""The photo store gives back what was put in or says what is wrong; photos as tensors keep their pixels."""
+
 import errno
 import hashlib
 import struct
@@ -5,11 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore
+from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore, square, to_floats, to_image, to_pixels, to_tensor
 from e2e_lib.repro import files
 
 
@@ -89,33 +92,71 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, side):
         store.load("b")
 
 
-def test_tensor_keeps_pixels_of_the_right_size(tmp_path):
+@pytest.mark.parametrize("size", [(64, 64), (120, 200), (7, 3)])
+def test_a_tensor_holds_the_photos_own_pixels(tmp_path, size):
     store = PhotoStore(tmp_path)
-    store.add("a", noise(64, 64))
-    tensor = store.tensor("a", 64)
-    assert tensor.shape == (3, 64, 64) and tensor.is_contiguous()
-    assert np.array_equal(tensor.numpy(), np.array(noise(64, 64)).transpose(2, 0, 1))
+    store.add("a", noise(*size))
+    tensor = store.tensor("a")
+    assert tensor.shape == (3, *size) and tensor.is_contiguous() and tensor.dtype == torch.uint8
+    assert np.array_equal(tensor.numpy(), np.array(noise(*size)).transpose(2, 0, 1))
+    assert to_image(tensor).tobytes() == noise(*size).tobytes()
+
+
+# ----------------------------------------------------------------------------------------- photos as tensors
+
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), max_size=4), st.integers(1, 70))
+@settings(max_examples=40, deadline=None)
+def test_square_scales_the_shorter_side_and_crops_the_centre(sizes, side):
+    photos = [noise(*size, seed=i) for i, size in enumerate(sizes)]
+    squares = square([to_tensor(photo) for photo in photos], side)
+    assert squares.shape == (len(photos), 3, side, side) and squares.dtype == torch.uint8
+    for photo, ours in zip(photos, squares, strict=True):
+        width, height = (max(side, round(length * side / min(photo.size))) for length in photo.size)
+        x, y = (width - side) // 2, (height - side) // 2
+        expected = np.array(photo.resize((width, height), Image.Resampling.BICUBIC))[y:y + side, x:x + side]
+        assert np.array_equal(ours.numpy(), expected.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_tensor_scales_the_shorter_side_and_cuts_the_centre(tmp_path, tall):
+def test_a_square_shows_the_middle_of_a_photo(tall):
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, 20:40] = (10, 200, 90)  # the middle third is all that a centre square may show
+    photo = to_tensor(Image.fromarray(pixels.transpose(1, 0, 2) if tall else pixels))
+    inner = square([photo], 10)[0, :, 2:-2, 2:-2]  # bicubic scaling rings a little at the border
+    assert inner.flatten(1).float().mean(1).round().tolist() == [10, 200, 90]
+
+
+def test_photos_of_the_right_size_are_not_changed():
+    photos = torch.stack([to_tensor(noise(48, 48, seed)) for seed in range(3)])
+    assert torch.equal(square(photos, 48), photos) and torch.equal(square(list(photos), 48), photos)
+
+
+def test_pixels_and_floats_convert_without_loss():
+    pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 4, 256)
+    floats = to_floats(pixels)
+    assert floats.min() == -1 and floats.max() == 1 and torch.equal(to_pixels(floats), pixels)
+    assert to_pixels(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+# ----------------------------------------------------------------------------------------------- the store
+
+def test_captions_are_kept_per_captioner_beside_the_photos(tmp_path):
+    store = PhotoStore(tmp_path / "photos")
+    assert store.captions("one") == {}
+    store.keep_captions("one", {"a": "a cat", "\u00e9/..": "caf\u00e9"})
+    store.keep_captions("two", {"a": "a dog"})
+    again = PhotoStore(tmp_path / "photos")
+    assert again.captions("one") == {"a": "a cat", "\u00e9/..": "caf\u00e9"} and again.captions("two") == {"a": "a dog"}
+    assert again.captions("three") == {}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": "a c', b"3", b"[1, 2]", b"null", bytes([200, 201])])
+def test_an_unreadable_file_of_captions_counts_as_none(tmp_path, content):
     store = PhotoStore(tmp_path)
-    store.add("a", Image.fromarray(pixels.transpose(1, 0, 2) if tall else pixels))
-    inner = store.tensor("a", 10)
-    assert inner.shape == (3, 10, 10)
-    middle = inner[:, 2:-2, 2:-2]  # bicubic scaling rings a little at the border
-    assert (middle.flatten(1).float().mean(1).round().tolist()) == [10, 200, 90]
-
-
-@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 70))
-@settings(max_examples=40, deadline=None)
-def test_tensor_has_the_asked_size_for_any_photo(tmp_path_factory, width, height, size):
-    store = PhotoStore(tmp_path_factory.getbasetemp() / "sizes")
-    store.add("a", Image.new("RGB", (width, height), (1, 2, 3)), durable=False)
-    tensor = store.tensor("a", size)
-    assert tensor.shape == (3, size, size) and (tensor.flatten(1).T == tensor.new_tensor([1, 2, 3])).all()
+    store.keep_captions("one", {"a": "a cat"})
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    assert store.captions("one") == {}
 
 
 def test_check_counts_and_lists(tmp_path):

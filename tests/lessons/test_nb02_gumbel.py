@@ -54,7 +54,7 @@ def expected_reinmax(objective, logits):
     total = torch.zeros_like(logits)
     for word, share in enumerate(F.softmax(logits[0], -1)):
         free = logits.clone().requires_grad_()
-        total += share * torch.autograd.grad(objective(RELAXATIONS["reinmax"](free, 1.0, drawn=torch.tensor([word]))), free)[0]
+        total += share * torch.autograd.grad(objective(RELAXATIONS["reinmax"](free, 1.0, sampled_ids=torch.tensor([word]))), free)[0]
     return total
 
 

@@ -6,18 +6,21 @@ import nbformat
 import papermill
 import pytest
 
-from e2e_lib.reproduce import NOTEBOOKS
-
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 
 
-@pytest.fixture(params=NOTEBOOKS)
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
-    return nbformat.read(FOLDER / f"{request.param}.ipynb", as_version=4)
+    return nbformat.read(request.param, as_version=4)
 
 
 def code(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_all_notebooks_are_found():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"0{number}" for number in range(7)]
 
 
 def test_it_is_valid_and_names_its_kernel(notebook):
@@ -26,32 +29,36 @@ def test_it_is_valid_and_names_its_kernel(notebook):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
-def test_it_opens_with_a_question_and_what_it_costs(notebook):
+def test_it_opens_with_a_question_and_its_costs(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
-    assert all(word in first.source for word in ("**Question.**", "| Paper |", "| Time |", "| Loads |", "| Trains |", "| Hardware |"))
+    rows = ("**Question.**", "| Paper |", "| Time |", "| Loads |", "| Trains |", "| Hardware |")
+    assert all(row in first.source for row in rows)
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_its_parameters_are_literals_that_papermill_knows(name):
-    known = papermill.inspect_notebook(str(FOLDER / f"{name}.ipynb"))
-    assert {"profile", "seeds", "overrides"} <= known.keys()
-    assert known["profile"]["default"] == '"mini"' and known["seeds"]["default"] == "[0, 1, 2]"
-    assert all(parameter["help"] for parameter in known.values())
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_parameters_are_literals_that_papermill_knows(path):
+    parameters = papermill.inspect_notebook(str(path))
+    assert {"profile", "seeds", "overrides"} <= parameters.keys()
+    assert parameters["profile"]["default"] == '"mini"' and parameters["seeds"]["default"] == "[0, 1, 2]"
+    assert all(parameter["help"] for parameter in parameters.values())
 
 
-def test_cells_are_short_and_predictions_asked(notebook):
-    assert all(len(cell.source.splitlines()) <= 12 for cell in code(notebook))
-    words = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert words.count("**Predict before you ") >= 3
-    assert "## What we found" in words and "## Exercises" in words and words.count("<details>") >= 2
+def test_cells_are_short(notebook):
+    assert max(len(cell.source.splitlines()) for cell in code(notebook)) <= 12
 
 
-def test_what_it_shows_is_clean(notebook):
+def test_it_asks_for_predictions_and_ends_with_findings_and_exercises(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert text.count("**Predict before you ") >= 3
+    assert "## What we found" in text and "## Exercises" in text and text.count("<details>") >= 2
+
+
+def test_its_outputs_are_clean(notebook):
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs)
-    shown = nbformat.writes(notebook)
-    assert "it/s]" not in shown and "/home/" not in shown and "site-packages" not in shown
+    page = nbformat.writes(notebook)
+    assert not any(text in page for text in ("it/s]", "/home/", "site-packages"))
 
 
 def test_it_ends_with_versions(notebook):

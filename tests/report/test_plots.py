@@ -1,24 +1,25 @@
+import base64
 import io
 import re
 from html.parser import HTMLParser
 
-import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn
-from e2e_lib.report import plots as show
-from e2e_lib.repro.results import published
+from e2e_lib.report import plots
+from e2e_lib.repro.results import ResultsError
 
 NASTY = '<script>alert("1 & 2")</script> | $a$ `x`'
 
 
-class Words(HTMLParser):
-    """The text of a page, and its tags."""
+class Page(HTMLParser):
+    """The text of a page, its tags and the alternative texts of its photos."""
 
     def __init__(self, page):
         super().__init__()
-        self.text, self.tags = "", set()
+        self.text, self.tags, self.alternatives = "", set(), []
         self.feed(page)
 
     def handle_data(self, data):
@@ -26,6 +27,7 @@ class Words(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
+        self.alternatives += [value for name, value in attributes if name == "alt"]
 
 
 def red(_):
@@ -36,77 +38,72 @@ CHAT = Dialogue(f"chat {NASTY}", (Turn(0, NASTY), Turn(1, "", SharedPhoto("p", N
 
 
 def test_chats_escape_what_people_wrote():
-    page = Words(show.chats_html([CHAT], red))
+    page = Page(plots.chats_html([CHAT], red))
     assert page.tags == {"div", "p", "b", "i", "img", "br"}
     assert page.text.count(NASTY) == 3  # id, text and caption, as they were written
+    assert page.alternatives == [NASTY]
 
 
-def test_a_chat_holds_its_photo():
-    data = re.search(r'src="data:image/png;base64,([^"]+)"', show.chat_html(CHAT, red))
-    import base64
+def test_a_chat_contains_its_photo_and_its_names():
+    page = plots.chat_html(CHAT.turns, red, names=("User", "Assistant"), note="N = 1")
+    assert re.findall(r"<b>(\w+):</b>", page) == ["User", "Assistant", "Assistant"] and "N = 1" in page
+    data = re.search(r'src="data:image/png;base64,([^"]+)"', page)
     with Image.open(io.BytesIO(base64.b64decode(data[1]))) as image:
         assert image.size == (64, 64) and image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_tokens_are_escaped_and_counted():
-    page = Words(show.tokens_html({"a <b>": ["<s>", "▁x"]}, {"a <b>": [False, True]}))
+    page = Page(plots.tokens_html({"a <b>": ["<s>", "▁x"]}, {"a <b>": [False, True]}))
     assert page.tags == {"p", "b", "br", "code"} and "a <b> (2 tokens)" in page.text and "<s> ▁x" in page.text
 
 
-def test_chat_figure_puts_me_on_the_right_and_photos_at_full_size():
-    figure = show.chat_figure(CHAT.turns, red, me=0)
-    places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
-    assert places["you"][0] > 3.5 > places["partner"][0]
-    left, right, bottom, top = figure.axes[0].images[0].get_extent()
-    assert right - left == pytest.approx(bottom - top) and figure.axes[0].images[0].get_interpolation() == "nearest"
-    assert figure.to_bytes("png") == show.chat_figure(CHAT.turns, red, me=0).to_bytes("png")
-
-
-def test_bubbles_do_not_overlap():
-    turns = [Turn(i % 2, "word " * (3 + 7 * i), SharedPhoto("p", "caption " * 9) if i % 3 == 0 else None) for i in range(7)]
-    figure = show.chat_figure(turns, red)
-    edges = [(patch.get_y() - 0.08, patch.get_y() + patch.get_height() + 0.08) for patch in figure.axes[0].patches]
-    assert all(one[1] < two[0] for one, two in zip(edges, edges[1:], strict=False)) and edges[-1][1] < figure.get_figheight()
-
-
 @pytest.mark.parametrize("images", [[], [None], [red(0)] * 7])
-def test_photo_grids_of_any_size(images):
-    figure = show.photo_grid(images, ["a $5 title"] * len(images), columns=3, note="N = some")
-    with Image.open(io.BytesIO(figure.to_bytes("png"))) as image:
+def test_photo_grids_of_any_size_have_every_photo_and_an_alternative_text(images):
+    figure = plots.photo_grid(images, ["a $5 title"] * len(images), columns=3, heading="heading", note="N = some")
+    assert len([ax for ax in figure.axes if ax.images]) == len(images)
+    data, metadata = figure._repr_png_()
+    with Image.open(io.BytesIO(data)) as image:
         assert image.width > 300
-    said = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert said == (["nothing to show"] if not images else ["no photo"] * images.count(None))
-    assert np.sum([bool(ax.get_title()) for ax in figure.axes]) == len(images)
+    assert "heading" in metadata["alt"] and "N = some" in metadata["alt"]
+
+
+def test_the_same_figure_has_the_same_bytes():
+    first, second = (plots.photo_grid([red(0)], ["title"]) for _ in range(2))
+    assert all(first.to_bytes(kind) == second.to_bytes(kind) for kind in ("png", "pdf"))
+    assert b"CreationDate" not in first.to_bytes("pdf")
+
+
+def rows_of(page):
+    return [[cell.strip() for cell in line.strip("|").split(" |")] for line in page.splitlines()]
 
 
 def test_tables_escape_and_align():
-    lines = show.table(["name", "n"], [[NASTY, 1234], ["b", None]]).splitlines()
-    assert lines[1] == "| :-- | --: |" and lines[2].endswith("| 1,234 |") and lines[3] == "| b | – |"
-    assert "<script>" not in lines[2] and r"\|" in lines[2]
+    page = plots.table(["name", "n", "x"], [[NASTY, 1234, 0.5], ["b", None, float("nan")], [True, 2, 1234.5]])
+    rows = rows_of(page)
+    assert rows[2][1:] == ["1,234", "0.500"] and rows[3] == ["b", "–", "–"] and rows[4] == ["True", "2", "1,234.500"]
+    assert re.fullmatch(r"\|:-+\|-+:\|-+:\|", page.splitlines()[1])
+    assert "<script>" not in page and r"\|" in page
 
 
-def test_the_papers_numbers_keep_their_digits():
-    table = show.published_table(published(2))
-    assert "| 12.08 | 2.94 | 11.00 | 14.47 ± 0.94 | 75.88 |" in table and "262.09" in table
-    assert "| 15.8 ± 0.6 | 29.16 |" in table
-    assert "| PhotoChat | train | 10,286 | 130,459 |" in show.published_table(published(1))
+def test_a_note_is_below_the_table():
+    page = plots.markdown(pd.DataFrame({"p": ["< 0.001"]}), "N = 3")
+    assert "--:" in page.splitlines()[1] and "| &lt; 0.001 |" in page and page.endswith("|\n\nN = 3")
 
 
-def test_our_table_and_the_papers_never_share_a_row():
-    summary = {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": 33.25, "std": 0.5, "n": 3}}}, "test": {"examples": 9}}
-    page = show.table2_markdown(summary, published(2))
-    ours = [line for line in page.splitlines() if "33.25 ± 0.50" in line]
-    assert len(ours) == 1 and not re.search("12.08|10.65", ours[0])
-    assert "| FID* | – | lower |" in page and "N: 9 examples" in page and "3 seeds" in page and "profile mini" in page
+def test_results_are_shown_or_the_command_that_makes_them(tmp_path):
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "gradients.json").write_text('{"a": 1}')
+    assert plots.if_measured("mini", "gradients", lambda content: content["a"], tmp_path) == 1
+    missing = plots.if_measured("mini", "ablations", len, tmp_path)
+    assert "`results/mini/ablations.json`" in missing and "`e2e ablate --profile mini`" in missing
+    assert "`make bench`" in plots.if_measured("mini", "benchmarks", len, tmp_path)
+    (tmp_path / "mini" / "gradients.json").write_text("{")
+    with pytest.raises(ResultsError, match="damaged"):
+        plots.if_measured("mini", "gradients", len, tmp_path)
 
 
-def test_one_seed_has_no_spread():
-    summary = {"profile": "smoke", "systems": {"end_to_end": {"bleu1": {"mean": 1.0, "std": None, "n": 1}}}, "test": {}}
-    table = show.scores_table(summary)
-    assert "| BLEU-1 | 1.000 | higher |" in table and "1 seed;" in table
-
-
-def test_systems_stand_side_by_side_in_the_papers_order():
-    score = {"bleu1": {"mean": 1.0, "std": None, "n": 1}}
-    table = show.scores_table({"profile": "smoke", "systems": {"end_to_end": score, "divter": score}, "test": {}})
-    assert table.startswith("| metric | Divter | End-to-end | better | what it is |")
+def test_variants_have_the_colour_of_their_map():
+    assert plots.style_of("end_to_end") == ("End-to-end", plots.BLUE)
+    assert plots.style_of("span_gumbel_rao") == ("span gumbel rao", plots.GREEN)
+    assert plots.style_of("sentence") == ("sentence (Eq. 10)", plots.VERMILLION)
+    assert plots.style_of("static_word")[1] == plots.BLUE and plots.style_of("no_noise")[1] == plots.PURPLE

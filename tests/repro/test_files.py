@@ -115,7 +115,7 @@ def test_a_folder_cut_off_between_its_two_renames_is_put_back(tmp_path):
     # Killed where it hurts most: the old folder is aside, the new one not yet in place.
     script = """
 import os, signal, sys
-from e2e_lib import files
+from e2e_lib.repro import files
 folder, rename, calls = sys.argv[1], os.replace, []
 def deadly(*pair):
     calls.append(pair)
@@ -139,12 +139,44 @@ with files.atomic_folder(folder) as new:
     assert (folder / "a").read_text() == "newer"
 
 
-def test_settling_prefers_what_is_in_place(tmp_path):
+def test_recovery_prefers_the_folder_in_place(tmp_path):
     for name, text in (("folder", "new"), (".folder.old", "old")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text(text)
     assert (files.recover_folder(tmp_path / "folder") / "a").read_text() == "new"
     assert files.recover_folder(tmp_path / "absent") == tmp_path / "absent" and not (tmp_path / "absent").exists()
+
+
+def test_json_lines_come_back_and_a_damaged_row_is_named(tmp_path):
+    path = files.write_text(tmp_path / "log.jsonl", '{"a": 1}\n{"text": "one\u2028line"}\n')
+    assert files.read_json_lines(path, "e2e train") == [{"a": 1}, {"text": "one\u2028line"}]
+    files.append_text(path, '{"a": ')
+    assert files.read_json_lines(path, "e2e train", growing=True) == [{"a": 1}, {"text": "one\u2028line"}]
+    with pytest.raises(files.ResultsError, match=rf"{path}, row 3: damaged, .*make it again with `e2e train`"):
+        files.read_json_lines(path, "e2e train")
+    with pytest.raises(files.ResultsError, match="row 1: expected an object, found list"):
+        files.read_json_lines(files.write_text(path, "[1]\n"), "e2e train")
+    with pytest.raises(files.ResultsError, match="gone.jsonl: no such file in .*; `e2e train` makes it"):
+        files.read_json_lines(tmp_path / "gone.jsonl", "e2e train")
+
+
+def test_a_checkpoint_is_checked_against_its_manifest(tmp_path):
+    files.write_text(tmp_path / "one" / "model.safetensors", "weights")
+    with pytest.raises(files.CheckpointError, match="no readable manifest.json"):
+        files.check(tmp_path / "one")
+    hashes = files.sha256_folder(tmp_path / "one")
+    for manifest in (hashes, {"files": hashes, "settings": {}}):
+        files.write_json(tmp_path / "one" / "manifest.json", manifest)
+        assert files.check(tmp_path / "one") == hashes
+    assert files.weights_hash(tmp_path / "one") == hashes["model.safetensors"]
+    files.write_text(tmp_path / "one" / "model.safetensors", "wEights")
+    with pytest.raises(files.CheckpointError, match="damaged: model.safetensors is not what was saved"):
+        files.check(tmp_path / "one")
+    (tmp_path / "one" / "model.safetensors").unlink()
+    with pytest.raises(files.CheckpointError, match="damaged: model.safetensors is missing; remove the folder and train again"):
+        files.check(tmp_path / "one")
+    with pytest.raises(files.CheckpointError, match="there is no checkpoint at .*two; train one with `e2e train`"):
+        files.check(tmp_path / "two")
 
 
 def test_hashes_are_those_of_sha256sum(tmp_path):

@@ -1,21 +1,27 @@
+"""A checkpoint is whole or absent, whatever fails while it is written, and gives back every bit."""
+
 import errno
 import os
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from e2e_lib.config import replace
+from e2e_lib.models.losses import trainable_weights
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.training import checkpoints
 
-ALL = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
 
 
 def trained(steps=3, seed=0):
-    """A small network with tied weights after a few steps of AdamW, and its optimizer."""
+    """A small network after a few steps of AdamW, and its optimizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 3))
@@ -41,11 +47,14 @@ def saved(tmp_path):
     return checkpoints.save(tmp_path / "latest", model.state_dict(), {"step": 3}, optimizer)
 
 
-def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved):
-    weights, state = checkpoints.load(saved)
-    assert state == {"step": 3} and sorted(p.name for p in saved.iterdir()) == ALL
+# ------------------------------------------------------------------------------------------- there and back
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved):
+    assert sorted(p.name for p in saved.iterdir()) == FILES
     model, optimizer = trained(0, seed=1)
-    weights, _ = checkpoints.load(saved, optimizer=optimizer)
+    optimizer.param_groups[0]["lr"] = 99.0  # a schedule's rate comes back, too
+    weights, state = checkpoints.load(saved, optimizer=optimizer)
+    assert state == {"step": 3} and optimizer.param_groups[0]["lr"] == 0.01
     model.load_state_dict(weights)
     go_on(model, optimizer, 4)
     never_stopped, its_optimizer = trained()
@@ -57,33 +66,50 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved):
 
 def test_every_kind_of_tensor_comes_back(tmp_path):
     shared = torch.arange(6.0).reshape(2, 3)
-    weights = {"float": torch.randn(3, 4), "half": torch.randn(3).half(), "bfloat": torch.randn(3).bfloat16(), "int": torch.arange(4), "scalar": torch.tensor(2.5),
-               "empty": torch.zeros(0, 3), "turned": shared.T, "shared": shared, "view": shared[1]}
+    weights = {"float": torch.randn(3, 4), "half": torch.randn(3).half(), "bfloat": torch.randn(3).bfloat16(),
+               "int": torch.arange(4), "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "turned": shared.T,
+               "shared": shared, "view": shared[1]}
     checkpoints.save(tmp_path / "c", weights, {})
-    found, _ = checkpoints.load(tmp_path / "c")
-    assert same(found, weights) and all(found[name].dtype == weights[name].dtype for name in weights)
+    loaded, _ = checkpoints.load(tmp_path / "c")
+    assert same(loaded, weights) and all(loaded[name].dtype == weights[name].dtype for name in weights)
 
 
-def test_the_same_state_gives_the_same_bytes(tmp_path):
-    for name in ("one", "two"):
-        model, optimizer = trained()
-        checkpoints.save(tmp_path / name, model.state_dict(), {"step": 3}, optimizer)
-    assert files.sha256_folder(tmp_path / "one") == files.sha256_folder(tmp_path / "two")
+def test_the_same_state_gives_the_same_bytes(saved, tmp_path):
+    model, optimizer = trained()
+    checkpoints.save(tmp_path / "two", model.state_dict(), {"step": 3}, optimizer)
+    assert files.sha256_folder(saved) == files.sha256_folder(tmp_path / "two")
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("damage", ["gone", "cut short", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_an_error_that_names_the_file(saved, name, damage):
-    path = saved / name
-    content = path.read_bytes()
-    path.unlink()
-    middle = len(content) // 2
-    if damage != "gone":
-        path.write_bytes({"cut short": content[:middle], "flipped": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1:],
-                          "empty": b""}[damage])
+def test_weights_that_do_not_fit_the_model_are_refused(new_model):
+    model = new_model()
+    weights = {name: tensor.clone() + 1 for name, tensor in trainable_weights(model).items()}
+    checkpoints.load_weights(model, weights, Path("here"))
+    assert same(trainable_weights(model), weights)
+    name, tensor = weights.popitem()
+    with pytest.raises(CheckpointError, match=f"at here does not fit the model: 1 tensors .*{name} first"):
+        checkpoints.load_weights(model, weights, Path("here"))
+    with pytest.raises(CheckpointError, match="2 tensors"):
+        checkpoints.load_weights(model, {**weights, "other": tensor}, Path("here"))
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_they_are_named(config):
+    saved = asdict(config)
+    checkpoints.check_configuration(saved, replace(config, "inference.num_beams", 3), Path("here"))
+    other = replace(replace(config, "bridge.mapping", "none"), "train.learning_rate", 0.5)
+    with pytest.raises(CheckpointError, match="checkpoint at here is of another configuration .bridge.mapping: 'sentence' "
+                                              "there, 'none' here; train.learning_rate: .* there, 0.5 here.;"):
+        checkpoints.check_configuration(saved, other, Path("here"))
+
+
+# ----------------------------------------------------------------------------------------- damaged or missing
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["gone", "cut short", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(saved, damage, name, how):
+    damage(saved / name, how)
     with pytest.raises(CheckpointError) as caught:
         checkpoints.load(saved, optimizer=trained(0)[1])
-    assert str(saved) in str(caught.value) and name in str(caught.value) and "remove the folder and train again" in str(caught.value)
+    assert all(part in str(caught.value) for part in (str(saved), name, "remove the folder and train again"))
 
 
 def test_a_missing_checkpoint_says_how_to_make_one(tmp_path):
@@ -92,14 +118,22 @@ def test_a_missing_checkpoint_says_how_to_make_one(tmp_path):
         checkpoints.load(tmp_path / "absent")
 
 
-def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path):
+def test_training_does_not_go_on_from_weights_alone(tmp_path):
     model, optimizer = trained()
     checkpoints.save(tmp_path / "best", model.state_dict(), {})
     with pytest.raises(CheckpointError, match="optimizer.safetensors"):
         checkpoints.load(tmp_path / "best", optimizer=optimizer)
 
 
-FAILURES = {"safetensors says the disk is full": (checkpoints, "save_file"), "the flush fails": (files.os, "fsync"), "the rename fails": (files.os, "replace")}
+def test_a_checkpoint_cut_off_between_two_renames_is_put_back(saved):
+    os.replace(saved, saved.with_name(".latest.old"))
+    assert checkpoints.exists(saved) and checkpoints.load(saved)[1] == {"step": 3}
+
+
+# ------------------------------------------------------------------------------------------ writes that fail
+
+FAILURES = {"safetensors says the disk is full": (checkpoints, "save_file"), "the flush fails": (files.os, "fsync"),
+            "the rename fails": (files.os, "replace")}
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -115,18 +149,18 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch, name):
         with pytest.raises(files.SaveError, match="the disk is full: free some space"):
             checkpoints.save(saved, model.state_dict(), {"step": 5}, optimizer)
     assert checkpoints.exists(saved) and files.sha256_folder(saved) == before
-    assert checkpoints.load(saved)[1] == {"step": 3}
     assert [p.name for p in saved.parent.iterdir()] == ["latest"]  # nothing half-written is left behind
     checkpoints.save(saved, model.state_dict(), {"step": 5}, optimizer)
     assert checkpoints.load(saved)[1] == {"step": 5}
 
 
 def test_a_file_that_the_system_refuses_to_grow_leaves_the_old_checkpoint(saved):
-    # No patching here: the operating system itself stops the write, in model.safetensors (80 kB), early and late.
+    # No patching here: the operating system itself stops the write, early and late in model.safetensors (80 kB).
     before = files.sha256_folder(saved)
     script = f"""
 import resource, signal, torch
-from e2e_lib import checkpoints, files
+from e2e_lib.repro import files
+from e2e_lib.training import checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for limit in (60_000, 1_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -135,9 +169,11 @@ for limit in (60_000, 1_000):
     except files.SaveError as error:
         print("refused:", error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    said = done.stdout.splitlines()
-    assert len(said) == 2 and all(line.startswith(f"refused: could not save {saved}") and "untouched" in line for line in said), done.stderr
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": os.getcwd()})
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert all(line.startswith(f"refused: could not save {saved}") and "untouched" in line for line in lines)
     assert files.sha256_folder(saved) == before and [p.name for p in saved.parent.iterdir()] == ["latest"]
 
 
@@ -146,14 +182,15 @@ def small_disk(tmp_path):
     """A file system of 256 kB, where the machine lets us mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(small_disk):
-    folder = checkpoints.save(small_disk / "latest", {"w": torch.ones(30_000)}, {"step": 1})  # 120 kB: it fits once, not twice
+    folder = checkpoints.save(small_disk / "latest", {"w": torch.ones(30_000)}, {"step": 1})  # 120 kB: fits once
     with pytest.raises(files.SaveError, match="the disk is full: free some space and run the same command again"):
         checkpoints.save(folder, {"w": torch.zeros(40_000)}, {"step": 2})
     weights, state = checkpoints.load(folder)
@@ -161,8 +198,3 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(small_disk):
     assert [p.name for p in small_disk.iterdir()] == ["latest"]
     checkpoints.save(folder, {"w": torch.zeros(1_000)}, {"step": 3})  # once there is room it goes on
     assert checkpoints.load(folder)[1] == {"step": 3}
-
-
-def test_a_checkpoint_cut_off_between_two_renames_is_put_back(saved):
-    os.replace(saved, saved.with_name(".latest.old"))
-    assert checkpoints.exists(saved) and checkpoints.load(saved)[1] == {"step": 3}

@@ -1,8 +1,9 @@
-"""MiniChat: seeded two-person chats in which photos are shared and talked about, with every photo's content known.
+"""MiniChat: seeded two-person chats in which photos are shared and talked about, all of known content.
 
-What a photo must show follows from the words of several turns, or from a photo before it, so "did it draw what was meant" can be
-measured. Captions leave things out, as people's do, and the partner asks about them. Some (thing, colour, place) triples occur only in
-the test split. Chats are put together from ``minichat_phrases`` and ``minichat_smalltalk``; each depends only on its split, index and seed.
+What a photo must show follows from the words of several turns, or from a photo before it, so "did it draw
+what was meant" can be measured. Captions leave things out, as people's do, and the partner asks about them.
+Some (thing, colour, place) triples occur only in the test split. Chats are put together from the tables of
+``phrases`` and ``smalltalk``; each depends only on its split, index and seed.
 """
 
 import hashlib
@@ -17,25 +18,28 @@ from e2e_lib.data.minichat.scenes import ATTRIBUTES, COLOURS, PLACES, SIZES, THI
 
 Triple = tuple[str, str, str]
 SPLITS = ("train", "dev", "test")
-# A Latin pattern: a triple is held out when the sum of its indices is 0 modulo 9; each pair keeps at least five other partners.
+# A Latin pattern on the indices of a triple's values; each pair of values keeps at least five other partners.
 HELD_OUT: frozenset[Triple] = frozenset(
-    (thing, colour, place)
-    for i, thing in enumerate(THINGS) for j, colour in enumerate(COLOURS) for k, place in enumerate(PLACES) if (i + 2 * j + 4 * k) % 9 == 0
+    (thing, colour, place) for i, thing in enumerate(THINGS) for j, colour in enumerate(COLOURS)
+    for k, place in enumerate(PLACES) if (i + 2 * j + 4 * k) % 9 == 0
 )
-_HELD = sorted(HELD_OUT)
-_SEEN = [(t, c, p) for t in THINGS for c in COLOURS for p in PLACES if (t, c, p) not in HELD_OUT]
+_HELD_OUT = sorted(HELD_OUT)  # in a fixed order, to sample from
+_TRAINED = [(t, c, p) for t in THINGS for c in COLOURS for p in PLACES if (t, c, p) not in HELD_OUT]
 _HELD_OUT_SHARE = 0.25  # of the test split's photos
-_CAPTION_DETAIL = 0.35
-_WORDS, _TURNS = (40, 110), (4, 9)
+CAPTION_DETAIL = 0.35  # the probability with which the caption of a chat names a detail
+_WORDS, _TURNS = (40, 110), (4, 9)  # fewest and most of a chat
 _NUMBER_WORDS = {1: "a", 2: "two", 3: "three"}
+_TRUE_FIELDS = {"x": "colour", "X": "Colour", "at_y": "at", "At_y": "At", "to_y": "to"}  # of the wrong ones
+_CAPITALS = ("They", "Is", "At", "At_y", "Colour", "A_noun", "A_plain", "X", "Name", "Child_they")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A dialogue and what its photos truly show.
+    """A dialogue and what its photos truly show, by photo id.
 
-    ``open_photos`` are the ids of those few photos that nothing before them determines: they are there to be looked at, since the
-    next photo depends on them. Leave them out when scoring whether a model drew what was meant.
+    ``open_photos`` are the ids of those few photos that nothing before them determines: they are there to be
+    looked at, since the next photo depends on them. Leave them out when scoring whether a model drew what was
+    meant.
     """
 
     dialogue: Dialogue
@@ -48,81 +52,64 @@ def photo_seed(photo_id: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{photo_id}".encode()).digest()[:4], "big")
 
 
+def _choose_triple(rng: random.Random, split: str, held_out: list[Triple], others: list[Triple]) -> Triple:
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    return rng.choice(held_out if split == "test" and held_out and rng.random() < _HELD_OUT_SHARE else others)
+
+
+def sample_scene(rng: random.Random, split: str) -> Scene:
+    """A scene for a split; triples in HELD_OUT come only in "test", there a quarter of the time."""
+    thing, colour, place = _choose_triple(rng, split, _HELD_OUT, _TRAINED)
+    number = rng.choices((1, 2, 3), (60, 25, 15))[0]
+    size = rng.choice(SIZES) if number == 1 else "small"
+    return Scene(thing, colour, place, number, size, rng.choice(TIMES))
+
+
 def _article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def _plural(thing: str, number: int) -> str:
-    return thing if number == 1 else thing + "s"
-
-
-def _noun_phrase(scene: Scene, told: frozenset[str], colour: bool) -> str:
-    """ "a big red car", "two red cars" or "some red cars", with the details in ``told``."""
-    words = f"{scene.colour} {_plural(scene.thing, scene.number)}" if colour else _plural(scene.thing, scene.number)
+def _noun_phrase(scene: Scene, details: frozenset[str], colour: bool) -> str:
+    """ "a big red car", "two red cars" or "some red cars", with what is in ``details``."""
+    words = f"{scene.colour} {scene.noun}" if colour else scene.noun
     if scene.number > 1:
-        return f"{_NUMBER_WORDS[scene.number] if 'number' in told else 'some'} {words}"
-    return _article(f"{scene.size} {words}" if "size" in told else words)
+        return f"{_NUMBER_WORDS[scene.number] if 'number' in details else 'some'} {words}"
+    return _article(f"{scene.size} {words}" if "size" in details else words)
 
 
-_CAPTION_PLACES = {place: words[0] for place, words in smalltalk.PLACE_PHRASES.items()}
+def _sample_details(scene: Scene, rng: random.Random, probability: float) -> frozenset[str]:
+    return frozenset(name for name in scene.details if rng.random() < probability)
 
 
-def _describe(scene: Scene, rng: random.Random, told: frozenset[str]) -> str:
-    time = " " + rng.choice(smalltalk.CAPTION_TIMES[scene.time]) if "time" in told else ""
-    return rng.choice(smalltalk.CAPTIONS).format(noun=_noun_phrase(scene, told, colour=True), place=_CAPTION_PLACES[scene.place], time=time,
-                                        is_="is" if scene.number == 1 else "are")
-
-
-def _details(scene: Scene, rng: random.Random, chance: float) -> frozenset[str]:
-    count = "number" if scene.number > 1 else "size"
-    return frozenset(name for name in (count, "time") if rng.random() < chance)
+def _caption(scene: Scene, rng: random.Random, details: frozenset[str]) -> str:
+    time = " " + rng.choice(smalltalk.CAPTION_TIMES[scene.time]) if "time" in details else ""
+    return rng.choice(smalltalk.CAPTIONS).format(
+        noun=_noun_phrase(scene, details, colour=True), place=smalltalk.PLACE_PHRASES[scene.place][0],
+        time=time, is_="is" if scene.number == 1 else "are")
 
 
 def describe(scene: Scene, rng: random.Random, detail: float) -> str:
-    """A caption of 5 to 16 words: thing, colour, place, and, each with probability ``detail`` (0 to 1), number or size, and time."""
-    return _describe(scene, rng, _details(scene, rng, detail))
+    """A caption of 5 to 16 words: thing, colour, place, and with probability ``detail`` each detail."""
+    return _caption(scene, rng, _sample_details(scene, rng, detail))
 
 
 def caption_words(scenes: int = 2000) -> list[str]:
-    """The words of captions, sorted: MiniChat's own English, for the word-level map of the bridge."""
+    """The words of captions, sorted; weights/word-lists/minichat.txt holds them for the bridge's word map."""
     rng = random.Random(0)
-    return sorted({word for _ in range(scenes) for word in describe(sample_scene(rng, "test"), rng, 0.7).replace(",", " ").split()})
+    captions = [describe(sample_scene(rng, "test"), rng, 0.7) for _ in range(scenes)]
+    return sorted({word for caption in captions for word in caption.replace(",", " ").split()})
 
 
-def _choose_triple(rng: random.Random, split: str, held: list[Triple], seen: list[Triple]) -> Triple:
-    if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    return rng.choice(held if split == "test" and held and rng.random() < _HELD_OUT_SHARE else seen)
-
-
-def sample_scene(rng: random.Random, split: str) -> Scene:
-    """A scene for a split; triples in HELD_OUT come only in "test", there a quarter of the time. Raises ValueError for another split."""
-    thing, colour, place = _choose_triple(rng, split, _HELD, _SEEN)
-    number = rng.choices((1, 2, 3), (60, 25, 15))[0]
-    return Scene(thing, colour, place, number, rng.choice(SIZES) if number == 1 else "small", rng.choice(TIMES))
-
-
-
-
-_CAPITALS = ("They", "Is", "At", "At_y", "Colour", "A_noun", "A_plain", "X", "Name", "Child_they")
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-
-
-def _slots(scene: Scene, rng: random.Random, told: frozenset[str]) -> dict[str, str]:
-    """Everything a phrase about ``scene`` may say, with one wrong colour {x}, place {at_y} and thing {z} for guesses and asides."""
-    single = scene.number == 1
-    noun, person, child = _plural(scene.thing, scene.number), rng.choice(smalltalk.HIS + smalltalk.HER), rng.choice(("son", "daughter"))
+def _fields(scene: Scene, rng: random.Random, details: frozenset[str]) -> dict[str, str]:
+    """What fills the phrases about ``scene`` (see ``phrases``)."""
+    single, noun = scene.number == 1, scene.noun
+    person, child = rng.choice(smalltalk.HIS + smalltalk.HER), rng.choice(("son", "daughter"))
     wrong_place = rng.choice([place for place in PLACES if place != scene.place])
-    a_noun = _noun_phrase(scene, told, colour=False)
-    agreeing = smalltalk.SINGULAR if single else smalltalk.PLURAL
-    slots = agreeing | {
+    a_noun = _noun_phrase(scene, details, colour=False)
+    fields = (smalltalk.SINGULAR if single else smalltalk.PLURAL) | {
         "noun": noun, "a_noun": a_noun, "a_plain": _article(noun) if single else noun,
-        "the_noun": a_noun if not single and "number" in told else a_noun.split(" ", 1)[1],
+        "the_noun": a_noun if not single and "number" in details else a_noun.split(" ", 1)[1],
         "colour": scene.colour, "x": rng.choice([colour for colour in COLOURS if colour != scene.colour]),
         "at": rng.choice(smalltalk.PLACE_PHRASES[scene.place]), "to": "to the " + scene.place,
         "when": rng.choice(smalltalk.TIME_PHRASES[scene.time]),
@@ -131,11 +118,12 @@ def _slots(scene: Scene, rng: random.Random, told: frozenset[str]) -> dict[str, 
         "person": person, "poss": "his" if person in smalltalk.HIS else "her",
         "child": child, "child_they": "he" if child == "son" else "she", "name": rng.choice(smalltalk.NAMES),
     }
-    return slots | {name: _upper(slots[name[0].lower() + name[1:]]) for name in _CAPITALS}
+    lower = {name: fields[name[0].lower() + name[1:]] for name in _CAPITALS}
+    return fields | {name: text[:1].upper() + text[1:] for name, text in lower.items()}
 
 
 @dataclass
-class _Talk:
+class _Draft:
     """A chat while it is being written."""
 
     split: str
@@ -143,10 +131,10 @@ class _Talk:
     rng: random.Random
     turns: list[Turn] = field(default_factory=list)
     scenes: dict[str, Scene] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
+    used_phrases: set[str] = field(default_factory=set)
 
     def say(self, speaker: int, *sentences: str) -> None:
-        """Adds sentences, to the turn before if the same speaker just spoke; says nothing if all of them are empty."""
+        """Adds sentences, to the last turn if it is the same speaker's; nothing if all are empty."""
         text = " ".join(sentence for sentence in sentences if sentence)
         if text and self.turns and self.turns[-1].speaker == speaker and not self.turns[-1].photo:
             text = f"{self.turns.pop().text} {text}"
@@ -158,182 +146,203 @@ class _Talk:
         self.scenes[photo_id] = scene
         self.turns.append(Turn(speaker, text, SharedPhoto(photo_id, caption)))
 
-    def pick(self, options: Sequence[str], slots: dict[str, str], chance: float = 1.0) -> str:
-        """One of the options, filled in, not said in this chat before if that can be; "" when chance is against it."""
-        if chance < 1.0 and self.rng.random() >= chance:
+    def choose(self, phrases: Sequence[str], fields: dict[str, str], probability: float = 1.0) -> str:
+        """One of the phrases, filled in, and a new one to this chat if there is any; else, by chance, ""."""
+        if probability < 1.0 and self.rng.random() >= probability:
             return ""
-        phrase = self.rng.choice(options)
-        if phrase in self.used:
-            phrase = self.rng.choice([option for option in options if option not in self.used] or options)
-        self.used.add(phrase)
-        return phrase.format_map(slots)
-
-    def last_speaker(self) -> int:
-        return self.turns[-1].speaker
+        phrase = self.rng.choice(phrases)
+        if phrase in self.used_phrases:
+            unused = [other for other in phrases if other not in self.used_phrases]
+            phrase = self.rng.choice(unused or phrases)
+        self.used_phrases.add(phrase)
+        return phrase.format_map(fields)
 
 
 @dataclass(frozen=True)
-class _Coming:
-    """The photo that the talk leads to: who shares it, what it shows, what the words told of it, and how people react."""
+class _Photo:
+    """The photo that the chat leads to, what fills the phrases about it, and the details that they state."""
 
     sharer: int
     scene: Scene
-    slots: dict[str, str]
-    told: frozenset[str]
+    fields: dict[str, str]
+    details: frozenset[str]
     interest: tuple[str, ...] = smalltalk.INTEREST
     react: tuple[str, ...] = ()
 
 
-def _question(talk: _Talk, situation: Situation, name: str, slots: dict[str, str]) -> tuple[str, str]:
+def _question(draft: _Draft, situation: Situation, name: str, fields: dict[str, str]) -> tuple[str, str]:
     """A question about one attribute and its true answer; some questions guess, rightly or wrongly."""
-    ask = talk.rng.choice(situation.ask[name])
-    if not any(slot in ask for slot in ("{x}", "{X}", "_y}")):
-        pause, answer = talk.pick(smalltalk.PAUSES, slots, 0.06), talk.pick(situation.tell[name], slots)
-        return ask.format_map(slots), f"{pause} {answer}".strip()
-    if talk.rng.random() < 0.35:
-        right = slots | {"x": slots["colour"], "X": slots["Colour"], "at_y": slots["at"], "At_y": slots["At"], "to_y": slots["to"]}
-        return ask.format_map(right), talk.pick(smalltalk.RIGHT_GUESS, slots)
-    return ask.format_map(slots), talk.pick(smalltalk.WRONG_COLOUR if name == "colour" else smalltalk.WRONG_PLACE, slots)
+    question = draft.rng.choice(situation.ask[name])
+    if not any(field in question for field in ("{x}", "{X}", "_y}")):
+        pause = draft.choose(smalltalk.PAUSES, fields, 0.06)
+        return question.format_map(fields), f"{pause} {draft.choose(situation.reply[name], fields)}".strip()
+    if draft.rng.random() < 0.35:
+        right = fields | {wrong: fields[true] for wrong, true in _TRUE_FIELDS.items()}
+        return question.format_map(right), draft.choose(smalltalk.RIGHT_GUESS, fields)
+    corrections = smalltalk.WRONG_COLOUR if name == "colour" else smalltalk.WRONG_PLACE
+    return question.format_map(fields), draft.choose(corrections, fields)
 
 
-def _first(talk: _Talk, brisk: bool) -> _Coming:
-    """From hello to all that the first photo must show; thing, colour and place come from at least two turns."""
-    rng, scene = talk.rng, sample_scene(talk.rng, talk.split)
+def _lead_to_first_photo(draft: _Draft, several_photos: bool) -> _Photo:
+    """From hello to all that the first photo must show; thing, colour and place take at least two turns."""
+    rng, scene = draft.rng, sample_scene(draft.rng, draft.split)
     situation = rng.choice([s for s in SITUATIONS.values() if scene.thing in s.things])
-    told = _details(scene, rng, 0.4)
-    slots = _slots(scene, rng, told)
+    details = _sample_details(scene, rng, 0.4)
+    fields = _fields(scene, rng, details)
     knower = rng.randrange(2)
     asker = 1 - knower
-    said, who, text = rng.choice([opening for opening in situation.openings if opening[0] or not brisk])
-    greeting = "" if text.startswith(("Hello", "Hi", "Help", "Greetings")) else talk.pick(smalltalk.GREETINGS, slots, 0.2)
-    talk.say(knower if who == "knower" else asker, greeting, text.format_map(slots))
-    missing = [name for name in ("thing", *rng.sample(("colour", "place"), 2)) if name not in said.split()]
-    agree = who == "asker" and bool(said)
+    # Several photos leave less room for questions: such chats open with something that is stated.
+    stated, who, text = rng.choice([o for o in situation.openings if o[0] or not several_photos])
+    greets = text.startswith(("Hello", "Hi", "Help", "Greetings"))
+    greeting = "" if greets else draft.choose(smalltalk.GREETINGS, fields, 0.2)
+    draft.say(knower if who == "knower" else asker, greeting, text.format_map(fields))
+    missing = [name for name in ("thing", *rng.sample(("colour", "place"), 2)) if name not in stated.split()]
+    agree = who == "asker" and bool(stated)
     while missing:
-        ask, tell = _question(talk, situation, missing.pop(0), slots)
-        interested = talk.last_speaker() == knower
-        talk.say(asker, talk.pick(situation.interest, slots, 0.4) if interested else "", ask)
-        talk.say(knower, talk.pick(smalltalk.AGREEMENTS, slots) if agree and not tell.startswith(("Yes", "No", "That is")) else "", tell)
+        question, answer = _question(draft, situation, missing.pop(0), fields)
+        interested = draft.turns[-1].speaker == knower
+        draft.say(asker, draft.choose(situation.interest, fields, 0.4) if interested else "", question)
+        agree = agree and not answer.startswith(("Yes", "No", "That is"))
+        draft.say(knower, draft.choose(smalltalk.AGREEMENTS, fields) if agree else "", answer)
         agree = False
-        if missing and (brisk or len(missing) == 2 or rng.random() < 0.35):
-            talk.say(knower, talk.pick(situation.tell[missing.pop(0)], slots))
-    talk.say(knower, talk.pick(situation.when, slots) if "time" in told else "", talk.pick(situation.aside, slots, 0.3))
+        if missing and (several_photos or len(missing) == 2 or rng.random() < 0.35):
+            draft.say(knower, draft.choose(situation.reply[missing.pop(0)], fields))
+    draft.say(knower, draft.choose(situation.when, fields) if "time" in details else "",
+              draft.choose(situation.aside, fields, 0.3))
     if situation.bridge:
-        talk.say(asker, talk.pick(situation.bridge, slots))
-    return _Coming(asker if situation.bridge else knower, scene, slots, told, situation.interest, situation.react)
+        draft.say(asker, draft.choose(situation.bridge, fields))
+    sharer = asker if situation.bridge else knower
+    return _Photo(sharer, scene, fields, details, situation.interest, situation.react)
 
 
-def _open(talk: _Talk) -> _Coming:
-    """The beginning of a chat whose first photo only the photo itself tells of."""
-    scene = sample_scene(talk.rng, talk.split)
-    slots, sharer = _slots(scene, talk.rng, frozenset()), talk.rng.randrange(2)
-    talk.say(sharer, talk.pick(smalltalk.GREETINGS, slots, 0.4), talk.pick(smalltalk.OPEN_OPENINGS, slots))
-    return _Coming(sharer, scene, slots, frozenset())
+def _lead_to_open_photo(draft: _Draft) -> _Photo:
+    """The beginning of a chat in which nothing but the first photo itself says what it shows."""
+    scene = sample_scene(draft.rng, draft.split)
+    fields, sharer = _fields(scene, draft.rng, frozenset()), draft.rng.randrange(2)
+    greeting = draft.choose(smalltalk.GREETINGS, fields, 0.4)
+    draft.say(sharer, greeting, draft.choose(smalltalk.OPEN_OPENINGS, fields))
+    return _Photo(sharer, scene, fields, frozenset())
 
 
-def _next(talk: _Talk, before: _Coming) -> _Coming:
-    """From one photo to the next, which shares two of thing, colour and place, or one, with the photo before it."""
-    rng, scene = talk.rng, before.scene
+def _lead_to_next_photo(draft: _Draft, before: _Photo) -> _Photo:
+    """From one photo to the next, which shares one or two of thing, colour and place with the first."""
+    rng, scene = draft.rng, before.scene
     change = rng.choice(("colour", "place", "thing"))
-    choices = [scene.triple[:i] + (value,) + scene.triple[i + 1:] for i, name in enumerate(("thing", "colour", "place")) if name == change
-               for value in ATTRIBUTES[name] if value != scene.triple[i]]
+    at = ("thing", "colour", "place").index(change)
+    values = [value for value in ATTRIBUTES[change] if value != scene.triple[at]]
+    triples = [scene.triple[:at] + (value,) + scene.triple[at + 1:] for value in values]
     if change == "thing":  # another thing may have any colour
-        choices = [(thing, colour, place) for thing, _, place in choices for colour in COLOURS]
-    triple = _choose_triple(rng, talk.split, [t for t in choices if t in HELD_OUT], [t for t in choices if t not in HELD_OUT])
-    number = scene.number if change != "thing" else rng.choices((1, 2, 3), (70, 20, 10))[0]
-    size = scene.size if change != "thing" else rng.choice(SIZES) if number == 1 else "small"
-    new = Scene(*triple, number, size, rng.choice(TIMES))
-    # "The same" has as many or is as big as the photo before.
-    told = _details(new, rng, 0.4) - {"time"} if change == "thing" else frozenset({"number" if number > 1 else "size"})
-    slots = _slots(new, rng, told)
+        triples = [(thing, colour, place) for thing, _, place in triples for colour in COLOURS]
+    held_out, others = [t for t in triples if t in HELD_OUT], [t for t in triples if t not in HELD_OUT]
+    triple, number, size = _choose_triple(rng, draft.split, held_out, others), scene.number, scene.size
+    if change == "thing":
+        number = rng.choices((1, 2, 3), (70, 20, 10))[0]
+        size = rng.choice(SIZES) if number == 1 else "small"
+    scene = Scene(*triple, number, size, rng.choice(TIMES))
+    # "The same" has as many or is as big as in the photo before.
+    same = frozenset(scene.details[:1])
+    details = _sample_details(scene, rng, 0.4) & same if change == "thing" else same
+    fields = _fields(scene, rng, details)
     if change == "colour":
-        slots |= {"x": scene.colour}
-    who, ask, words = rng.choice([lead for lead in smalltalk.NEXT[change] if lead[2] not in talk.used])
-    talk.used.add(words)
+        fields |= {"x": before.scene.colour}
+    leads = [lead for lead in smalltalk.NEXT[change] if lead[2] not in draft.used_phrases]
+    who, question, text = rng.choice(leads)
+    draft.used_phrases.add(text)
     speaker = before.sharer if who == "sharer" else 1 - before.sharer
-    if ask:
-        talk.say(1 - speaker, ask.format_map(slots))
-    talk.say(speaker, words.format_map(slots))
-    return _Coming(speaker, new, slots, told)
+    draft.say(1 - speaker, question.format_map(fields))
+    draft.say(speaker, text.format_map(fields))
+    return _Photo(speaker, scene, fields, details)
 
 
-def _cue(talk: _Talk, photo: _Coming, hurry: float) -> tuple[str, ...]:
-    """The cue for the photo: a request, an announcement, an offer that is accepted, or a rescue. Returns what may be said along with it."""
-    sharer, slots, style = photo.sharer, photo.slots, talk.rng.random()
-    if style < 0.3 + hurry:
-        talk.say(sharer, talk.pick(smalltalk.ANNOUNCEMENTS, slots))
-    elif style < 0.38:
-        talk.say(sharer, talk.pick(smalltalk.NO_PHOTO, slots))
-        talk.say(1 - sharer, talk.pick(smalltalk.PITIES, slots))
-        talk.say(sharer, talk.pick(smalltalk.RESCUES, slots))
-    elif style < 0.82:
-        interested = talk.last_speaker() == sharer
-        talk.say(1 - sharer, talk.pick(photo.interest, slots, 0.4) if interested else "", talk.pick(smalltalk.REQUESTS, slots))
-        return smalltalk.PHOTO_WORDS
+def _cue(draft: _Draft, photo: _Photo, brevity: float) -> tuple[str, ...]:
+    """A request, announcement, accepted offer or late find; returns what may be said with the photo."""
+    sharer, partner, fields, style = photo.sharer, 1 - photo.sharer, photo.fields, draft.rng.random()
+    if style < 0.3 + brevity:
+        draft.say(sharer, draft.choose(smalltalk.ANNOUNCEMENTS, fields))
+        return ()
+    if style < 0.38:
+        draft.say(sharer, draft.choose(smalltalk.NO_PHOTO, fields))
+        draft.say(partner, draft.choose(smalltalk.PITIES, fields))
+        draft.say(sharer, draft.choose(smalltalk.RESCUES, fields))
+        return ()
+    if style < 0.82:
+        interested = draft.turns[-1].speaker == sharer
+        draft.say(partner, draft.choose(photo.interest, fields, 0.4) if interested else "",
+                  draft.choose(smalltalk.REQUESTS, fields))
     else:
-        talk.say(sharer, talk.pick(smalltalk.OFFERS, slots))
-        talk.say(1 - sharer, talk.pick(smalltalk.ACCEPTANCES, slots))
-        return smalltalk.PHOTO_WORDS
-    return ()
+        draft.say(sharer, draft.choose(smalltalk.OFFERS, fields))
+        draft.say(partner, draft.choose(smalltalk.ACCEPTANCES, fields))
+    return smalltalk.PHOTO_WORDS
 
 
 def _answer_key(scene: Scene, name: str) -> str:
     return f"n{scene.number}" if name == "number" else str(getattr(scene, name))
 
 
-def _ask_about(talk: _Talk, photo: _Coming, omitted_attributes: list[str], is_open: bool) -> None:
-    """The partner asks about something that the caption left out, and gets a true answer."""
-    if omitted_attributes and talk.rng.random() < 0.9:
-        name = talk.rng.choice(omitted_attributes)
-        question, answers = talk.rng.choice(smalltalk.QUESTIONS[name])
-        options = answers[_answer_key(photo.scene, name)]
+def _ask_about(draft: _Draft, photo: _Photo, omitted: list[str], is_open: bool) -> None:
+    """The partner asks about something that the caption leaves out, and gets a true answer."""
+    if omitted and draft.rng.random() < 0.9:
+        name = draft.rng.choice(omitted)
+        question, answers_by_value = draft.rng.choice(smalltalk.QUESTIONS[name])
+        answers = answers_by_value[_answer_key(photo.scene, name)]
     else:
-        question, options = talk.rng.choice(smalltalk.LOOKING if is_open else smalltalk.DOUBTS)
-    talk.say(1 - photo.sharer, question.format_map(photo.slots))
-    talk.say(photo.sharer, talk.pick(options, photo.slots))
+        question, answers = draft.rng.choice(smalltalk.OPEN_QUESTIONS if is_open else smalltalk.CHECKS)
+    draft.say(1 - photo.sharer, question.format_map(photo.fields))
+    draft.say(photo.sharer, draft.choose(answers, photo.fields))
 
 
-def _share_and_react(talk: _Talk, photo: _Coming, last: bool, is_open: bool, hurry: float) -> None:
-    """The cue, the photo, and what is said about it; nothing that the photo leaves open is said wrongly."""
+def _share_and_react(draft: _Draft, photo: _Photo, last: bool, is_open: bool, brevity: float) -> None:
+    """The cue, the photo, and what is said about it; nothing that the caption omits is stated wrongly."""
+    rng, sharer, partner, fields = draft.rng, photo.sharer, 1 - photo.sharer, photo.fields
     # Asked for an unknown thing, people say "it", however many there are.
-    words = _cue(talk, replace(photo, slots=photo.slots | {"them": "it", "that": "it"}) if is_open else photo, hurry)
-    shown = photo.told | _details(photo.scene, talk.rng, _CAPTION_DETAIL)
-    omitted_attributes = [name for name in ("number" if photo.scene.number > 1 else "size", "time") if name not in shown]
-    riddles = [name for name in omitted_attributes if name in smalltalk.QUIZ]
-    quiz = talk.rng.choice(riddles) if riddles and last and talk.rng.random() < 0.15 else ""
-    text = talk.pick(smalltalk.QUIZ[quiz], photo.slots) if quiz else talk.pick(words, photo.slots, 0.75) if words else ""
-    talk.share(photo.sharer, photo.scene, _describe(photo.scene, talk.rng, shown), text)
+    cue_photo = replace(photo, fields=fields | {"them": "it", "that": "it"}) if is_open else photo
+    phrases = _cue(draft, cue_photo, brevity)
+    in_caption = photo.details | _sample_details(photo.scene, rng, CAPTION_DETAIL)
+    omitted = [name for name in photo.scene.details if name not in in_caption]
+    riddles = [name for name in omitted if name in smalltalk.QUIZ]
+    quiz = rng.choice(riddles) if riddles and last and rng.random() < 0.15 else ""
     if quiz:
-        talk.say(1 - photo.sharer, talk.pick(smalltalk.QUIZ_ANSWERS[quiz][_answer_key(photo.scene, quiz)], photo.slots))
-        talk.say(photo.sharer, talk.pick(smalltalk.QUIZ_REPLIES, photo.slots))
+        text = draft.choose(smalltalk.QUIZ[quiz], fields)
+    else:
+        text = draft.choose(phrases, fields, 0.75) if phrases else ""
+    draft.share(sharer, photo.scene, _caption(photo.scene, rng, in_caption), text)
+    if quiz:
+        draft.say(partner, draft.choose(smalltalk.QUIZ_ANSWERS[quiz][_answer_key(photo.scene, quiz)], fields))
+        draft.say(sharer, draft.choose(smalltalk.QUIZ_REPLIES, fields))
         return
-    talk.say(1 - photo.sharer, talk.pick(photo.react if photo.react and talk.rng.random() < 0.7 else smalltalk.REACTIONS, photo.slots))
-    if talk.rng.random() < (0.75 - hurry if last else 0.25 * (1 - hurry)) and (omitted_attributes or is_open or talk.rng.random() < 0.4):
-        _ask_about(talk, photo, omitted_attributes, is_open)
+    reactions = photo.react if photo.react and rng.random() < 0.7 else smalltalk.REACTIONS
+    draft.say(partner, draft.choose(reactions, fields))
+    asks = rng.random() < (0.75 - brevity if last else 0.25 * (1 - brevity))
+    if asks and (omitted or is_open or rng.random() < 0.4):
+        _ask_about(draft, photo, omitted, is_open)
 
 
-def _write(talk: _Talk, photos: int, start_open: bool) -> None:
-    brisk = photos > 1  # several photos leave less room for questions
-    hurry = {1: 0.0, 2: 0.2, 3: 0.7}[photos]
-    photo = _open(talk) if start_open else _first(talk, brisk)
+def _write(draft: _Draft, photos: int, starts_open: bool) -> None:
+    brevity = {1: 0.0, 2: 0.2, 3: 0.7}[photos]  # how much less is said around each of several photos
+    photo = _lead_to_open_photo(draft) if starts_open else _lead_to_first_photo(draft, photos > 1)
     for number in range(photos):
         if number:
-            photo = _next(talk, photo)
-        _share_and_react(talk, photo, last=number == photos - 1, is_open=start_open and number == 0, hurry=hurry)
-    if talk.rng.random() < 0.6 - hurry / 2:
-        speaker = 1 - talk.last_speaker()
-        talk.say(speaker, talk.pick(smalltalk.SHARER_CLOSINGS if speaker == photo.sharer else smalltalk.CLOSINGS, photo.slots))
+            photo = _lead_to_next_photo(draft, photo)
+        _share_and_react(draft, photo, number == photos - 1, starts_open and number == 0, brevity)
+    if draft.rng.random() < 0.6 - brevity / 2:
+        speaker = 1 - draft.turns[-1].speaker
+        closings = smalltalk.SHARER_CLOSINGS if speaker == photo.sharer else smalltalk.CLOSINGS
+        draft.say(speaker, draft.choose(closings, photo.fields))
 
 
 def make_chat(split: str, index: int, seed: int) -> Chat:
-    """The chat with this number of a split ("train", "dev" or "test"); the same arguments give the same chat. Raises ValueError."""
+    """The chat with this number of a split ("train", "dev" or "test"): 1 to 3 photos, 4 to 9 turns.
+
+    The same arguments give the same chat, of 40 to 110 words. Raises ValueError for another split.
+    """
     rng = random.Random(f"{seed}/{split}/{index}")
     photos = rng.choices((1, 2, 3), (70, 25, 5))[0]
-    start_open = photos > 1 and rng.random() < 0.25
+    starts_open = photos > 1 and rng.random() < 0.25
     while True:
-        talk = _Talk(split, index, rng)
-        _write(talk, photos, start_open)
-        words = sum(len(turn.text.split()) + (len(turn.photo.caption.split()) if turn.photo else 0) for turn in talk.turns)
-        if _WORDS[0] <= words <= _WORDS[1] and _TURNS[0] <= len(talk.turns) <= _TURNS[1]:
-            dialogue = Dialogue(f"minichat/{split}/{index:06d}", tuple(talk.turns))
-            return Chat(dialogue, talk.scenes, frozenset(list(talk.scenes)[:1] if start_open else ()))
+        draft = _Draft(split, index, rng)
+        _write(draft, photos, starts_open)
+        dialogue = Dialogue(f"minichat/{split}/{index:06d}", tuple(draft.turns))
+        texts = [turn.text for turn in dialogue.turns] + [photo.caption for photo in dialogue.photos]
+        words = sum(len(text.split()) for text in texts)
+        if _WORDS[0] <= words <= _WORDS[1] and _TURNS[0] <= len(dialogue.turns) <= _TURNS[1]:
+            return Chat(dialogue, draft.scenes, frozenset(list(draft.scenes)[:1] if starts_open else ()))

@@ -15,30 +15,33 @@ from e2e_lib.repro import files
 
 
 def write(settings: Data, folder: Path, echo: Callable[[str], None]) -> None:
-    """Writes MiniChat into an empty ``folder``: a JSON-lines file per split, ``scenes.jsonl`` and ``photos/``.
+    """Writes MiniChat into an empty ``folder``: one JSON-lines file per split, ``scenes.jsonl``, ``photos/``.
 
-    The photos are RGB, ``settings.photo_size`` pixels square. Says after each fifth how far it is. Raises files.SaveError.
+    The photos are RGB, ``settings.photo_size`` pixels square. Reports progress to ``echo`` after each fifth.
+    Raises files.SaveError.
     """
     counts = dict(zip(SPLITS, (settings.train, settings.dev, settings.test), strict=True))
     total, done = sum(counts.values()), 0
     store, rows = PhotoStore(folder / "photos"), []
     for split, count in counts.items():
-        chats = []
+        dialogues = []
         for index in range(count):
             chat = make_chat(split, index, settings.seed)
-            chats.append(chat.dialogue)
+            dialogues.append(chat.dialogue)
             for photo_id, scene in chat.scenes.items():
                 photo = draw_scene(scene, photo_seed(photo_id, settings.seed), settings.photo_size)
                 store.add(photo_id, photo, durable=False)
-                rows.append({"photo_id": photo_id, "split": split, **asdict(scene), "open": photo_id in chat.open_photos})
+                is_open = photo_id in chat.open_photos
+                rows.append({"photo_id": photo_id, "split": split, **asdict(scene), "open": is_open})
             done += 1
             if done % max(1, total // 5) == 0:
                 echo(f"data: {done:,} of {total:,} dialogues")
-        write_dialogues(folder / f"{split}.jsonl", chats)
+        write_dialogues(folder / f"{split}.jsonl", dialogues)
     files.write_text(folder / "scenes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _scene_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a file of scenes and where it is, for messages."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -48,14 +51,15 @@ def _scene_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}: the line is not readable JSON ({error}); make the corpus again with `e2e data`") from None
+            raise DataError(f"{where}: the line is not readable JSON ({error}); make the corpus again "
+                            "with `e2e data`") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object, found {type(row).__name__}")
         yield where, row
 
 
 def open_photos(path: Path | str) -> set[str]:
-    """The ids of the photos that nothing before them determines (see ``minichat.Chat``): left out of scene accuracy."""
+    """The ids of the photos that nothing before them determines (see ``chats.Chat``). Raises DataError."""
     return {row["photo_id"] for _, row in _scene_rows(Path(path)) if row.get("open")}
 
 
@@ -69,8 +73,10 @@ def read_scenes(path: Path | str) -> dict[str, Scene]:
         if photo_id in scenes:
             raise DataError(f"{where}, photo_id: {photo_id!r} stands in an earlier row already")
         for name, values in ATTRIBUTES.items():
-            if row.get(name) not in values or isinstance(row.get(name), bool):
-                raise DataError(f"{where}, {name}: expected one of {', '.join(map(str, values))}, found {row.get(name)!r}")
+            value = row.get(name)
+            if value not in values or isinstance(value, bool):
+                allowed = ", ".join(map(str, values))
+                raise DataError(f"{where}, {name}: expected one of {allowed}, found {value!r}")
         scenes[photo_id] = Scene(**{name: row[name] for name in ATTRIBUTES})
     if not scenes:
         raise DataError(f"{path}: no scene in the file; make the corpus again with `e2e data`")

@@ -1,4 +1,8 @@
-"""Two questions of the paper as experiments whose answer is known in MiniChat: captions lose detail, and errors propagate (section 1)."""
+"""Two claims of the paper that MiniChat can test (section 1): captions omit details, and errors propagate.
+
+A detail question is about the last photo of a context, and about something that the photo's caption omits: a
+system that sees the photo can answer it, one that reads the caption has to guess.
+"""
 
 import random
 import re
@@ -10,30 +14,25 @@ from e2e_lib.data.examples import Example
 from e2e_lib.data.minichat.scenes import Scene
 from e2e_lib.data.minichat.smalltalk import CAPTION_TIMES, QUESTIONS, QUIZ
 
-# What a reply says of an attribute: its value, by the words that mean it.
-_SAID: dict[str, dict[Any, str]] = {
+# Which words of a reply state which value of an attribute.
+_VALUE_WORDS: dict[str, dict[Any, str]] = {
     "number": {2: r"two", 3: r"three"}, "size": {"big": r"big(ger)?", "small": r"small(er)?"},
     "time": {"day": r"day|sunshine", "evening": r"evening|sunset|sun went down", "night": r"night|stars"},
 }
 
 
 def ending_in(question: str) -> re.Pattern[str]:
-    """What finds a question of the phrase book at the end of a text, whatever fills its places."""
+    """Matches a text that ends in a question of ``smalltalk``, whatever its fields are filled with."""
     return re.compile(".+".join(re.escape(part) for part in re.split(r"{\w+}", question)) + "$")
 
 
-def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    asked = [(name, question) for name, pairs in QUESTIONS.items() for question, _ in pairs]
-    asked += [(name, question) for name, questions in QUIZ.items() for question in questions]
-    return [(name, ending_in(question)) for name, question in asked]
-
-
-_ASKED = _patterns()
+_ENDINGS = [(name, ending_in(question)) for name, pairs in QUESTIONS.items() for question, _ in pairs]
+_ENDINGS += [(name, ending_in(question)) for name, questions in QUIZ.items() for question in questions]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the last photo of a context, on something that its caption does not say."""
+    """A detail question: the photo that it is about, the attribute, and the attribute's true value."""
 
     photo_id: str
     attribute: str
@@ -41,50 +40,66 @@ class Question:
 
     def answered_by(self, reply: str) -> bool:
         """Whether a reply gives the true answer."""
-        return answered(reply, self.attribute) == self.truth
+        return stated_value(reply, self.attribute) == self.truth
 
 
 def omitted_attributes(scene: Scene, caption: str) -> list[str]:
-    """The attributes of a scene that its caption does not tell: size is asked of single things, number of several."""
-    told = {"thing": rf"{scene.thing}s?", "colour": scene.colour, "place": scene.place, "time": "|".join(CAPTION_TIMES[scene.time])}
-    told |= {"size": scene.size} if scene.number == 1 else {"number": ("two", "three")[scene.number - 2]}
-    return [name for name, words in told.items() if not re.search(rf"\b({words})\b", caption)]
+    """The attributes that a caption does not name; size applies to single things, number to groups."""
+    patterns = {"thing": f"{scene.thing}s?", "colour": scene.colour, "place": scene.place,
+                "time": "|".join(CAPTION_TIMES[scene.time]),
+                "size": scene.size, "number": {1: "", 2: "two", 3: "three"}[scene.number]}
+    names = ("thing", "colour", "place", "time", scene.details[0])
+    return [name for name in names if not re.search(rf"\b({patterns[name]})\b", caption)]
 
 
-def question_of(example: Example, scenes: Mapping[str, Scene]) -> Question | None:
-    """The question that the response should answer, if it is about a detail that only the photo shows; None otherwise."""
-    shared = [turn for turn in example.context if turn.photo]
-    last = example.context[-1]
-    if not shared or not example.response.text or last is not shared[-1] and last.speaker == example.response.speaker:
+def detail_question(example: Example, scenes: Mapping[str, Scene]) -> Question | None:
+    """The detail question that the last turn asks and the response answers truly; None if there is none.
+
+    ``scenes`` holds what each photo shows, by photo id.
+    """
+    photos = [turn for turn in example.context if turn.photo]
+    last, reply = example.context[-1], example.response
+    if not photos or not reply.text or (last is not photos[-1] and last.speaker == reply.speaker):
         return None
-    photo = shared[-1].photo
+    photo = photos[-1].photo
     assert photo is not None
     scene = scenes[photo.photo_id]
-    for name, pattern in _ASKED:
-        if pattern.search(last.text) and name in omitted_attributes(scene, photo.caption) and answered(example.response.text, name) == getattr(scene, name):
-            return Question(photo.photo_id, name, getattr(scene, name))
+    omitted = omitted_attributes(scene, photo.caption)
+    for name, ending in _ENDINGS:
+        if name in omitted and ending.search(last.text):
+            question = Question(photo.photo_id, name, getattr(scene, name))
+            if question.answered_by(reply.text):
+                return question
     return None
 
 
-def answered(text: str, attribute: str) -> Any:
-    """The value of an attribute that a reply gives, or None where it gives none, or several."""
-    found = [value for value, words in _SAID[attribute].items() if re.search(rf"\b({words})\b", text.lower())]
-    return found[0] if len(found) == 1 else None
+def stated_value(text: str, attribute: str) -> Any:
+    """The value of number, size or time that a reply states; None if it states none, or several."""
+    values = [value for value, words in _VALUE_WORDS[attribute].items()
+              if re.search(rf"\b({words})\b", text.lower())]
+    return values[0] if len(values) == 1 else None
 
 
-def detail_accuracy(questions: Sequence[Question | None], replies: Sequence[str]) -> dict[str, float | int | None]:
-    """The share of questions answered rightly, in all and for each attribute, and how many were asked; None where none was."""
-    rows = [(q, q.answered_by(reply)) for q, reply in zip(questions, replies, strict=True) if q]
-    scores: dict[str, float | int | None] = {"details": sum(right for _, right in rows) / len(rows) if rows else None, "details_n": len(rows)}
-    for name in _SAID:
-        of_kind = [right for q, right in rows if q.attribute == name]
-        scores |= {f"details_{name}": sum(of_kind) / len(of_kind) if of_kind else None, f"details_{name}_n": len(of_kind)}
+def detail_accuracy(questions: Sequence[Question | None],
+                    replies: Sequence[str]) -> dict[str, float | int | None]:
+    """The share (0 to 1) of detail questions answered rightly, in all and per attribute, and their numbers.
+
+    ``details`` and ``details_<attribute>`` are None where there is no question; ``details_n`` and
+    ``details_<attribute>_n`` count them. Entries of ``questions`` that are None are left out.
+    """
+    right = [(q.attribute, q.answered_by(reply)) for q, reply in zip(questions, replies, strict=True) if q]
+    groups = {"details": [correct for _, correct in right]}
+    groups |= {f"details_{name}": [correct for attribute, correct in right if attribute == name]
+               for name in _VALUE_WORDS}
+    scores: dict[str, float | int | None] = {}
+    for name, correct in groups.items():
+        scores |= {name: sum(correct) / len(correct) if correct else None, f"{name}_n": len(correct)}
     return scores
 
 
 def corrupt_words(caption: str, share: float, words: Sequence[str], rng: random.Random) -> str:
     """The caption with a share (0 to 1) of its words replaced, each by another one of ``words``."""
-    said = caption.split()
-    for i in rng.sample(range(len(said)), round(share * len(said))):
-        said[i] = rng.choice([word for word in words if word != said[i]])
-    return " ".join(said)
+    corrupted = caption.split()
+    for i in rng.sample(range(len(corrupted)), round(share * len(corrupted))):
+        corrupted[i] = rng.choice([word for word in words if word != corrupted[i]])
+    return " ".join(corrupted)

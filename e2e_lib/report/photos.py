@@ -1,0 +1,91 @@
+"""Photos that were drawn: next to the gold ones, as training goes on, and in a chat."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from e2e_lib.config import Data
+from e2e_lib.corpora import DATA, folder_of
+from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import examples_of, load_split, subsample
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.evaluation.minichat import wrong_attributes
+from e2e_lib.report.plots import BLUE, STYLES, VERMILLION, Figure, Html, chat_html, footer, photo_grid
+from e2e_lib.repro.results import load_json
+from e2e_lib.repro.run_files import RUNS, keyed, seed_folder
+
+
+def corpus_of(profile: str, seed: int, runs: Path = RUNS, data: Path = DATA) -> Path:
+    """The corpus that a finished run was trained on. Raises ResultsError."""
+    done = load_json(seed_folder(runs, profile, "end_to_end", seed) / "done.json")
+    return folder_of(Data(**done["config"]["data"]), data)
+
+
+def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profile: str, seed: int,
+            count: int = 12, columns: int = 6) -> Figure:
+    """Gold photos, and what each system drew from its own caption, for every k-th test response that is due.
+
+    They have the test set's order, and failures their true share. "right": in thing, colour and place.
+    """
+    store = PhotoStore(corpus / "photos")
+    rows_of = {system: keyed(list(rows)) for system, rows in answers.items()}
+    first = next(iter(rows_of.values()))
+    common = set.intersection(*map(set, rows_of.values()))
+    due = [key for key, row in first.items() if row["scene"] and key in common]
+    images: list[Any] = []
+    titles, colours = [], []
+    for key in subsample(due, count):
+        images.append(store.load(first[key]["gold_photo_id"]))
+        titles.append(f"gold: {first[key]['gold_caption']}")
+        colours.append("black")
+        for system, row in ((system, rows[key]) for system, rows in rows_of.items()):
+            wrong = ", ".join(wrong_attributes(row["scene"]))
+            verdict = "no photo" if row["image"] is None else f"wrong {wrong}" if wrong else "right"
+            who = f"{STYLES[system][0]}, " if len(answers) > 1 else ""
+            images.append(row["image"])
+            titles.append(f"{who}{verdict}: {row['caption'] or 'shares no photo'}")
+            colours.append(VERMILLION if wrong else BLUE)
+    note = footer(profile, [seed], f"{min(count, len(due))} of {len(due)} test photos, evenly spaced")
+    return photo_grid(images, titles, columns=columns, colours=colours, note=note,
+                      heading="Gold photos, and what was drawn from a model's own caption")
+
+
+def gallery_over_epochs(profile: str, seed: int, corpus: Path, runs: Path = RUNS, most: int = 4) -> Figure:
+    """The same dev chats answered before training and after (at most ``most``) epochs, with gold photos."""
+    folder = seed_folder(runs, profile, "end_to_end", seed) / "gallery"
+    folders = sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.removeprefix("epoch-")))
+    if len(folders) > most + 1:  # the first and the last are among them
+        folders = [folders[round(i * (len(folders) - 1) / most)] for i in range(most + 1)]
+    pages = [load_json(path / "gallery.json") for path in folders]
+    store = PhotoStore(corpus / "photos")
+    images: list[Any] = []
+    titles: list[str] = []
+    for i, gold in enumerate(pages[0] if pages else ()):
+        images.append(store.load(gold["photo_id"]))
+        titles.append(f"gold: {gold['gold']}")
+        for path, rows in zip(folders, pages, strict=True):
+            when = "before" if path.name == "epoch-0" else path.name.replace("-", " ")
+            images.append(path / f"{i}.png" if rows[i]["drawn"] else None)
+            titles.append(f"{when}: {rows[i]['caption'] or 'shares no photo'}")
+    return photo_grid(images, titles, columns=len(folders) + 1,
+                      heading="The same dev chats, before and during joint training",
+                      note=footer(profile, [seed], f"{len(pages[0]) if pages else 0} dev chats"))
+
+
+def example_chat(answers: Sequence[dict[str, Any]], corpus: Path, profile: str, seed: int) -> Html:
+    """The first test context with a photo whose reply should share one too, and what the model answered."""
+    dialogues, store, _ = load_split(corpus, "test")
+    rows = keyed([row for row in answers if row["image"]])
+    for example in (example for dialogue in dialogues for example in examples_of(dialogue)):
+        row, me = rows.get((example.dialogue_id, example.index)), example.response.speaker
+        if row and example.response.photo and any(turn.photo for turn in example.context):
+            turns = [Turn(int(turn.speaker == me), turn.text, turn.photo) for turn in example.context]
+            turns.append(Turn(1, row["text"], SharedPhoto("drawn", row["caption"])))
+            ids = [turn.photo.photo_id for turn in example.context if turn.photo]
+            photos = {"drawn": Image.open(row["image"]), **{name: store.load(name) for name in ids}}
+            note = footer(profile, [seed], f"1 of {len(answers)} responses; the last turn is the model's own")
+            return chat_html(turns, photos.__getitem__, names=("User", "Assistant"), note=note)
+    note = footer(profile, [seed], f"{len(answers)} test responses")
+    return Html(f"<p>In no test chat with a photo did the model share another ({note}).</p>")

@@ -1,0 +1,185 @@
+"""Figures of ``results/<profile>/``: differences, FID, propagation, variants, gradients; all of a profile."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from e2e_lib.corpora import DATA
+from e2e_lib.report import minichat_figures, photos, tables, training_curves
+from e2e_lib.report.plots import (
+    GREY,
+    MAP_STYLES,
+    STYLES,
+    Figure,
+    escape_mathtext,
+    footer,
+    style_axes,
+    style_of,
+)
+from e2e_lib.report.tables import METRICS
+from e2e_lib.repro import files
+from e2e_lib.repro.results import ResultsError
+from e2e_lib.repro.run_files import RUNS, read_answers, read_logs
+
+FIGURES = Path("figures")
+SCORES = ("scene_accuracy", "fid", "caption_bleu")
+ESTIMATORS = {"straight_through": "straight-through argmax", "decoupled": "decoupled", "soft": "soft",
+              "gumbel": "straight-through Gumbel", "gumbel_rao": "Gumbel-Rao", "reinmax": "ReinMax",
+              "reinforce": "REINFORCE, leave-one-out"}
+
+
+def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lines: int,
+                     units: Sequence[str]) -> Figure:
+    """A panel per metric, with a row per ``label``: a dot at ``value``, a bar from ``low`` to ``high``.
+
+    They have their ``colour``. ``by_seed`` holds single seeds' values, ticks below; ``units`` name the axes.
+    """
+    columns, rows = -(-len(metrics) // lines), frame.groupby("metric").size().max()
+    figure = Figure(10, lines * (1.46 + 0.28 * rows), note)
+    panels = figure.subplots(lines, columns, squeeze=False, sharey="row").ravel()
+    for ax, metric, unit in zip(panels, metrics, units, strict=False):
+        group = frame[frame.metric == METRICS[metric].label].reset_index(drop=True)
+        for place, row in group.iterrows():
+            reach = [[max(0, row.value - row.low)], [max(0, row.high - row.value)]]
+            ax.errorbar(row.value, place, xerr=reach, marker="o", capsize=3, color=row.colour)
+        if "by_seed" in group:
+            seeds = group.explode("by_seed").reset_index(names="place")
+            sns.scatterplot(x=seeds.by_seed.astype(float), y=seeds.place + 0.28, hue=seeds.place, marker="|",
+                            palette=group.colour.to_dict(), linewidth=1, legend=False, ax=ax)
+        ax.locator_params(axis="x", nbins=4)
+        style_axes(ax, METRICS[metric].label, unit, "")
+        ax.set_yticks(group.index, group.label, fontsize=8)
+        ax.set_ylim(len(group) - 0.5, -0.5)
+    for ax in panels[len(metrics):]:
+        ax.axis("off")
+    return figure
+
+
+def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2) -> Figure:
+    """Of ``comparison.json`` or ``ablation_differences.json``: differences with their intervals.
+
+    All ``metrics`` by default, in so many ``lines`` of panels; intervals that hold zero are grey.
+    """
+    pairs, higher = comparison["pairs"], comparison["higher_is_better"]
+    metrics = metrics or list(dict.fromkeys(pair["metric"] for pair in pairs))
+    frame = tables.differences(comparison).rename(columns={"difference": "value"}).assign(
+        label=[f"{style_of(pair['system'])[0]} − {style_of(pair['than'])[0]}" for pair in pairs],
+        by_seed=[pair["by_seed"] for pair in pairs], colour=[style_of(pair["system"])[1] for pair in pairs])
+    frame.loc[frame.better == "neither", "colour"] = GREY
+    units = ["worse ← → better" if higher[metric] else "better ← → worse" for metric in metrics]
+    note = tables.comparison_footer(comparison) + " · ticks: single seeds"
+    figure = _interval_panels(frame, metrics, note, lines, units)
+    for ax in figure.axes[:len(metrics)]:
+        ax.axvline(0, color="black", linewidth=0.8)
+    return figure
+
+
+def variants_figure(ablations: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Figure:
+    """Of ``ablations.json``: mean and standard deviation over seeds for each variant, a panel per metric."""
+    frame = tables.scores(ablations, metrics)
+    sd, styles = frame.sd.fillna(0), frame.system.map(style_of)
+    frame = frame.assign(value=frame["mean"], low=frame["mean"] - sd, high=frame["mean"] + sd,
+                         label=styles.str[0], colour=styles.str[1])
+    note = tables.summary_footer(ablations) + " · bars: sd over seeds"
+    return _interval_panels(frame, metrics, note, 1, [f"{METRICS[key].better} is better" for key in metrics])
+
+
+def _bands(frame: pd.DataFrame, note: str, title: str, x: str, y: str) -> Figure:
+    """A line per ``label`` in its ``colour``, of x and mean, with a band from ``low`` to ``high``."""
+    figure = Figure(7, 3.8, note)
+    ax = figure.subplots()
+    for (label, colour), group in frame.groupby(["label", "colour"], sort=False):
+        line = "--" if colour == "black" else "-"
+        ax.plot(group.x, group["mean"], marker="o", color=colour, linestyle=line, label=label)
+        ax.fill_between(group.x, group.low, group.high, color=colour, alpha=0.12, linewidth=0)
+    style_axes(ax, title, x, y)
+    ax.set_ylim(0)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fid_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """Of ``comparison.json``: N photos (x), mean FID over random subsets of N, and one sd around it."""
+    frame = pd.DataFrame([{"label": STYLES[system][0], "colour": STYLES[system][1], **row}
+                          for system, rows in comparison["fid_by_number"].items() for row in rows])
+    return frame.assign(x=frame.n, low=frame["mean"] - frame["std"], high=frame["mean"] + frame["std"])
+
+
+def fid_figure(comparison: Mapping[str, Any]) -> Figure:
+    """FID against the number of photos, of the first seed."""
+    n = "as on the axis, 20 random subsets each; bands: sd"
+    note = footer(comparison["profile"], comparison["seeds"][:1], n)
+    return _bands(fid_frame(comparison), note, "The fewer photos, the higher FID*", "N photos on either side",
+                  "FID*, lower is better")
+
+
+def propagation_frame(propagation: Mapping[str, Any]) -> pd.DataFrame:
+    """Of ``propagation.json``: share of wrong words (x), mean scene accuracy and its 95 % interval."""
+    rows = []
+    for name, entry in propagation["systems"].items():
+        label, colour = STYLES.get(name, ("named by the caption itself", "black"))
+        rows += [{"label": label, "colour": colour, "x": share, **accuracy}
+                 for share, accuracy in zip(propagation["asked"]["shares"], entry["accuracy"], strict=True)]
+    return pd.DataFrame(rows)
+
+
+def propagation_figure(propagation: Mapping[str, Any]) -> Figure:
+    """Scene accuracy against the share of wrong words, and what the captions still name."""
+    note = footer(propagation["profile"], propagation["asked"]["seeds"],
+                  f"{propagation['photos']} test photos; bands: 95 % over photos")
+    return _bands(propagation_frame(propagation), note, "Wrong words make wrong photos",
+                  "share of the caption's words replaced", "thing, colour and place right")
+
+
+def gradient_frame(gradients: Mapping[str, Any], key: str) -> pd.DataFrame:
+    """Of ``gradients.json``: a quantity's mean and sd over captions, by map, estimator and temperature."""
+    return pd.DataFrame([(MAP_STYLES[row["mapping"]][0], ESTIMATORS[row["estimator"]], row["temperature"],
+                          row[key]["mean"], row[key]["std"]) for row in gradients["rows"]],
+                        columns=["map", "estimator", "temperature", "mean", "sd"])
+
+
+def estimators_figure(gradients: Mapping[str, Any], key: str, title: str, log: bool = False) -> Figure:
+    """The ``gradient_frame`` as a heat map of its means (or their logarithms): maps by estimators."""
+    frame, form = gradient_frame(gradients, key), ".3g" if log else ".2f"
+    frame["column"] = [f"{estimator.replace(' ', chr(10), 1)}\nτ = {temperature:g}" for estimator, temperature
+                       in zip(frame.estimator, frame.temperature, strict=True)]
+    frame["text"] = frame["mean"].map(f"{{:{form}}}".format) + "\n± " + frame.sd.map(f"{{:{form}}}".format)
+    frame["colour"] = np.log10(frame["mean"].where(frame["mean"] > 0)) if log else frame["mean"]
+    wide = frame.pivot(index="map", columns="column", values=["colour", "text"])
+    rows, columns, asked = frame["map"].unique(), frame.column.unique(), gradients["asked"]
+    values, texts = wide["colour"].loc[rows, columns].astype(float), wide["text"].loc[rows, columns]
+    n = f"{asked['captions']} captions, {asked['draws']:,} samples each; mean ± sd over captions"
+    figure = Figure(10, 1.3 + 0.45 * len(values), footer(asked["settings"]["profile"], [asked["seed"]], n))
+    ax = figure.subplots()
+    limit = 1.4 * (values.abs().max(axis=None) or 1)  # the palette's ends are too dark to be told apart
+    sns.heatmap(values, annot=texts.fillna(""), fmt="", cmap="PuOr_r", vmin=-limit, vmax=limit, cbar=False,
+                ax=ax, annot_kws={"fontsize": 8})
+    ax.tick_params(labelsize=8, rotation=0)
+    ax.set(xlabel="", ylabel="")
+    ax.set_title(escape_mathtext(title), fontsize=10, loc="left")
+    return figure
+
+
+def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Path = DATA,
+             out: Path = FIGURES) -> list[Path]:
+    """Draws every figure of a profile's runs into ``out``/<profile>, as PNG and PDF; returns the files.
+
+    The corpus is that of the first seed. Raises ResultsError where a run or its answers are missing.
+    """
+    if not seeds:
+        raise ResultsError("no seeds were given; figures need at least one trained run")
+    logs, answers = read_logs(profile, seeds, runs), read_answers(profile, seeds, runs)
+    corpus = photos.corpus_of(profile, seeds[0], runs, data)
+    figures = {name: training_curves.curves(name, logs, profile) for name in training_curves.PANELS}
+    figures |= {
+        "scene_accuracy": minichat_figures.scene_bars({"end_to_end": answers}, profile),
+        "errors": minichat_figures.causes_figure({"end_to_end": answers}, profile),
+        "gallery": photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0]),
+        "gallery_over_epochs": photos.gallery_over_epochs(profile, seeds[0], corpus, runs),
+    }
+    return [files.write_bytes(out / profile / f"{name}.{kind}", figure.to_bytes(kind))
+            for name, figure in figures.items() for kind in ("png", "pdf")]

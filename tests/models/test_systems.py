@@ -1,0 +1,142 @@
+"""Each system has the parts that the paper names, and what all of them promise to training and answering."""
+
+import pytest
+import torch
+from conftest import PARTS
+from model_helpers import gradients_of, largest, run
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+from e2e_lib.config import SYSTEMS, ConfigError, replace
+from e2e_lib.data.collate import IGNORED, Collator
+from e2e_lib.models.captioner import with_captions
+from e2e_lib.models.end_to_end import EndToEndModel
+from e2e_lib.models.generator import ImageGenerator
+from e2e_lib.models.losses import trainable_weights
+from e2e_lib.models.perceptron import load_perceptron
+from e2e_lib.models.pipeline import Pipeline
+from e2e_lib.models.systems import build, word_list
+from e2e_lib.models.translator import ImageTranslator
+
+CLASSES = {"end_to_end": (EndToEndModel, LlamaForCausalLM, ImageGenerator),
+           "pipeline": (Pipeline, LlamaForCausalLM, ImageGenerator),
+           "divter": (Pipeline, GPT2LMHeadModel, ImageTranslator)}
+TRAINED = {"end_to_end": {"language", "perceptron", "generator.unet"}, "pipeline": {"language", "generator.unet"},
+           "divter": {"language", "generator.transformer"}}
+
+
+@pytest.fixture(params=SYSTEMS)
+def name(request):
+    return request.param
+
+
+def collate(model, examples, store):
+    return Collator(model.formatter, store)(with_captions(examples, model.captioner, store) if model.captioner else examples)
+
+
+def test_a_system_has_the_parts_the_paper_names_wherever_they_come_from(shipped, config, systems, name):
+    system, language, draws = CLASSES[name]
+    local = systems[name]
+    assert type(local) is system and type(local.language) is language and type(local.generator) is draws
+    assert local.formatter.max_context == config.data.max_context
+    assert local.formatter.photos_as_captions == (local.captioner is not None) == (name != "end_to_end")
+    from_shipped = replace(config, "model.system", name)
+    for place, parts in PARTS.items():
+        for part in parts:
+            from_shipped = replace(from_shipped, f"model.{part}", f"shipped:{place}")
+    theirs, ours = build(from_shipped).state_dict(), local.state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], tensor) for key, tensor in ours.items())
+
+
+@torch.no_grad()
+def test_the_text_loss_is_that_of_each_chat_read_alone(systems, six, name):
+    model, losses = systems[name], []
+    for example in six[0]:
+        alone = collate(model, [example], six[1])
+        inputs = ({"input_ids": alone.input_ids} if alone.photos == [] else
+                  {"inputs_embeds": model.embed_context(alone)})
+        logits = model.language(**inputs).logits[0].double()
+        losses += [-F.log_softmax(logits[t - 1], -1)[alone.input_ids[0, t]].item()
+                   for t in (alone.labels[0] != IGNORED).nonzero().flatten().tolist()]
+    output = run(model, collate(model, *six))
+    assert output.text_loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_what_a_checkpoint_holds_is_all_that_training_changes(systems, new_model, name):
+    weights, before = trainable_weights(systems[name]), systems[name].state_dict()
+    prefixes = {".".join(key.split(".")[:2]) if key.startswith("generator") else key.split(".")[0] for key in weights}
+    assert prefixes == TRAINED[name] and len(weights) < len(before)
+    parts = systems[name].trained_parts()
+    assert {id(p) for part in parts.values() for p in part.parameters()} == {
+        id(p) for p in systems[name].parameters() if p.requires_grad}
+    again = new_model(("model.system", name))
+    with torch.no_grad():
+        for parameter in again.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    again.load_state_dict(weights, strict=False)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in again.state_dict().items())
+
+
+def test_every_trained_weight_gets_a_gradient(new_model, six, name):
+    # A weight without one would never be trained, and stops a run on several devices.
+    model = new_model(("model.system", name))
+    run(model, collate(model, *six)).loss.backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad == (p.grad is None)] == []
+
+
+def test_a_batch_without_target_photos_has_a_text_loss_only(new_model, examples, name):
+    model = new_model(("model.system", name)).eval()
+    output = run(model, collate(model, [e for e in examples[0] if not e.response.photo][:3], examples[1]))
+    output.loss.backward()
+    assert output.image_loss == 0 and output.captions == [] and torch.equal(output.loss, output.text_loss)
+    assert all(p.grad is None for p in model.generator.parameters())
+
+
+def test_losses_depend_on_the_random_generator_alone(systems, six, name):
+    model = systems[name]
+    first, again, other = (run(model, collate(model, *six), key=key) for key in ("step", "step", "other"))
+    assert torch.equal(first.loss, again.loss) and first.captions == again.captions
+    assert torch.equal(first.text_loss, other.text_loss)
+    assert name == "divter" or not torch.equal(first.image_loss, other.image_loss)  # divter drops few captions
+
+
+def test_captions_can_take_the_place_of_the_perceptron(new_model, six):
+    """Words stand where photos were; the rest is as before: one loss, an image gradient to the language model."""
+    model = new_model(("model.image_input", "captions"), ("bridge.mapping", "span"))
+    batch = collate(model, *six)
+    assert batch.photos == [] and len(batch.target_photos) == 3 and model.perceptron is None and model.joint
+    text = "".join(model.tokenizer.decode(batch.input_ids.flatten()).split())
+    captions = six[1].captions(model.captioner.key)
+    shared = {turn.photo.photo_id for example in six[0] for turn in example.context if turn.photo}
+    assert len(shared) > 2 and all("".join(captions[photo_id].split()) in text for photo_id in shared)
+    assert largest(gradients_of(run(model, batch).image_loss, model.language)) > 0
+    assert set(model.trained_parts()) == {"language", "unet"}
+
+
+# ----------------------------------------------------------------------------------- settings that do not fit
+
+def test_parts_of_different_widths_are_named(config, tmp_path):
+    perceptron = load_perceptron(config.model.perceptron)
+    perceptron.language_projection = torch.nn.Linear(32, 48)
+    perceptron._hub_mixin_config["language_width"] = 48
+    perceptron.save_pretrained(tmp_path / "perceptron")
+    with pytest.raises(ConfigError, match="projects to 48 numbers, but the language model is 32 wide"):
+        build(replace(config, "model.perceptron", str(tmp_path / "perceptron")))
+
+
+def test_a_word_list_ships_or_is_a_file_of_words(config, tmp_path, monkeypatch):
+    shipped = word_list(config.bridge.word_list)
+    assert len(shipped) > 50 and "car" in shipped and all(word == word.strip() and " " not in word for word in shipped)
+    (tmp_path / "words.txt").write_text("café\nred car\n\n", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert word_list(f"{tmp_path}/words.txt") == word_list("~/words.txt") == ["café", "red", "car"]
+
+
+@pytest.mark.parametrize("source", ["/absent/words.txt", "shipped:word-lists/absent.txt", "binary"])
+def test_a_missing_or_unreadable_word_list_is_named(config, tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(bytes([200, 201]))
+    static = replace(replace(config, "bridge.mapping", "static_word"), "bridge.word_list", source)
+    with pytest.raises(ConfigError, match=f"bridge.word_list = '{source}' is neither a list that ships"):
+        build(static)
