@@ -4,7 +4,6 @@
 inside commands, so that help and mistakes show at once.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -213,29 +212,9 @@ def chat(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = No
          system: System = None) -> None:
     """Chat with the shipped model in the terminal."""
     config = load(profile, settings, system, corpus=False)
-    from PIL import Image
-
-    from e2e_lib.inference.chat import ChatPartner
+    from e2e_lib.inference.chat import ChatPartner, chat_in_terminal
     from e2e_lib.models.systems import build
-    partner, shared = ChatPartner(build(config), config.inference, (seeds or [0])[0]), 0
-    say("Say something; `/photo FILE` shares a photo, `/more` lets the partner go on, an empty line ends it.")
-    with contextlib.suppress(EOFError):
-        while line := input("you: ").strip():
-            try:
-                if line == "/more":
-                    answer = partner.go_on()
-                elif line.startswith("/photo "):
-                    answer = partner.say(photo=Image.open(Path(line[7:].strip()).expanduser()))
-                else:
-                    answer = partner.say(line)
-            except (OSError, ValueError) as error:
-                say(f"(not sent: {error})")
-                continue
-            say(f"partner: {answer.text}")
-            if answer.image:
-                shared += 1
-                answer.image.save(f"photo-{shared}.png")
-                say(f"partner shares photo-{shared}.png: {answer.caption}")
+    chat_in_terminal(ChatPartner(build(config), config.inference, (seeds or [0])[0]), say)
 
 
 @app.command("config")

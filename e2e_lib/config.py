@@ -304,13 +304,12 @@ def _allowed(f: dataclasses.Field[Any]) -> str:
 def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
     """``value`` in the setting's type. Raises ConfigError where it is not allowed."""
     complaint = ConfigError(f"{key} = {value!r} is not allowed: expected {_allowed(f)}")
-    kind, rules = type(f.default), f.metadata
+    kind: Any = type(f.default)
     if kind is bool:
         if str(value).lower() not in ("true", "false"):
             raise complaint
         return str(value).lower() == "true"
-    # Text comes from the command line, anything else from Python, where 2.5 or True for a whole number is a
-    # mistake.
+    # Text comes from the command line; from Python, 2.5 or True for a whole number is a mistake.
     accepted = {int: (int, str), float: (int, float, str), str: (str,)}[kind]
     if not isinstance(value, accepted) or isinstance(value, bool) or value == "":
         raise complaint
@@ -318,9 +317,9 @@ def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
         typed = kind(value)
     except ValueError:
         raise complaint from None
-    low, high = (rules["low"], rules["high"])
+    low, high, choices = (f.metadata[rule] for rule in ("low", "high", "choices"))
     # `not (a <= b)` instead of `a > b`, so that nan is refused too.
-    if (rules["choices"] and typed not in rules["choices"]
+    if (choices and typed not in choices
             or low is not None and not typed >= low or high is not None and not typed <= high
             or kind is float and typed in (float("inf"), float("-inf"))):
         raise complaint

@@ -1,4 +1,4 @@
-"""Corpora by name: all that training, evaluation and figures know of the dialogues they work on (section 3.1.1).
+"""Corpora by name: all that training, evaluation and figures know of their dialogues (section 3.1.1).
 
 A corpus is one entry of ``CORPORA``. Its photos may have any size and any content; what only it can score (in
 MiniChat, whether a drawn photo shows the right thing) comes with it.
@@ -29,9 +29,8 @@ class Corpus:
     """``write(settings, folder, echo)`` writes train.jsonl, dev.jsonl, test.jsonl and photos/ into a folder.
 
     ``feature_extractor()`` is by whose features photos are scored, and ``scores(folder)`` are those that only
-    this corpus has (see ``evaluation.scores.CorpusScores``). ``version`` is raised when the same settings give
-    other files.
-    """
+    this corpus has (see ``evaluation.scores.CorpusScores``). ``version`` is raised when the same settings
+    give other files."""
 
     write: Callable[[Data, Path, Echo], None]
     feature_extractor: Callable[[], FeatureExtractor]
@@ -95,10 +94,9 @@ def scores_of(data: Data, folder: Path) -> CorpusScores | None:
     return scores
 
 
-def metrics() -> dict[str, Metric]:
-    """How scores are shown, in order: those of every corpus, then each corpus's own."""
-    own = [getattr(corpus.scores, "metrics", {}) for corpus in CORPORA.values()]
-    return METRICS | {name: metric for corpus in own for name, metric in corpus.items()}
+def metrics_of(data: Data) -> dict[str, Metric]:
+    """How scores are shown, in order: those of every corpus, then those that only this one has."""
+    return {**METRICS, **getattr(named(data.name).scores, "metrics", {})}
 
 
 def _check(name: str, field: str, value: Any, needed: tuple[str, ...], protocol: str) -> None:

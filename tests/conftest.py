@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test must never reach for a hu
 import pytest
 import torch
 from diffusers import AutoencoderDC, DDPMScheduler, UNet2DConditionModel, VQModel
+from model_helpers import PARTS
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -37,7 +38,6 @@ WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
 CODES, SIDE = 24, 4  # entries of the codebook, and codes along a side of a photo
 TOWER = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 QFORMER = {**TOWER, "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1}
-PARTS = {"mini": ("language", "perceptron", "generator"), "mini-baselines": ("captioner", "dialogue", "translator")}
 
 
 def pytest_collection_modifyitems(items):

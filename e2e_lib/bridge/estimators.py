@@ -102,7 +102,7 @@ def reinforce(objective: Objective, logits: Tensor, temperature: float = 1.0, rn
     ValueError."""
     check_numbers(logits, logits)
     if temperature != 1:
-        raise ValueError(f"REINFORCE samples from softmax(z), with no temperature but 1, got {temperature}")
+        raise ValueError(f"REINFORCE samples from softmax(z), the temperature must be 1, got {temperature}")
     if samples < 2:
         raise ValueError(f"leave-one-out needs at least 2 samples, got {samples}")
     words = [_sample(logits, rng) for _ in range(samples)]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from e2e_lib.bridge.alignment import Encoding, overlap, word_spans
+
 
 class DenseMap(NamedTuple):
     """A ``matrix`` (V1, V2), the ``pooling`` weights (C,) of source positions, and ``scatter`` (L,), 1 at the
@@ -40,3 +42,22 @@ def added_embeddings(h: Tensor, maps: Sequence[DenseMap], embeddings: Tensor) ->
         pooled = pooling @ transferred  # (D2,), Eq. 11
         added = added + torch.outer(scatter, pooled)  # (L, D2)
     return added
+
+
+def dense_maps(mapping: str, caption: str, source: Encoding, target: Encoding, *sizes: int) -> list[DenseMap]:
+    """A dynamic map of one caption, whose encodings have no batch axis, for vocabularies of ``sizes`` V1, V2:
+    one matrix for "sentence" (Eq. 10), one per word for "word", one per target token for "span"."""
+    def matrix(in_source: Tensor, in_target: Tensor) -> Tensor:
+        return caption_matrix(source.input_ids[in_source], target.input_ids[in_target], *sizes)
+
+    if mapping == "span":
+        shared = overlap(target.spans[None], source.spans[None])[0] & target.token_mask[:, None]  # (L, C)
+        here = torch.eye(len(shared), dtype=torch.bool)  # (L, L)
+        return [DenseMap(matrix(shared[n], here[n]), shared[n] / shared[n].sum().double(), here[n].double())
+                for n in range(len(shared)) if shared[n].any()]
+    pairs = [(source.token_mask, target.token_mask)]  # the tokens of the caption, or of each word
+    if mapping == "word":
+        words, _ = word_spans([caption])  # (1, W, 2)
+        pairs = list(zip(*(overlap(words, side.spans[None])[0] for side in (source, target)), strict=True))
+    mean = source.token_mask / source.token_mask.sum().double()  # (C,)
+    return [DenseMap(matrix(*members), mean, target.token_mask.double()) for members in pairs]

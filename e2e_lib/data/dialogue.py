@@ -159,10 +159,8 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
 
 def to_row(dialogue: Dialogue) -> dict[str, Any]:
     """The JSON row of a dialogue, the inverse of ``parse_dialogue``."""
-    turns: list[dict[str, Any]] = []
-    for turn in dialogue.turns:
-        photo = {"photo": asdict(turn.photo)} if turn.photo else {}
-        turns.append({"speaker": turn.speaker, "text": turn.text, **photo})
+    turns = [{"speaker": turn.speaker, "text": turn.text}
+             | ({"photo": asdict(turn.photo)} if turn.photo else {}) for turn in dialogue.turns]
     return {"dialogue_id": dialogue.dialogue_id, "turns": turns}
 
 

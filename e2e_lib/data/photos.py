@@ -72,7 +72,8 @@ class PhotoStore:
         if durable:
             return files.write_bytes(path, encoded.getvalue())
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
             path.write_bytes(encoded.getbuffer())
         except OSError as error:
             raise files.SaveError(error.errno, f"could not save the photo {photo_id!r} to {path}: "

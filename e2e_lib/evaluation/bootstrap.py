@@ -25,8 +25,8 @@ def paired_difference(one: Array, other: Array) -> dict[str, Any] | None:
     """``one`` minus ``other``: scores (S, 1 + K) of S seeds, of the test set as it is, then of each draw.
 
     "difference" is that of the means over seeds, "by_seed" that of each seed; "low" and "high" bound the 95 %
-    interval of the former over draws, and "p" is two-sided. Draws with nothing to score (nan) are left out; None
-    where the test set itself has nothing.
+    interval of the former over draws, and "p" is two-sided. Draws with nothing to score (nan) are left out;
+    None where the test set itself has nothing.
     """
     whole, *draws = (one - other).mean(0)
     finite = np.array(draws)[np.isfinite(draws)]

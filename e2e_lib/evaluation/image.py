@@ -1,7 +1,7 @@
 """Scores of drawn photos as a set: Inception Score, FID and KID, by torch-fidelity (section 3.1.3).
 
-They see photos through a feature extractor. Each corpus brings its own, so these scores compare systems on one
-corpus, **never** with the paper. Axes: N photos, F features, K classes.
+They see photos through a feature extractor. Each corpus brings its own, so these scores compare systems on
+one corpus, **never** with the paper. Axes: N photos, F features, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,18 +42,18 @@ class PhotoFeatures:
 
 @torch.no_grad()
 def features_of(photos: Sequence[Tensor], extractor: FeatureExtractor) -> PhotoFeatures:
-    """The features of N photos, uint8 (3, H, W) each. Raises ValueError for others, and for others from it."""
+    """The features of N photos, uint8 (3, H, W) each. Raises ValueError for anything else."""
     for row, photo in enumerate(photos):
         if photo.dtype != torch.uint8 or photo.ndim != 3 or photo.shape[0] != 3:
             raise ValueError(f"photo {row}: expected a uint8 tensor of shape (3, H, W), got {photo.dtype} "
                              f"{tuple(photo.shape)}")
+    if not len(photos):
+        return PhotoFeatures(*torch.zeros((2, 0, 1), dtype=torch.float64))
     parts = [extractor.extract(photos[first:first + BATCH]) for first in range(0, len(photos), BATCH)]
-    features, logits = (torch.cat(side).double().cpu() for side in zip(*parts, strict=True)) if parts \
-        else torch.zeros((2, 0, 1)).double()
-    if features.ndim != 2 or logits.ndim != 2 or not len(features) == len(logits) == len(photos):
-        raise ValueError(f"{type(extractor).__name__}.extract gave {tuple(features.shape)} and "
-                         f"{tuple(logits.shape)} for {len(photos)} photos; expected features (N, F) and class "
-                         "logits (N, K)")
+    features, logits = (torch.cat(side).double().cpu() for side in zip(*parts, strict=True))
+    if not features.ndim == logits.ndim == 2 or not len(features) == len(logits) == len(photos):
+        raise ValueError(f"{type(extractor).__name__}.extract gave {[*features.shape]} and {[*logits.shape]} "
+                         f"for {len(photos)} photos; expected features (N, F) and class logits (N, K)")
     return PhotoFeatures(features, logits)
 
 
@@ -64,24 +64,25 @@ def _check_number(**sides: PhotoFeatures) -> None:
 
 
 def inception_score(photos: PhotoFeatures) -> tuple[float, float]:
-    """IS, from 1 (all look the same, or none is clear) to K; higher is better. Mean and standard deviation over
-    10 splits (N // 10, at least 1, below 100 photos). Raises ValueError below 2 photos."""
+    """IS, from 1 (all look the same, or none is clear) to K; higher is better. Mean and standard deviation
+    over 10 splits (N // 10, at least 1, below 100 photos). Raises ValueError below 2 photos."""
     _check_number(drawn=photos)
-    scores = metric_isc.isc_features_to_metric(photos.logits, max(1, min(10, len(photos) // 10)), rng_seed=SEED)
+    splits = max(1, min(10, len(photos) // 10))
+    scores = metric_isc.isc_features_to_metric(photos.logits, splits, rng_seed=SEED)
     return scores[metric_isc.KEY_METRIC_ISC_MEAN], scores[metric_isc.KEY_METRIC_ISC_STD]
 
 
 def fid(drawn: PhotoFeatures, gold: PhotoFeatures) -> float:
-    """FID, from 0 (up to rounding); lower is better. Biased upwards, the more the fewer photos, and by how much
-    depends on the model: show N, compare at equal N, and read KID too. Raises ValueError below 2 photos."""
+    """FID, from 0 (up to rounding); lower is better. Biased upwards, the more the fewer photos, and by how
+    much depends on the model: show N, compare at equal N, read KID too. Raises ValueError below 2 photos."""
     _check_number(drawn=drawn, gold=gold)
     statistics = [metric_fid.fid_features_to_statistics(side.features) for side in (drawn, gold)]
     return metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
 
 
 def kid(drawn: PhotoFeatures, gold: PhotoFeatures) -> tuple[float, float]:
-    """KID, unbiased, so slightly below 0 for sets that are alike; lower is better. Mean and standard deviation
-    over 50 random subsets of the size of the smaller side (at most 1000). Raises ValueError below 2 photos."""
+    """KID, unbiased, so slightly below 0 for sets that are alike; lower is better. Mean and standard
+    deviation over 50 random subsets of min(N, M, 1000) photos. Raises ValueError below 2 photos."""
     _check_number(drawn=drawn, gold=gold)
     scores = metric_kid.kid_features_to_metric(
         drawn.features, gold.features, kid_subsets=50, kid_subset_size=min(1000, len(drawn), len(gold)),
@@ -90,20 +91,21 @@ def kid(drawn: PhotoFeatures, gold: PhotoFeatures) -> tuple[float, float]:
 
 
 class InceptionExtractor:
-    """Inception, from torch-fidelity's file of ``weights``, with its TensorFlow-like resizing to 299 pixels.
-    Raises ValueError for a file that is missing, damaged or another network's."""
+    """Inception, from torch-fidelity's file of ``weights``, with TensorFlow's resizing to 299 pixels. Raises
+    ValueError for a file that is missing, damaged or another network's."""
 
     def __init__(self, weights: Path) -> None:
-        advice = ("expected torch-fidelity's weights-inception-2015-12-05-6726825d.pth (from its release page, "
-                  "v0.2.0); download it again, or leave the Inception scores out")
-        if not weights.is_file():
-            raise ValueError(f"Inception weights {weights}: no such file; {advice}")
-        try:  # torch-fidelity unpickles whatever the file holds; this reads tensors only, and refuses the rest
+        problem, known = "", {"Mixed_7c.branch_pool.conv.weight", "fc.weight"}
+        try:  # torch-fidelity unpickles whatever the file holds; this reads tensors only, refuses the rest
             tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"Inception weights {weights}: not a file of weights, or damaged; {advice}") from error
-        if not isinstance(tensors, Mapping) or not {"Mixed_7c.branch_pool.conv.weight", "fc.weight"} <= {*tensors}:
-            raise ValueError(f"Inception weights {weights}: these are another network's weights; {advice}")
+            if not isinstance(tensors, Mapping) or not known <= {*tensors}:
+                problem = "these are another network's weights"
+        except Exception:
+            problem = "not a file of weights, or damaged" if weights.is_file() else "no such file"
+        if problem:
+            raise ValueError(f"Inception weights {weights}: {problem}; expected torch-fidelity's "
+                             "weights-inception-2015-12-05-6726825d.pth (from its release page, v0.2.0); "
+                             "download it again, or leave the Inception scores out")
         self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"],
                                                    feature_extractor_weights_path=str(weights))
 
@@ -113,8 +115,10 @@ class InceptionExtractor:
 
 
 def inception_scores(drawn: Sequence[Tensor], gold: Sequence[Tensor], weights: Path) -> dict[str, float]:
-    """Inception's own scores of photos, uint8 (3, H, W) each, as ``inception_is`` and so on; about 6-10 photos
-    per second on a CPU. Raises ValueError as ``InceptionExtractor`` and ``features_of`` do."""
-    ours, theirs = (features_of(photos, InceptionExtractor(weights)) for photos in (drawn, gold))
-    values = (*inception_score(ours), fid(ours, theirs), *kid(ours, theirs))
-    return dict(zip([f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std")], values, strict=True))
+    """The usual scores, by Inception, of photos, uint8 (3, H, W) each: ``inception_is`` and so on. About 6-10
+    photos per second on a CPU. Raises ValueError as ``InceptionExtractor`` and ``features_of`` do."""
+    extractor = InceptionExtractor(weights)
+    ours, theirs = features_of(drawn, extractor), features_of(gold, extractor)
+    (mean, std), (kid_mean, kid_std) = inception_score(ours), kid(ours, theirs)
+    return {"inception_is": mean, "inception_is_std": std, "inception_fid": fid(ours, theirs),
+            "inception_kid": kid_mean, "inception_kid_std": kid_std}

@@ -1,4 +1,4 @@
-"""What only MiniChat can score, because what its photos show is known: scenes, and questions about details."""
+"""What only MiniChat can score, since it knows what its photos show: scenes, and questions about details."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +16,8 @@ from e2e_lib.evaluation.scores import Metric
 
 CORE_ATTRIBUTES = ("thing", "colour", "place")
 DETAILS = ("number", "size", "time")  # the attributes that questions are about
-NAMES = ("scene_accuracy", *(f"scene_{name}" for name in ATTRIBUTES), "details", *(f"details_{name}" for name in DETAILS))
+NAMES = ("scene_accuracy", *(f"scene_{name}" for name in ATTRIBUTES),
+         "details", *(f"details_{name}" for name in DETAILS))
 Scene = Mapping[str, Any]  # {"gold": {attribute: value}, "drawn": the same, or None where no photo was drawn}
 
 
@@ -28,7 +29,7 @@ def wrong_attributes(scene: Scene, names: Sequence[str] = CORE_ATTRIBUTES) -> li
 
 
 def scene_values(scene: Scene) -> dict[str, float]:
-    """``scene_<attribute>``, 1 where the drawn photo has the gold one's value and else 0, and ``scene_accuracy``,
+    """``scene_<attribute>``: 1 where the drawn photo has the gold one's value, else 0; ``scene_accuracy``:
     their mean over thing, colour and place. Groups are always small, so size is easier than it looks."""
     wrong = wrong_attributes(scene, tuple(ATTRIBUTES))
     return {"scene_accuracy": float(np.mean([name not in wrong for name in CORE_ATTRIBUTES])),
@@ -38,15 +39,16 @@ def scene_values(scene: Scene) -> dict[str, float]:
 class MiniChatScores:
     """A ``scores.CorpusScores`` for the MiniChat in ``folder``. Raises DataError if it lacks its scenes."""
 
-    metrics = {
-        "scene_accuracy": Metric("scene accuracy", "higher", "share of thing, colour and place that are drawn "
-                                 "right; no photo is all wrong (0-1)"),
-        "details": Metric("detail questions", "higher", "share of right answers to what the photo shows and its "
-                          "caption leaves out (0-1)"),
+    metrics: Mapping[str, Metric] = {
+        "scene_accuracy": Metric("scene accuracy", "higher", "share of thing, colour and place that are "
+                                 "drawn right; no photo is all wrong (0-1)"),
+        "details": Metric("detail questions", "higher", "share of right answers to what the photo shows and "
+                          "its caption leaves out (0-1)"),
     }
 
     def __init__(self, folder: Path) -> None:
-        self.scenes, self.open_photos = (read(folder / "scenes.jsonl") for read in (read_scenes, open_photos))
+        self.scenes = read_scenes(folder / "scenes.jsonl")
+        self.open_photos = open_photos(folder / "scenes.jsonl")
 
     def questions(self, examples: Sequence[Example]) -> list[tuple[Example, dict[str, Any]]]:
         """The examples that ask for a detail which only the photo shows, each with the true answer."""
@@ -54,31 +56,33 @@ class MiniChatScores:
         return [(example, asdict(question)) for example, question in pairs if question]
 
     def annotate(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[dict[str, Any]]:
-        """``scene``: what the gold photo shows, if its context determines it, and what the classifier says of the
-        drawn one (None if none was drawn); None for other examples."""
-        gold_ids = [example.response.photo.photo_id if example.response.photo else None for example in examples]
+        """``scene``: what the gold photo shows, if its context determines that, and what the classifier says
+        of the drawn one (None if none was drawn); None for other examples."""
         drawn = [response.photo for response in responses if response.photo is not None]
         predictions = iter(load_scene_classifier().predict(drawn))
         rows: list[dict[str, Any]] = []
-        for photo_id, response in zip(gold_ids, responses, strict=True):
-            prediction = None if response.photo is None else next(predictions)
-            gold = {name: getattr(self.scenes[photo_id], name) for name in ATTRIBUTES} if photo_id else None
-            is_due = photo_id and photo_id not in self.open_photos
-            rows.append({"scene": {"photo_id": photo_id, "gold": gold, "drawn": prediction} if is_due else None})
+        for example, response in zip(examples, responses, strict=True):
+            prediction, photo = None if response.photo is None else next(predictions), example.response.photo
+            scene = None
+            if photo and photo.photo_id not in self.open_photos:
+                gold = asdict(self.scenes[photo.photo_id])
+                scene = {"photo_id": photo.photo_id, "gold": gold, "drawn": prediction}
+            rows.append({"scene": scene})
         return rows
 
     def values(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """``scene_values`` of a saved answer; ``details`` and ``details_<attribute>`` of the reply to a question."""
+        """``scene_values`` of an answer; ``details`` and ``details_<attribute>`` of a reply to a question."""
         values = dict.fromkeys(NAMES, np.nan) | (scene_values(row["scene"]) if row.get("scene") else {})
         if "attribute" in row:
             question = Question(row["photo_id"], row["attribute"], row["truth"])
-            values["details"] = values[f"details_{question.attribute}"] = float(question.answered_by(row["text"]))
+            right = float(question.answered_by(row["text"]))
+            values |= {"details": right, f"details_{question.attribute}": right}
         return values
 
     def counts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """How many gold photos and questions were scored, and how many photos were not drawn."""
         scenes = [row["scene"] for row in rows if row.get("scene")]
-        asked = [row["attribute"] for row in rows if "attribute" in row]
+        kinds = [row["attribute"] for row in rows if "attribute" in row]
         return {"scene_n": len(scenes), "scene_missing": sum(scene["drawn"] is None for scene in scenes),
-                "details_n": len(asked), **{f"details_{name}_n": asked.count(name) for name in DETAILS},
+                "details_n": len(kinds), **{f"details_{name}_n": kinds.count(name) for name in DETAILS},
                 "n": {"scenes": len(scenes)}}

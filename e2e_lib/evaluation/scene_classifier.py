@@ -1,6 +1,8 @@
-"""The scene classifier: a small network that says what a MiniChat photo shows. It judges drawn photos, and its
-features stand in for Inception's. It is no part of the model: it is trained once, on every combination of thing,
-colour and place, and never changed."""
+"""The scene classifier: a small network that says what a MiniChat photo shows.
+
+It judges drawn photos, and its features stand in for Inception's. It is no part of the model: it is trained
+once, on every combination of thing, colour and place, and never changed.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +31,7 @@ class SceneClassifier(nn.Module, PyTorchModelHubMixin):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)
         self.to_features = nn.Linear(widths[-1], FEATURES)
-        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in ATTRIBUTES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(ATTRIBUTES[name])) for name in ATTRIBUTES})
 
     def _hidden(self, photos: Tensor) -> Tensor:
         hidden = self.convolutions(to_floats(photos)).mean((2, 3))  # (B, 3·width)
@@ -46,7 +48,7 @@ class SceneClassifier(nn.Module, PyTorchModelHubMixin):
         rows: list[dict[str, Any]] = []
         for part in square(photos, SIDE).split(batch_size):
             best = {name: logits.argmax(-1).tolist() for name, logits in self(part).items()}
-            rows += [{name: values[best[name][i]] for name, values in ATTRIBUTES.items()} for i in range(len(part))]
+            rows += [{name: ATTRIBUTES[name][best[name][i]] for name in ATTRIBUTES} for i in range(len(part))]
         return rows
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """Every score of section 3.1.3, once: of a run's answers as they are, or of sets resampled from them.
 
-Answers are reduced to counts, values and features per example. A score is a function of these and of how often
-each example counts: weights of ones give the test set's score, those of a bootstrap the scores of resampled
-sets. Axes: E examples, K sets, N photos.
+Answers are reduced to counts, values and features per example. A score is a function of these and of how
+often each example counts: weights of ones give the test set's score, those of a bootstrap the scores of
+resampled sets. Axes: E examples, K sets, N photos.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +31,16 @@ class Metric(NamedTuple):
 
 # The scores that are shown, in order. A star: by the features of the corpus's own extractor, not Inception's.
 METRICS: dict[str, Metric] = {
-    "bleu1": Metric("BLEU-1", "higher", "share of the reply's words that the gold reply has too, times a penalty for "
-                    "short replies (0-100)"),
-    "bleu2": Metric("BLEU-2", "higher", "the same for pairs of neighbouring words, alone, as the authors' code (0-100)"),
-    "bleu2_cumulative": Metric("BLEU-2, cumulative", "higher", "Papineni's: geometric mean of orders 1 and 2 (0-100)"),
-    "rougeL": Metric("ROUGE-L", "higher", "F1 of the longest common subsequence of words, mean over replies (0-100)"),
-    "caption_bleu": Metric("caption BLEU-2, cumulative", "higher", "against gold captions; no caption is an empty one "
-                           "(0-100)"),
+    "bleu1": Metric("BLEU-1", "higher", "share of the reply's words that the gold reply has too, times a "
+                    "penalty for short replies (0-100)"),
+    "bleu2": Metric("BLEU-2", "higher", "the same for pairs of neighbouring words, of order 2 alone (0-100)"),
+    "bleu2_cumulative": Metric("BLEU-2, cumulative", "higher", "Papineni's: mean of orders 1 and 2 (0-100)"),
+    "rougeL": Metric("ROUGE-L", "higher", "F1 of the longest common subsequence of words (0-100)"),
+    "caption_bleu": Metric("caption BLEU-2, cumulative", "higher", "the same of captions (0-100)"),
     "intent_f1": Metric("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
-    "is": Metric("IS*", "higher", "clear and varied photos, by a classifier's opinion (1 to its number of classes)"),
-    "fid": Metric("FID*", "lower", "distance between drawn and gold photos' features; biased upwards by few photos"),
-    "kid": Metric("KID*", "lower", "a distance like FID without the bias from N; may fall slightly below 0"),
+    "is": Metric("IS*", "higher", "clear and varied photos, as classified (1 to the number of classes)"),
+    "fid": Metric("FID*", "lower", "distance of drawn from gold photos; biased upwards by small numbers"),
+    "kid": Metric("KID*", "lower", "a distance like FID without the bias; may fall slightly below 0"),
 }
 
 
@@ -52,19 +51,19 @@ class CorpusScores(Protocol):
     metrics: Mapping[str, Metric]
 
     def questions(self, examples: Sequence[Example]) -> list[tuple[Example, dict[str, Any]]]:
-        """Contexts that are asked besides the test examples, each with what ``values`` needs to judge the reply."""
+        """Contexts to answer besides the test examples, each with what ``values`` needs to judge a reply."""
 
     def annotate(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[dict[str, Any]]:
         """What is to be saved with each answer, as JSON values, so that ``values`` can score it later."""
 
     def values(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """The values (0 to 1) of a saved answer, or of the reply to a question, by score; nan or none if not due."""
+        """The values (0 to 1) of a saved answer or reply to a question, by score; nan or none if not due."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A run's answers to E examples, with the replies to the corpus's questions. Where an example has no such
-    score, counts are 0 and values nan. ``drawn_rows`` and ``gold_rows`` say which examples photos belong to."""
+    """A run's answers to E examples, replies to the corpus's questions among them. Where an example has no
+    such score, counts are 0 and values nan."""
 
     dialogue_ids: list[str]
     texts: Array  # (E, 6) text.ngram_counts
@@ -73,7 +72,7 @@ class Answers:
     sharing: Array  # (E, 3) sharing.sharing_counts
     values: dict[str, Array]  # of each of the corpus's own scores (E,)
     drawn: PhotoFeatures
-    drawn_rows: NDArray[np.int64]  # (N,)
+    drawn_rows: NDArray[np.int64]  # (N,) the examples that the photos belong to
     gold: PhotoFeatures
     gold_rows: NDArray[np.int64]
     counts: dict[str, Any]  # to save beside the scores
@@ -89,13 +88,14 @@ def answer_row(example: Example, response: Response) -> dict[str, Any]:
 
 def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoFeatures,
            corpus: CorpusScores | None = None) -> Answers:
-    """Saved answers (``answer_row``, with "image" where a photo was drawn), then replies to questions, reduced.
+    """Reduces saved answers (``answer_row``, with "image" where a photo was drawn) and replies to questions.
 
-    ``drawn`` and ``gold`` are the features of drawn and gold photos in the order of rows. Raises ValueError where
-    photos and rows do not agree in number.
+    ``drawn`` and ``gold`` are the features of drawn and gold photos in the order of rows. Raises ValueError
+    where photos and rows do not agree in number.
     """
     texts = [(row["text"], row["gold_text"]) if row.get("gold_text") else None for row in rows]
-    captions = [(row["caption"] or "", row["gold_caption"]) if row.get("gold_photo_id") else None for row in rows]
+    captions = [(row["caption"] or "", row["gold_caption"]) if row.get("gold_photo_id") else None
+                for row in rows]
     at = {"drawn": np.array([row.get("image") is not None for row in rows], dtype=bool).nonzero()[0],
           "gold": np.array([pair is not None for pair in captions], dtype=bool).nonzero()[0]}
     for name, photos in (("drawn", drawn), ("gold", gold)):
@@ -106,10 +106,11 @@ def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoF
         counts = [text.ngram_counts(*pair) if pair else [0] * text.COUNTS for pair in pairs]
         return np.array(counts, dtype=np.float64).reshape(-1, text.COUNTS)
 
-    sharing = [sharing_counts(row.get("caption") is not None, bool(row.get("gold_photo_id"))) for row in rows]
+    sharing = [sharing_counts(row.get("caption") is not None, bool(row.get("gold_photo_id")))
+               for row in rows]
     values = [corpus.values(row) if corpus else {} for row in rows]
     names = dict.fromkeys([*(corpus.metrics if corpus else ()), *(name for row in values for name in row)])
-    counts = dict(corpus.counts(rows)) if hasattr(corpus, "counts") else {}
+    counts = dict(corpus.counts(rows)) if corpus and hasattr(corpus, "counts") else {}
     n = {"examples": sum("gold_text" in row for row in rows), "texts": len(rows) - texts.count(None),
          "gold_photos": len(gold), **counts.pop("n", {})}
     return Answers(
@@ -129,7 +130,7 @@ def _bleu(field: str, name: str) -> Score:
 
 
 def _intent(name: str) -> Score:
-    return lambda answers, weights: np.array([intent_scores(counts)[name] for counts in weights @ answers.sharing])
+    return lambda answers, weights: np.array([intent_scores(row)[name] for row in weights @ answers.sharing])
 
 
 def _photos(function: Callable[[PhotoFeatures, PhotoFeatures], float]) -> Score:
@@ -137,7 +138,8 @@ def _photos(function: Callable[[PhotoFeatures, PhotoFeatures], float]) -> Score:
     def score(answers: Answers, weights: Array) -> Array:
         sides, scores = ((answers.drawn, answers.drawn_rows), (answers.gold, answers.gold_rows)), []
         for row in weights.astype(np.int64):
-            photos = [side.take(torch.from_numpy(np.repeat(np.arange(len(side)), row[at]))) for side, at in sides]
+            photos = [side.take(torch.arange(len(side)).repeat_interleave(torch.from_numpy(row[at])))
+                      for side, at in sides]
             scores.append(function(*photos) if min(map(len, photos)) > 1 else np.nan)
         return np.array(scores)
     return score
@@ -165,7 +167,7 @@ SCORES: dict[str, Score] = {
 
 
 def score(name: str, answers: Answers, weights: Array) -> Array:
-    """A score of ``SCORES``, or one of the corpus's own, under ``weights`` (K, E): (K,), nan for nothing to score."""
+    """A score of ``SCORES`` or the corpus's own, under ``weights`` (K, E): (K,), nan where there is none."""
     return SCORES[name](answers, weights) if name in SCORES else _mean(answers.values[name], weights)
 
 
@@ -183,9 +185,9 @@ def all_scores(answers: Answers) -> dict[str, Any]:
 
 def dev_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoSource,
                extractor: FeatureExtractor) -> dict[str, Any]:
-    """``bleu2`` (0 if no gold response has text) and ``fid`` (None with fewer than two photos) of dev answers."""
+    """``bleu2`` (0 if no gold response has text) and ``fid`` (None below two photos) of dev answers."""
     rows = [answer_row(*pair) | {"image": pair[1].photo} for pair in zip(examples, responses, strict=True)]
-    drawn = features_of([row["image"] for row in rows if row["image"] is not None], extractor)
-    gold = features_of([store.tensor(row["gold_photo_id"]) for row in rows if row["gold_photo_id"]], extractor)
-    answers = reduce(rows, drawn, gold)
+    drawn = [row["image"] for row in rows if row["image"] is not None]
+    gold = [store.tensor(row["gold_photo_id"]) for row in rows if row["gold_photo_id"]]
+    answers = reduce(rows, features_of(drawn, extractor), features_of(gold, extractor))
     return {"bleu2": score_once("bleu2", answers) or 0.0, "fid": score_once("fid", answers)}

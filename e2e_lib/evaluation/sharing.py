@@ -14,5 +14,6 @@ def intent_scores(counts: Sequence[float]) -> dict[str, float]:
     A score with nothing to count is 0, as scikit-learn has it by default.
     """
     right, shared, due = counts
-    return {"intent_precision": right / shared if shared else 0.0, "intent_recall": right / due if due else 0.0,
+    return {"intent_precision": right / shared if shared else 0.0,
+            "intent_recall": right / due if due else 0.0,
             "intent_f1": 2 * right / (shared + due) if shared + due else 0.0}

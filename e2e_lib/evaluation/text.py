@@ -7,7 +7,7 @@ function. Captions are no part of a response's text; they are scored as texts of
 from collections import Counter
 from collections.abc import Sequence
 
-from nltk import ngrams
+from nltk import ngrams  # type: ignore[import-untyped]
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
@@ -16,7 +16,7 @@ _ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
 
 
 def ngram_counts(hypothesis: str, reference: str) -> list[int]:
-    """Of a pair: matches of 1-grams and of 2-grams, their totals in the hypothesis, and both lengths in words.
+    """Of a pair: matches of 1-grams and of 2-grams, their totals in the hypothesis, both lengths in words.
 
     Words are split at white space, case is kept, a match counts at most as often as the reference has it.
     """
@@ -34,10 +34,10 @@ def bleu(counts: Sequence[float]) -> dict[str, float]:
     without a match scores 0. A hypothesis of one word has no 2-grams and adds none (nltk's ``corpus_bleu``
     counts one that cannot match, so its BLEU-2 is lower where there are such).
     """
-    *grams, our_length, their_length = counts
+    *grams, our_length, their_length = map(int, counts)
     scores = {}
     for order in (1, 2):
-        score = BLEU.compute_bleu(grams[:order], grams[2:2 + order], int(our_length), int(their_length),
+        score = BLEU.compute_bleu(grams[:order], grams[2:2 + order], our_length, their_length,
                                   smooth_method="none", max_ngram_order=order)
         scores[f"bleu{order}"] = score.bp * score.precisions[order - 1]
         scores[f"bleu{order}_cumulative"] = score.score

@@ -1,4 +1,4 @@
-"""What each variant of the model is worth after joint training, and what it costs (the paper has no ablation).
+"""What each variant of the model is worth after joint training, and what it costs (not in the paper).
 
 Every part is kept once it is done, so that an interrupted ablation goes on.
 """
@@ -16,9 +16,17 @@ from e2e_lib import config as configuration
 from e2e_lib import corpora
 from e2e_lib.config import Config
 from e2e_lib.data.collate import Collator
-from e2e_lib.experiments import comparison
+from e2e_lib.experiments.comparison import differences_record, read_runs
 from e2e_lib.experiments.evaluate import Echo, evaluate, split_examples
-from e2e_lib.experiments.variants import GROUPS, MAPS, VARIANTS, apply_variant, names_of, reference_of, run_root
+from e2e_lib.experiments.variants import (
+    GROUPS,
+    MAPS,
+    VARIANTS,
+    apply_variant,
+    names_of,
+    reference_of,
+    run_root,
+)
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
@@ -33,11 +41,12 @@ ANSWERS = "answers-ablation"
 COMPARED = ("bleu2", "rougeL", "fid", "scene_accuracy", "details")
 
 
-def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[str] = tuple(GROUPS)) -> dict[str, Any]:
-    """Trains and scores variants with every seed; writes ``results/<profile>/ablations/`` and ``ablations.json``.
+def ablate(config: Config, seeds: Sequence[int], echo: Echo,
+           variants: Sequence[str] = tuple(GROUPS)) -> dict[str, Any]:
+    """Trains and scores variants with every seed into ``results/<profile>/ablations/``; returns their
+    summary.
 
-    Returns the latter, their summary. Raises ConfigError for a variant that does not exist, and whatever training and
-    evaluation raise.
+    Raises ConfigError for a variant that does not exist, and whatever training and evaluation raise.
     """
     names = names_of(variants)
     for number, name in enumerate(names, 1):
@@ -53,49 +62,49 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
 def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int = 5000) -> Path | None:
     """Every variant with runs of all ``seeds`` minus its reference: paired bootstrap, as between systems.
 
-    Writes ``results/<profile>/ablation_differences.json``, or nothing where there is no pair. Raises ResultsError where
-    variants have answered different test examples.
+    Writes ``results/<profile>/ablation_differences.json``, or nothing where there is no pair. Raises
+    ResultsError where variants have answered different test examples.
     """
     path = results.RESULTS / config.profile / "ablation_differences.json"
     weights = {(run["system"], run["seed"]): run["provenance"]["weights"]
                for run in results.read_runs(config.profile, folder="ablations")}
-
-    def is_done(name: str, seed: int) -> bool:
-        return (name, seed) in weights and (run_folder(config, seed, run_root(config, name)) / ANSWERS).is_dir()
-
-    done = {name: ("end_to_end", run_root(config, name)) for name in VARIANTS if all(is_done(name, seed) for seed in seeds)}
-    pairs = [(name, reference_of(name)) for name in done if name != "none" and reference_of(name) in done]
-    echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} and are compared; "
-         f"without: {', '.join(name for name in VARIANTS if name not in done) or 'none'}")
-    settings = {"draws": draws, "seeds": list(seeds), "numbers": versions("minichat", "scoring", "decoding", "training"),
-                "weights": {f"{name}-seed{seed}": weights[name, seed] for name in done for seed in seeds}}
+    roots = {name: ("end_to_end", root) for name in VARIANTS if (root := run_root(config, name)) and all(
+        (name, seed) in weights and (run_folder(config, seed, root) / ANSWERS).is_dir() for seed in seeds)}
+    pairs = [(name, reference_of(name)) for name in roots if name != "none" and reference_of(name) in roots]
+    missing = ", ".join(name for name in VARIANTS if name not in roots) or "none"
+    echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} "
+         f"and are compared; without: {missing}")
+    settings = {"draws": draws, "seeds": list(seeds),
+                "numbers": versions("minichat", "scoring", "decoding", "training"),
+                "weights": {f"{name}-seed{seed}": weights[name, seed] for name in roots for seed in seeds}}
     if not pairs:
         return None
     if not results.is_up_to_date(path, settings, echo):
-        runs = comparison.read_runs(config, done, seeds, corpora.prepare(config, echo), ANSWERS)
+        runs = read_runs(config, roots, seeds, corpora.prepare(config, echo), ANSWERS)
         files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "asked": settings,
-                                **comparison.differences_record(config, seeds, runs, pairs, COMPARED, draws=draws)})
+                                **differences_record(config, seeds, runs, pairs, COMPARED, draws=draws)})
     return path
 
 
 def measurement_settings(config: Config) -> dict[str, Any]:
     """What a measurement of gradients or steps depends on, besides its own arguments."""
+    sections = asdict(config)
     return {"numbers": versions("minichat", "training", "gradients"),
-            "settings": {section: asdict(config)[section] for section in ("profile", "data", "bridge", "train")}}
+            "settings": {name: sections[name] for name in ("profile", "data", "bridge", "train")}}
 
 
 def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 16) -> Path:
     """Times a training step with every map, in turn, on one batch half of which shares photos.
 
-    Writes ``results/<profile>/steps.json``: median seconds, and the ratio to a step without a gradient, median and
-    standard deviation over ``rounds``.
+    Writes ``results/<profile>/steps.json``: median seconds, and the median and standard deviation over
+    ``rounds`` of the ratio to a step without a gradient.
     """
     path = results.RESULTS / config.profile / "steps.json"
     settings = {"rounds": rounds, "batch": batch, **measurement_settings(config)}
     if results.is_up_to_date(path, settings, echo):
         return path
     examples, store = split_examples(corpora.prepare(config, echo), "dev")
-    models = {name: build(apply_variant(config, name)).train() for name in MAPS}
+    models: dict[str, Any] = {name: build(apply_variant(config, name)).train() for name in MAPS}
     collated = Collator(models["none"].formatter, store)(dev_examples(examples, batch))
     seconds: dict[str, list[float]] = {name: [] for name in MAPS}
     for number in range(rounds + 1):
@@ -105,9 +114,11 @@ def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 1
             model(collated, temperature=0.5, rng=generator("step", number)).loss.backward()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    ratios = {name: [one / none for one, none in zip(seconds[name], seconds["none"], strict=True)] for name in MAPS}
-    rows = [{"mapping": name, "seconds": statistics.median(seconds[name]), "over_none": statistics.median(ratios[name]),
-             "std": statistics.stdev(ratios[name])} for name in MAPS]
+    rows = []
+    for name in MAPS:
+        ratios = [one / none for one, none in zip(seconds[name], seconds["none"], strict=True)]
+        rows.append({"mapping": name, "seconds": statistics.median(seconds[name]),
+                     "over_none": statistics.median(ratios), "std": statistics.stdev(ratios)})
     return files.write_json(path, {
-        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "threads": torch.get_num_threads(),
-        "rows": rows, "provenance": provenance_record(config, seeds={})})
+        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "rows": rows,
+        "threads": torch.get_num_threads(), "provenance": provenance_record(config, seeds={})})

@@ -1,21 +1,19 @@
-"""The image loss's gradient through each map and estimator, compared with the exact one (sections 2.4.1-2.4.2).
+"""The image loss's gradient through each map and estimator, next to the exact one (sections 2.4.1-2.4.2).
 
-The exact gradient can be had where it can be summed: the few positions of a real caption that the model is
-least sure of may each take one of its likeliest words, and nothing else may change. Then the expected image
-loss is a sum over these variants of the caption, and so is its gradient with respect to the words' logits. Each
-variant's loss, and its gradient with respect to the text encoder's embeddings, is computed once, with the same
-noise and timesteps for all; after that, any number of estimates costs next to nothing. Axes: N variants, n
-positions, m words, C caption positions, L text-encoder positions, D2 its width, V1 the language model's words.
-"""
+The exact gradient is known where it can be summed: the few positions of a real caption that the model is
+least sure of may each take one of its likeliest words, and nothing else may change. Each such variant's image
+loss, and its gradient with respect to the text encoder's embeddings, is computed once, with the same noise
+and timesteps for all; after that, estimates cost next to nothing. Axes: N variants, n positions, m words, C
+caption positions, L text-encoder positions, D2 its width, V1 the language model's words."""
 
 import itertools
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,34 +27,31 @@ from e2e_lib.data.collate import Batch, Collator
 from e2e_lib.experiments.ablation import measurement_settings
 from e2e_lib.experiments.evaluate import Echo, split_examples
 from e2e_lib.experiments.variants import MAPS
+from e2e_lib.models.end_to_end import caption_positions
 from e2e_lib.models.systems import word_list
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.randomness import generator
 from e2e_lib.repro.run_files import run_folder
 from e2e_lib.training.loop import load_trained
-from e2e_lib.models.end_to_end import caption_positions
 
 EXCLUDED = -1e4  # the logit of a word that may not be chosen
-REINFORCE_SAMPLES = 16
-ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0), ("gumbel_rao", 0.5),
-              ("reinmax", 1.0))
+ESTIMATORS = (("straight_through", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("decoupled", 1.0),
+              ("gumbel_rao", 0.5), ("reinmax", 1.0))
 
 
 @dataclass
 class CaptionVariants:
-    """A caption's N variants. ``logits`` (C, V1) let only their words be chosen; ``positions`` (n,) and ``words``
-    (n, m) say which vary; ``choices`` (N, n) index ``words``; ``ids`` (N, C) and ``texts`` are the captions;
-    ``losses`` (N,) their image losses and ``embedding_gradients`` (N, L, D2) the gradients of those."""
+    """A caption's N variants, their image losses, and the gradients of these."""
 
-    logits: Tensor
-    positions: Tensor
-    words: Tensor
-    choices: Tensor
-    ids: Tensor
-    texts: list[str]
-    losses: Tensor
-    embedding_gradients: Tensor
+    logits: Tensor  # (C, V1) that let only the variants' words be chosen
+    positions: Tensor  # (n,) that vary
+    words: Tensor  # (n, m) that may stand there
+    choices: Tensor  # (N, n) indices of words
+    ids: Tensor  # (N, C)
+    texts: list[str]  # N
+    losses: Tensor  # (N,)
+    embedding_gradients: Tensor  # (N, L, D2) of the losses
 
     @property
     def free_logits(self) -> Tensor:
@@ -80,15 +75,16 @@ class CaptionVariants:
 def caption_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits (C, V1) and gold tokens (C,) of the batch's one response caption, under teacher forcing."""
     with torch.no_grad():
-        logits = model.language(inputs_embeds=model.embed_context(batch), attention_mask=batch.attention_mask).logits
-        caption_logits, gold_ids, _ = caption_positions(logits, batch)  # (1, C, V1), (1, C)
+        out = model.language(inputs_embeds=model.embed_context(batch), attention_mask=batch.attention_mask)
+        caption_logits, gold_ids, _ = caption_positions(out.logits, batch)  # (1, C, V1), (1, C)
     return caption_logits[0], gold_ids[0]
 
 
 def caption_variants(model: Any, batch: Batch, *, positions: int, words: int, noises: int,
                      rng: torch.Generator) -> CaptionVariants:
-    """The variants of the one caption in ``batch`` (one response that shares a photo): its ``positions`` least certain
-    positions, the ``words`` likeliest words at each, and ``noises`` pairs of noise and timestep for the image loss."""
+    """The variants of the one caption in ``batch`` (one response that shares a photo): its ``positions``
+    least certain positions, the ``words`` likeliest words at each, and ``noises`` pairs of noise and timestep
+    for the image loss."""
     logits, gold_ids = caption_of(model, batch)
     logits = logits.index_fill(1, torch.tensor(model.tokenizer.all_special_ids), EXCLUDED)  # (C, V1)
     p = logits.softmax(-1)
@@ -98,15 +94,19 @@ def caption_variants(model: Any, batch: Batch, *, positions: int, words: int, no
     choices = torch.tensor(list(itertools.product(range(words), repeat=len(at))))  # (N, n)
     ids = gold_ids.repeat(len(choices), 1)  # (N, C)
     ids[:, at] = candidates.gather(1, choices.T).T
-    limited = torch.full_like(logits, EXCLUDED).scatter(1, gold_ids[:, None], 0.0)  # elsewhere the gold word stays
-    limited[at] = torch.full_like(limited[at], EXCLUDED).scatter(1, candidates, logits[at].gather(1, candidates))
+    excluded = torch.full_like(logits, EXCLUDED)
+    limited = excluded.scatter(1, gold_ids[:, None], 0.0)  # elsewhere the gold word stays
+    limited[at] = excluded[at].scatter(1, candidates, logits[at].gather(1, candidates))
     texts = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    return CaptionVariants(limited, at, candidates, choices, ids, texts, *image_losses(model, batch, texts, noises, rng))
+    losses = image_losses(model, batch, texts, noises, rng)
+    return CaptionVariants(limited, at, candidates, choices, ids, texts, *losses)
 
 
-def image_losses(model: Any, batch: Batch, texts: list[str], noises: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def image_losses(model: Any, batch: Batch, texts: list[str], noises: int,
+                 rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """The image loss (N,) of the batch's one photo under each text, and its gradient with respect to the text
-    encoder's embeddings (N, L, D2): means over ``noises`` pairs of noise and timestep, the same for every text."""
+    encoder's embeddings (N, L, D2): means over ``noises`` pairs of noise and timestep, the same for every
+    text."""
     image_generator = model.generator
     latents = image_generator.to_latents(batch.target_photos).expand(noises, -1, -1, -1)
     # One timestep in each of ``noises`` equal intervals: as many high as low ones, whatever the number.
@@ -124,8 +124,8 @@ def image_losses(model: Any, batch: Batch, texts: list[str], noises: int, rng: t
     return torch.stack(losses), torch.stack(gradients)
 
 
-def bridge_estimates(variants: CaptionVariants, bridge: CaptionBridge, embedding: torch.nn.Embedding, *,
-                     temperature: float, draws: int, rng: torch.Generator, batch: int = 128) -> Tensor:
+def bridge_estimates(variants: CaptionVariants, bridge: CaptionBridge, embedding: torch.nn.Embedding,
+                     temperature: float, *, draws: int, rng: torch.Generator, batch: int = 128) -> Tensor:
     """``draws`` estimates (draws, n, m) of the gradient of the expected image loss: sample a caption, then
     backpropagate its image loss through ``bridge``."""
     estimates, free = [], variants.free_logits  # (n, m)
@@ -144,60 +144,61 @@ def bridge_estimates(variants: CaptionVariants, bridge: CaptionBridge, embedding
     return torch.cat(estimates)
 
 
-def reinforce_estimates(variants: CaptionVariants, *, draws: int, samples: int, rng: torch.Generator) -> Tensor:
-    """The same from REINFORCE with leave-one-out, which needs ``samples`` captions' losses and no gradient of them."""
+def reinforce_estimates(variants: CaptionVariants, *, draws: int, samples: int,
+                        rng: torch.Generator) -> Tensor:
+    """The same from REINFORCE with leave-one-out, which needs ``samples`` captions' losses and no gradient of
+    them."""
     estimates = []
     for _ in range(draws):
         free = variants.free_logits.clone().requires_grad_()
-        value = reinforce(lambda one_hot: variants.losses[variants.index_of(one_hot)], free, rng=rng, samples=samples)
+        value = reinforce(lambda one_hot: variants.losses[variants.index_of(one_hot)], free, rng=rng,
+                          samples=samples)
         estimates.append(torch.autograd.grad(value, free)[0])
     return torch.stack(estimates)
 
 
 def alignment(variants: CaptionVariants, model: Any, cases: Sequence[tuple[str, str, float]], *, draws: int,
               rng: torch.Generator, words: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A row per (map, estimator, temperature): the numbers of ``compare_gradients``, and seconds per estimate.
+    """A row per (map, estimator, temperature): ``compare_gradients``'s numbers, and seconds per estimate.
 
-    The estimator "reinforce" needs no map. It and Gumbel-Rao sample 16 times per estimate, and make an eighth as many.
+    The estimator "reinforce" needs no map. It and Gumbel-Rao sample 16 times per estimate, and make an eighth
+    as many.
     """
     _, exact = variants.exact_gradient()
     embedding = model.generator.text_encoder.get_input_embeddings()
     rows = []
     for mapping, estimator, temperature in cases:
+        count = draws // 8 if estimator in ("reinforce", "gumbel_rao") else draws
         began = time.perf_counter()
         if estimator == "reinforce":
-            estimates = reinforce_estimates(variants, draws=draws // 8, samples=REINFORCE_SAMPLES, rng=rng)
+            estimates = reinforce_estimates(variants, draws=count, samples=16, rng=rng)
         else:
             bridge = CaptionBridge(model.tokenizer, model.generator.tokenizer, mapping, estimator=estimator,
                                    words=words, length=model.generator.max_length)
-            count = draws // 8 if estimator == "gumbel_rao" else draws
-            estimates = bridge_estimates(variants, bridge, embedding, temperature=temperature, draws=count, rng=rng)
-        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": len(estimates),
-                     "seconds_a_draw": (time.perf_counter() - began) / len(estimates),
+            estimates = bridge_estimates(variants, bridge, embedding, temperature, draws=count, rng=rng)
+        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": count,
+                     "seconds_a_draw": (time.perf_counter() - began) / count,
                      **compare_gradients(estimates, exact)})
     return rows
 
 
 def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positions: int = 2, words: int = 5,
             noises: int = 16, draws: int = 2048) -> Path:
-    """Compares every map and estimator with the exact gradient, on dev captions of the trained model of ``seed``.
+    """Measures every map and estimator on dev captions of the trained model of ``seed``.
 
-    Writes ``results/<profile>/gradients.json``, a row each: mean, standard deviation and number over ``captions``
-    captions. Raises CheckpointError.
-    """
+    Writes ``results/<profile>/gradients.json``, a row each: mean, standard deviation and number over
+    captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"
-    settings = {"captions": captions, "positions": positions, "words": words, "noises": noises, "draws": draws,
-                "seed": seed, "weights": files.weights_hash(run_folder(config, seed) / "best"),
-                **measurement_settings(config)}
+    settings = {"captions": captions, "positions": positions, "words": words, "noises": noises,
+                "draws": draws, "seed": seed, **measurement_settings(config),
+                "weights": files.weights_hash(run_folder(config, seed) / "best")}
     if results.is_up_to_date(path, settings, echo):
         return path
     examples, store = split_examples(corpora.prepare(config, echo), "dev")
     sharing = [e for e in examples if e.response.photo and not e.response.text][:captions]
     model, listed = load_trained(config, seed), word_list(config.bridge.word_list)
     cases = [(mapping, *estimator) for mapping in MAPS if mapping != "none" for estimator in ESTIMATORS]
-    cases.append(("all", "reinforce", 1.0))
-    measured: dict[tuple[str, str, float], list[dict[str, Any]]] = {case: [] for case in cases}
-    lines = []
+    rows, lines = [], []
     for number, example in enumerate(sharing, 1):
         variants = caption_variants(model, Collator(model.formatter, store)([example]), positions=positions,
                                     words=words, noises=noises, rng=generator(seed, "family", number))
@@ -205,15 +206,14 @@ def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positi
         lines.append({"caption": example.response.photo.caption if example.response.photo else "",
                       "expected_image_loss": float(expected), "spread": float(variants.losses.std()),
                       "gradient_norm": float(exact.norm())})
-        for row in alignment(variants, model, cases, draws=draws, rng=generator(seed, "draws", number), words=listed):
-            measured[row["mapping"], row["estimator"], row["temperature"]].append(row)
-        echo(f"caption {number} of {len(sharing)}: {len(variants.texts)} variants, image loss {float(expected):.4f}")
-    rows = []
-    for (mapping, estimator, temperature), of_case in measured.items():
-        names = [name for name, value in of_case[0].items() if isinstance(value, float) and name != "temperature"]
-        columns = {name: [row[name] for row in of_case] for name in names}
-        rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "n": len(of_case), **{
-            name: {"mean": statistics.fmean(values), "std": statistics.stdev(values)} for name, values in columns.items()}})
+        rows += alignment(variants, model, [*cases, ("all", "reinforce", 1.0)], draws=draws, words=listed,
+                          rng=generator(seed, "draws", number))
+        echo(f"caption {number} of {len(sharing)}: {len(variants.texts)} variants, image loss {expected:.4f}")
+    case = ["mapping", "estimator", "temperature"]
+    groups = pd.DataFrame(rows).drop(columns="draws").groupby(case, sort=False)
+    spread = groups.agg(["mean", "std"]).stack(0)  # a row per case and number: mean, std
     return files.write_json(path, {
-        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "rows": rows, "captions": lines,
+        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "captions": lines,
+        "rows": [{**dict(zip(case, key, strict=True)), "n": len(group),
+                  **spread.loc[key].to_dict("index")} for key, group in groups],
         "provenance": provenance_record(config, seeds={"training": seed})})

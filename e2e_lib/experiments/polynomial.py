@@ -16,12 +16,12 @@ CASES = (("decoupled", 1.0), ("gumbel", 1.0), ("gumbel", 0.1), ("soft", 0.1), ("
 FILE = Path("estimators", "polynomial.json")
 
 
-def polynomial(name: str, temperature: float, *, steps: int, learning_rate: float = 0.02, exponent: float = 1.5,
-               latents: int = 128, batch: int = 64, seed: int = 0) -> list[float]:
-    """Binary latents x learn to minimise the mean of |x - 0.45|^p, whose optimum 0.45^p is x = 0 throughout.
+def polynomial(name: str, temperature: float, *, steps: int, learning_rate: float = 0.02,
+               exponent: float = 1.5, latents: int = 128, batch: int = 64, seed: int = 0) -> list[float]:
+    """Binary latents x learn to minimise the mean of |x - 0.45|^p; the optimum 0.45^p is x = 0 throughout.
 
-    Returns its exact expectation before each of ``steps`` steps of Adam and after the last. A step asks for the
-    objective of ``batch`` rows, whatever the estimator (REINFORCE's come in groups of 16).
+    Returns its exact expectation before each of ``steps`` steps of Adam and after the last. A step evaluates
+    the objective of ``batch`` rows, whatever the estimator (REINFORCE's come in groups of 16).
     """
     rng, logits = generator(seed, "polynomial", name), torch.zeros(latents, 2, requires_grad=True)
     optimizer = torch.optim.Adam([logits], learning_rate)
@@ -39,9 +39,10 @@ def polynomial(name: str, temperature: float, *, steps: int, learning_rate: floa
 
 
 def measure(echo: Echo, *, steps: int = 8000, learning_rate: float = 1e-3, seed: int = 0) -> Path:
-    """Where ``polynomial`` ends with each estimator after long training: ``results/estimators/polynomial.json``."""
+    """Where ``polynomial`` ends with each estimator after long training; writes ``results/`` + ``FILE``."""
     path = results.RESULTS / FILE
-    settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "numbers": versions("gradients")}
+    settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed,
+                "numbers": versions("gradients")}
     if results.is_up_to_date(path, settings, echo):
         return path
     rows = []
@@ -54,4 +55,5 @@ def measure(echo: Echo, *, steps: int = 8000, learning_rate: float = 1e-3, seed:
 
 def long_polynomial(root: Path | str = results.RESULTS) -> dict[tuple[str, float], float]:
     """What ``measure`` wrote, by (name, τ). Raises ResultsError if that is missing."""
-    return {(row["estimator"], row["temperature"]): row["end"] for row in results.load_json(Path(root) / FILE)["rows"]}
+    rows = results.load_json(Path(root) / FILE)["rows"]
+    return {(row["estimator"], row["temperature"]): row["end"] for row in rows}

@@ -1,5 +1,5 @@
-"""Do errors propagate (section 1)? Photos drawn from MiniChat's captions with a growing share of wrong words, and
-from gold ones."""
+"""Do errors propagate (section 1)? Photos drawn from MiniChat's captions with a growing share of wrong words,
+and from gold ones."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from e2e_lib import config as configuration
 from e2e_lib import corpora
@@ -36,75 +37,85 @@ SHARES = (0.0, 0.25, 0.5, 0.75)
 
 def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *, photos: int = 48,
               root: Path = RUNS) -> Path:
-    """Draws the gold captions of ``photos`` test photos, evenly spaced, with a share of their words replaced: by the
-    same words for every system and seed.
+    """Draws the gold captions of ``photos`` test photos, evenly spaced, with a share of their words replaced:
+    by the same words for every system and seed.
 
-    Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals over
-    photos; "caption" is the share of thing, colour and place that the caption itself still names. Raises
-    CheckpointError and ResultsError.
-    """
+    Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals
+    over photos; "caption" is the share of thing, colour and place that the caption itself still names. Raises
+    CheckpointError and ResultsError."""
     path, by_system = results.RESULTS / config.profile / "propagation.json", _configs(config, systems)
     settings = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds),
                 "weights": _weights(by_system, seeds, root)}
     if results.is_up_to_date(path, settings, echo):
         return path
-    due = [row for row in read_answers(config.profile, seeds[:1], root, systems[0])[seeds[0]] if row.get("scene")]
-    rows = subsample(due, photos)
+    answers = read_answers(config.profile, seeds[:1], root, systems[0])[seeds[0]]
+    rows = subsample([row for row in answers if row.get("scene")], photos)
     if not rows:
-        raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is nothing to "
-                                   "draw again (only MiniChat has such scenes)")
+        raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is "
+                                   "nothing to draw again (only MiniChat has such scenes)")
     words, gold = caption_words(), [row["scene"]["gold"] for row in rows]
     captions = [[corrupt_words(row["gold_caption"], share, words, python_random("corrupt_words", i, share))
                  for i, row in enumerate(rows)] for share in SHARES]
     named = np.array([[named_share(*pair) for pair in zip(texts, gold, strict=True)] for texts in captions])
-    found, classifier = {"caption": by_share(named)}, load_scene_classifier()
+    scored, classifier = {"caption": by_share(named)}, load_scene_classifier()
     for system in systems:
-        runs = []
+        runs: list[list[list[float]]] = []
         for seed in seeds:
             model = load_trained(by_system[system], seed, root=root)
-            predictions = [classifier.predict(draw_photos(model.generator, texts, config.inference,
-                                                          generator(seed, "corrupt_words"))) for texts in captions]
-            runs.append([[scene_values({"gold": scene, "drawn": drawn})["scene_accuracy"]
-                          for scene, drawn in zip(gold, of_share, strict=True)] for of_share in predictions])
+            runs.append([])
+            for texts in captions:
+                rng = generator(seed, "corrupt_words")
+                scenes = classifier.predict(draw_photos(model.generator, texts, config.inference, rng))
+                runs[-1].append([scene_values({"gold": one, "drawn": other})["scene_accuracy"]
+                                 for one, other in zip(gold, scenes, strict=True)])
             means = ", ".join(f"{np.mean(values):.2f}" for values in runs[-1])
             echo(f"errors, {system}, seed {seed}: scene accuracy {means}")
-        found[system] = by_share(np.mean(runs, 0))
-    return files.write_json(path, {"profile": config.profile, "asked": settings, "photos": len(rows), "systems": found,
-                                   "provenance": provenance_record(config, seeds=seeds)})
+        scored[system] = by_share(np.mean(runs, 0))
+    return files.write_json(path, {"profile": config.profile, "asked": settings, "photos": len(rows),
+                                   "systems": scored, "provenance": provenance_record(config, seeds=seeds)})
 
 
-def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *, root: Path = RUNS) -> Path:
-    """How much of FID is the drawing, and how much the words? Every system and seed draws all gold test captions.
+def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *,
+             root: Path = RUNS) -> Path:
+    """How much of FID is the drawing, and how much the words? Every system and seed draws all gold test
+    captions.
 
-    Writes ``results/<profile>/gold_fid.json``: for each system, a number per seed, "from_gold" captions, the same
-    "before" the system was trained (seeds are then those of drawing alone), and "from_own" captions (as its run was
-    scored); and "drawn_anew", what the same scenes have when MiniChat itself draws them with other accidents. Raises
-    CheckpointError and ResultsError.
-    """
+    Writes ``results/<profile>/gold_fid.json``: for each system, a number per seed, "from_gold" captions, the
+    same "before" the system was trained (seeds are then those of drawing alone), and "from_own" captions (as
+    its run was scored); and "drawn_anew", what the same scenes have when MiniChat itself draws them with
+    other accidents. Raises CheckpointError and ResultsError."""
     path, by_system = results.RESULTS / config.profile / "gold_fid.json", _configs(config, systems)
     settings = {"seeds": list(seeds), "weights": _weights(by_system, seeds, root),
                 "numbers": versions("minichat", "scoring", "decoding", "training")}
     if results.is_up_to_date(path, settings, echo):
         return path
-    scored = {(run["system"], run["seed"]): run["metrics"]["fid"] for run in results.read_runs(config.profile)}
+    runs = results.read_runs(config.profile)
+    scored = {(run["system"], run["seed"]): run["metrics"]["fid"] for run in runs}
     corpus, extractor = corpora.prepare(config, echo), corpora.extractor_of(config.data)
-    examples, store = split_examples(corpus, "test")
-    shared, scenes = [example.response.photo for example in examples if example.response.photo], read_scenes(corpus / "scenes.jsonl")
-    captions, gold = [photo.caption for photo in shared], features_of([store.tensor(photo.photo_id) for photo in shared], extractor)
-    anew = render_photos([scenes[photo.photo_id] for photo in shared], [seed_of("drawn anew", i) for i in range(len(shared))])
-    found: dict[str, dict[str, list[float]]] = {}
+    (examples, store), scenes = split_examples(corpus, "test"), read_scenes(corpus / "scenes.jsonl")
+    shared = [example.response.photo for example in examples if example.response.photo]
+    gold = features_of([store.tensor(photo.photo_id) for photo in shared], extractor)
+
+    def fid_of(photos: Tensor) -> float:
+        return fid(features_of(list(photos), extractor), gold)
+
+    fids_by_system: dict[str, dict[str, list[float]]] = {}
     for system in systems:
-        found[system] = {"before": [], "from_gold": [], "from_own": [scored[system, seed] for seed in seeds]}
+        fids: dict[str, list[float]] = {"before": [], "from_gold": []}
         untrained = build(by_system[system]).eval()
         for seed in seeds:
-            for when, model in (("before", untrained), ("from_gold", load_trained(by_system[system], seed, root=root))):
-                photos = draw_photos(model.generator, captions, config.inference, generator(seed, "gold"))
-                found[system][when].append(fid(features_of(list(photos), extractor), gold))
-            echo(f"gold captions, {system}, seed {seed}: FID* {found[system]['before'][-1]:.3f}, trained "
-                 f"{found[system]['from_gold'][-1]:.3f}")
+            trained = load_trained(by_system[system], seed, root=root)
+            for name, model in (("before", untrained), ("from_gold", trained)):
+                fids[name].append(fid_of(draw_photos(model.generator, [photo.caption for photo in shared],
+                                                     config.inference, generator(seed, "gold"))))
+            echo(f"gold captions, {system}, seed {seed}: FID* {fids['before'][-1]:.3f}, "
+                 f"trained {fids['from_gold'][-1]:.3f}")
+        fids_by_system[system] = {**fids, "from_own": [scored[system, seed] for seed in seeds]}
+    anew = render_photos([scenes[photo.photo_id] for photo in shared],
+                         [seed_of("drawn anew", i) for i in range(len(shared))])
     return files.write_json(path, {
-        "profile": config.profile, "asked": settings, "photos": len(gold), "systems": found,
-        "drawn_anew": fid(features_of(list(anew), extractor), gold), "provenance": provenance_record(config, seeds=seeds)})
+        "profile": config.profile, "asked": settings, "photos": len(gold), "drawn_anew": fid_of(anew),
+        "systems": fids_by_system, "provenance": provenance_record(config, seeds=seeds)})
 
 
 def _configs(config: Config, systems: Sequence[str]) -> dict[str, Config]:
@@ -112,7 +123,8 @@ def _configs(config: Config, systems: Sequence[str]) -> dict[str, Config]:
 
 
 def _weights(by_system: Mapping[str, Config], seeds: Sequence[int], root: Path) -> dict[str, str]:
-    """The hash of every trained run's weights. Raises CheckpointError for a run that is missing or damaged."""
+    """The hash of every trained run's weights. Raises CheckpointError for a run that is missing or
+    damaged."""
     return {f"{system}-seed{seed}": files.weights_hash(run_folder(config, seed, root) / "best")
             for system, config in by_system.items() for seed in seeds}
 
@@ -123,8 +135,10 @@ def named_share(caption: str, gold: Mapping[str, Any]) -> float:
 
 
 def by_share(values: Array, draws: int = 2000) -> dict[str, Any]:
-    """Values (shares, photos), 0 to 1, as means by share and the slope of a least-squares line, with intervals."""
+    """Values (shares, photos), 0 to 1, as means by share and the slope of a least-squares line, with
+    intervals."""
     centred = np.array(SHARES) - np.mean(SHARES)
-    slopes = centred @ values / np.square(centred).sum()  # one per photo; their mean is the slope of the means
+    slopes = centred @ values / np.square(centred).sum()  # per photo; their mean is the slope of the means
     indices = np.random.default_rng(0).integers(values.shape[1], size=(draws, values.shape[1]))
-    return {"accuracy": [mean_interval(row, indices) for row in values], "slope": mean_interval(slopes, indices)}
+    return {"accuracy": [mean_interval(row, indices) for row in values],
+            "slope": mean_interval(slopes, indices)}

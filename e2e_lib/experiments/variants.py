@@ -1,4 +1,4 @@
-"""The variants of the end-to-end model: every vocabulary map, estimator and ingredient (sections 2.4.1-2.5)."""
+"""Variants of the end-to-end model: each vocabulary map, estimator and ingredient (sections 2.4.1-2.5)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,12 @@ from e2e_lib.repro.run_files import RUNS
 MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span")
 VARIANTS: dict[str, tuple[str, ...]] = {
     **{name: (f"bridge.mapping={name}",) for name in MAPS},
-    # Estimators with the map that tells words apart. ReinMax needs a temperature of at least 1, so it and its rivals
-    # have no annealing. "soft" would be "gumbel" again: the bridge gives the text encoder whole tokens. REINFORCE would
-    # draw many photos for each caption. "straight_through" and "decoupled" are alike as long as the caption that is
-    # drawn is the gold one: a check that training repeats itself.
-    "span_straight_through": ("bridge.mapping=span", "bridge.estimator=straight_through", "bridge.temperature_end=1"),
-    "span_gumbel": ("bridge.mapping=span", "bridge.temperature_end=1"),
-    "span_decoupled": ("bridge.mapping=span", "bridge.estimator=decoupled", "bridge.temperature_end=1"),
-    "span_gumbel_rao": ("bridge.mapping=span", "bridge.estimator=gumbel_rao", "bridge.temperature_end=1"),
-    "span_reinmax": ("bridge.mapping=span", "bridge.estimator=reinmax", "bridge.temperature_end=1"),
+    # Estimators, with the map that tells words apart. ReinMax needs a temperature of at least 1, so it and
+    # its rivals have no annealing. "soft" would be "gumbel" again: the bridge gives the text encoder whole
+    # tokens. REINFORCE would draw many photos for each caption. "straight_through" and "decoupled" are alike
+    # as long as the caption that is drawn is the gold one: a check that training repeats itself.
+    **{f"span_{name}": ("bridge.mapping=span", f"bridge.estimator={name}", "bridge.temperature_end=1")
+       for name in ("straight_through", "gumbel", "decoupled", "gumbel_rao", "reinmax")},
     # The other ingredients, one at a time.
     "no_perceptron": ("model.image_input=captions",),
     "own_captions": ("bridge.caption_source=predicted",),
@@ -28,8 +25,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
     "weight_0.1": ("train.image_loss_weight=0.1",),
     "weight_10": ("train.image_loss_weight=10",),
-    # At λ = 1 the image's gradient is about a hundredth of the text's (notebook 04); here they are alike. Since
-    # gradients are clipped together, λ also turns the text's own gradient down, with or without a map.
+    # At λ = 1 the image's gradient is about a hundredth of the text's (notebook 04); here they are alike.
+    # Since gradients are clipped together, λ also turns the text's own gradient down, with or without a map.
     "weight_100_none": ("train.image_loss_weight=100", "bridge.mapping=none"),
     "weight_100": ("train.image_loss_weight=100",),
     "weight_100_span": ("train.image_loss_weight=100", "bridge.mapping=span", "bridge.temperature_end=1"),
@@ -39,7 +36,7 @@ GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.st
 
 
 def names_of(words: Sequence[str]) -> list[str]:
-    """Variants by their own names or their groups', each once, in order. Raises ConfigError for any other name."""
+    """Variants by their own names or their groups', each once. Raises ConfigError for any other name."""
     names = [name for word in words for name in (GROUPS.get(word) or (word,))]
     if unknown := [name for name in names if name not in VARIANTS]:
         raise ConfigError(f"variant {unknown[0]!r} is unknown; allowed: {', '.join([*GROUPS, *VARIANTS])}")
@@ -55,15 +52,14 @@ def apply_variant(config: Config, name: str) -> Config:
 
 
 def reference_of(name: str) -> str:
-    """The variant that another one is compared with.
-
-    For maps and estimators: training that differs only in having no gradient from the image. Else the paper's way.
-    """
+    """The variant that another one is compared with: for maps and estimators, training that differs only in
+    having no gradient from the image; else the paper's way."""
     if name in (*MAPS, *GROUPS["estimators"], "weight_100_none"):
         return "none"
     return "weight_100_none" if name.startswith("weight_100") else "sentence"
 
 
 def run_root(config: Config, name: str) -> Path:
-    """The folder of a variant's runs. One that changes nothing is the profile's own run, which is not trained twice."""
+    """The folder of a variant's runs. One that changes nothing is the profile's own run, not trained
+    twice."""
     return RUNS if apply_variant(config, name) == config else RUNS / "ablations" / name

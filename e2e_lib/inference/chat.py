@@ -1,6 +1,8 @@
 """A running chat with a model (section 2.5)."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -74,3 +76,26 @@ class ChatPartner:
         answer = respond(self.model, [example], self.album, self.settings, self.rng)[0]
         self.turns.append(Turn(1, answer.text, self._shared(answer.image, answer.caption or "")))
         return answer
+
+
+def chat_in_terminal(partner: ChatPartner, say: Callable[[str], None]) -> None:
+    """Chats with whoever types, until an empty line or the end of input; drawn photos become files here."""
+    say("Say something; `/photo FILE` shares a photo, `/more` lets the partner go on, an empty line ends it.")
+    photos = 0
+    with contextlib.suppress(EOFError):
+        while line := input("you: ").strip():
+            try:
+                if line == "/more":
+                    answer = partner.go_on()
+                elif line.startswith("/photo "):
+                    answer = partner.say(photo=Image.open(Path(line[7:].strip()).expanduser()))
+                else:
+                    answer = partner.say(line)
+            except (OSError, ValueError) as error:
+                say(f"(not sent: {error})")
+                continue
+            say(f"partner: {answer.text}")
+            if answer.image:
+                photos += 1
+                answer.image.save(f"photo-{photos}.png")
+                say(f"partner shares photo-{photos}.png: {answer.caption}")

@@ -108,8 +108,8 @@ def max_change(results: Counterfactuals, system: str) -> float:
 
 def correct_answers(results: Sequence[Counterfactuals], system: str) -> tuple[int, int]:
     """For how many photos the most probable answer is the value shown, and the number of photos."""
-    hits = [max(answers, key=answers.__getitem__) == shown
-            for one in results for shown, answers in one.probabilities[system].items()]
+    hits = [max(answers, key=answers.__getitem__) == truth
+            for one in results for truth, answers in one.probabilities[system].items()]
     return sum(hits), len(hits)
 
 
@@ -118,14 +118,14 @@ def counterfactuals_figure(results: Counterfactuals, note: str) -> Figure:
     names = list(results.probabilities)
     figure = Figure(9.6, 1.35 * len(results.photos) + 0.9, note)
     axes = figure.subplots(len(results.photos), 1 + len(names), squeeze=False)
-    for row, (shown, photo) in zip(axes, results.photos.items(), strict=True):
+    for row, (truth, photo) in zip(axes, results.photos.items(), strict=True):
         row[0].imshow(np.asarray(photo), interpolation="nearest")
-        row[0].set(xticks=[], yticks=[], ylabel=str(shown))
-        row[0].set_xlabel(escape_mathtext(f"“{results.captions[shown]}”", 34), fontsize=7.5)
+        row[0].set(xticks=[], yticks=[], ylabel=str(truth))
+        row[0].set_xlabel(escape_mathtext(f"“{results.captions[truth]}”", 34), fontsize=7.5)
         for ax, name in zip(row[1:], names, strict=True):
-            answers = results.probabilities[name][shown]
+            answers = results.probabilities[name][truth]
             bars = ax.barh([str(value) for value in answers], list(answers.values()),
-                           color=[STYLES[name][1] if value == shown else "#bbbbbb" for value in answers])
+                           color=[STYLES[name][1] if value == truth else "#bbbbbb" for value in answers])
             ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
             ax.set(xlim=(0, 1.25), xticks=[0, 0.5, 1])
             ax.invert_yaxis()

@@ -36,8 +36,9 @@ class EndToEndModel(nn.Module):
                  captioner: Captioner | None, generator: ImageGenerator, bridge: CaptionBridge,
                  max_context: int, image_loss_weight: float, caption_source: str, noise: bool) -> None:
         super().__init__()
-        self.language, self.tokenizer, self.generator, self.bridge = language, tokenizer, generator, bridge
-        self.perceptron, self.captioner = perceptron, captioner
+        # The gradient norm sums their weights in this order, which decides the last digits of every result.
+        self.language, self.perceptron, self.generator = language, perceptron, generator
+        self.tokenizer, self.captioner, self.bridge = tokenizer, captioner, bridge
         self.image_loss_weight, self.caption_source, self.noise = image_loss_weight, caption_source, noise
         self.formatter = PromptFormatter(tokenizer, perceptron.queries if perceptron else 1, max_context,
                                          photos_as_captions=perceptron is None)

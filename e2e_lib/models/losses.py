@@ -1,8 +1,9 @@
 """What a training pass returns, and the text loss (Eq. 2)."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from e2e_lib.data.collate import IGNORED
@@ -32,7 +33,7 @@ def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
 
 
-def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights that have a gradient, by name; the frozen rest comes from the configured sources."""
+def trainable_weights(model: Any) -> dict[str, Tensor]:
+    """A torch module's weights that have a gradient, by name; the rest comes from the configured sources."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}

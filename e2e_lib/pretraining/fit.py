@@ -1,7 +1,7 @@
 """The training loop that all parts share, and what several recipes need: photos, labels and losses."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2e_lib.config import Config, Pretrain
+from e2e_lib.config import Config
 from e2e_lib.data.minichat.chats import sample_scene
 from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, render_photos
 from e2e_lib.repro import files, randomness
 from e2e_lib.training import checkpoints
 
+# The setting of each stage's steps. A stage's name is its checkpoint's folder and part of every step's
+# seed, so another name gives other weights: the stages keep those with which the shipped parts were made.
+STEPS = {
+    "scene_reader": "scene_classifier_steps", "autoencoder": "autoencoder_steps", "decoder": "decoder_steps",
+    "language": "language_steps", "answers": "sft_steps", "sight": "vision_steps",
+    "perceptron": "perceptron_steps", "looking": "visual_instruction_steps",
+    "text_encoder": "text_encoder_steps", "generator": "generator_steps", "light": "high_noise_steps",
+    "captioner": "captioner_steps", "dialogue": "language_steps", "dialogue_answers": "sft_steps",
+    "vqvae": "vqvae_steps", "translator": "translator_steps",
+}
 SAVE_SECONDS, REPORT_SECONDS = 60.0, 15.0  # between two checkpoints and two reports of a stage
 
 
@@ -29,22 +39,17 @@ class Pretraining:
     echo: Callable[[str], None]
 
     @property
-    def settings(self) -> Pretrain:
-        return self.config.pretrain
-
-    @property
     def seed(self) -> int:
         return self.config.pretrain.seed
 
-    def fit(self, name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tensor], *, steps: int,
+    def fit(self, name: str, modules: nn.Module, loss_of: Callable[[torch.Generator], Tensor],
             learning_rate: float) -> None:
-        """Trains with AdamW (3 % warm-up, then a cosine to zero); resumes from ``work``/``name``.
+        """Trains a stage with AdamW (3 % warm-up, then a cosine to zero); resumes from ``work``/``name``.
 
         ``loss_of`` gets a generator that depends on the step alone, so an interrupted stage ends where an
         uninterrupted one does. Raises CheckpointError for a checkpoint of another length or seed.
         """
-        # ``name`` is also part of every step's seed: another name gives other weights. So the stages keep the
-        # names with which the shipped parts were made, whatever the functions are called.
+        steps = getattr(self.config.pretrain, STEPS[name])
         parameters = [p for p in modules.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -98,11 +103,6 @@ def sample_photos(count: int, *key: object, every_triple: bool = False) -> tuple
             scene = replace(scene, **triple)
         scenes.append(scene)
     return render_photos(scenes, [randomness.seed_of(*key, i) for i in range(count)]), scenes
-
-
-def labels_of(scenes: Sequence[Scene]) -> Tensor:
-    """The index of each attribute's value (N, attributes)."""
-    return torch.tensor([scene.labels for scene in scenes])
 
 
 def attribute_loss(logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from e2e_lib.data.minichat.scenes import Scene
 from e2e_lib.data.photos import to_floats, to_pixels
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.translator import ImageTranslator, drop_captions
-from e2e_lib.pretraining.fit import Pretraining, Probes, labels_of, sample_photos
+from e2e_lib.pretraining.fit import Pretraining, Probes, sample_photos
 from e2e_lib.pretraining.language import CAPTION_LIMIT, special_tokens
 from e2e_lib.repro.randomness import python_random, seeded
 
@@ -53,7 +53,7 @@ def train_autoencoder(run: Pretraining) -> AutoencoderDC:
     with seeded(run.seed, "autoencoder"):
         autoencoder = AutoencoderDC(latent_channels=LATENT_CHANNELS, **encoder, **decoder)
         autoencoder = autoencoder.to(memory_format=torch.channels_last)
-    photos, _ = sample_photos(run.settings.photos, run.seed, "autoencoder photos")
+    photos, _ = sample_photos(run.config.pretrain.photos, run.seed, "autoencoder photos")
 
     def autoencoder_loss(rng: torch.Generator) -> Tensor:
         crops = random_crops(photos, 48, rng)
@@ -70,9 +70,8 @@ def train_autoencoder(run: Pretraining) -> AutoencoderDC:
             latents = autoencoder.encode(crops).latent
         return reconstruction_loss(autoencoder.decode(latents).sample, crops)
 
-    steps, decoder_steps = run.settings.autoencoder_steps, run.settings.decoder_steps
-    run.fit("autoencoder", autoencoder, autoencoder_loss, steps=steps, learning_rate=2.5e-3)
-    run.fit("decoder", autoencoder.decoder, decoder_loss, steps=decoder_steps, learning_rate=1.5e-3)
+    run.fit("autoencoder", autoencoder, autoencoder_loss, 2.5e-3)
+    run.fit("decoder", autoencoder.decoder, decoder_loss, 1.5e-3)
     with torch.no_grad():
         scale = autoencoder.encode(to_floats(photos[:512])).latent.std()
     autoencoder.register_to_config(scaling_factor=float(1 / scale))
@@ -94,7 +93,7 @@ def psnr_db(reconstructed: Tensor, photos: Tensor) -> Tensor:
 
 def captioned_photos(run: Pretraining) -> tuple[Tensor, list[Scene], list[list[str]]]:
     """Photos (N, 3, 64, 64), uint8, their scenes, and N captions of each of the DETAILS."""
-    photos, scenes = sample_photos(run.settings.photos, run.seed, "generator photos")
+    photos, scenes = sample_photos(run.config.pretrain.photos, run.seed, "generator photos")
     rng = python_random(run.seed, "captions")
     return photos, scenes, [[describe(scene, rng, detail) for scene in scenes] for detail in DETAILS]
 
@@ -140,7 +139,8 @@ def train_generator(run: Pretraining) -> ImageGenerator:
     photos, scenes, texts = captioned_photos(run)
     latents = torch.cat([generator.to_latents(part) for part in photos.split(256)])  # (N, C, s, s)
     captions = torch.stack([generator.tokenize(of_kind) for of_kind in texts])  # (3, N, L)
-    empty, labels = generator.tokenize([""]), labels_of(scenes)
+    empty = generator.tokenize([""])  # (1, L)
+    labels = torch.tensor([scene.labels for scene in scenes])  # (N, attributes)
     full, timestep_count = len(DETAILS) - 1, scheduler.config.num_train_timesteps
 
     def text_loss(rng: torch.Generator) -> Tensor:
@@ -165,11 +165,11 @@ def train_generator(run: Pretraining) -> ImageGenerator:
 
     probed = nn.ModuleDict({"text_encoder": text_encoder, "probes": probes})
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    run.fit("text_encoder", probed, text_loss, steps=run.settings.text_encoder_steps, learning_rate=1e-3)
+    run.fit("text_encoder", probed, text_loss, 1e-3)
     usual, high_noise = (partial(denoising_loss, high_noise_share=share) for share in (0.0, 0.6))
-    run.fit("generator", both, usual, steps=run.settings.generator_steps, learning_rate=1.5e-3)
+    run.fit("generator", both, usual, 1.5e-3)
     generator.scheduler = DDPMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
-    run.fit("light", both, high_noise, steps=run.settings.high_noise_steps, learning_rate=1.5e-3)
+    run.fit("light", both, high_noise, 1.5e-3)
     generator.scheduler = scheduler
     return generator
 
@@ -182,7 +182,7 @@ def train_vqvae(run: Pretraining) -> VQModel:
             block_out_channels=(16, 24, 32, 32), layers_per_block=1, latent_channels=32, sample_size=64,
             num_vq_embeddings=512, norm_num_groups=8, mid_block_add_attention=False)
         vqvae = vqvae.to(memory_format=torch.channels_last)
-    photos, _ = sample_photos(run.settings.photos, run.seed, "autoencoder photos")
+    photos, _ = sample_photos(run.config.pretrain.photos, run.seed, "autoencoder photos")
     modules = nn.ModuleDict({"vqvae": vqvae})
     modules.register_buffer("usage", torch.zeros(vqvae.config.num_vq_embeddings))  # of codes, of late
 
@@ -201,7 +201,7 @@ def train_vqvae(run: Pretraining) -> VQModel:
         photos_again = vqvae.decode(quantized, force_not_quantize=True).sample
         return reconstruction_loss(photos_again, crops) + commitment
 
-    run.fit("vqvae", modules, loss_of, steps=run.settings.vqvae_steps, learning_rate=2e-3)
+    run.fit("vqvae", modules, loss_of, 2e-3)
     return vqvae
 
 
@@ -224,6 +224,5 @@ def train_translator(run: Pretraining, vqvae: VQModel) -> ImageTranslator:
         texts = [captions[kind][i] for kind, i in zip(kinds.tolist(), index.tolist(), strict=True)]
         return translator.code_loss(drop_captions(texts, rng), codes[index])
 
-    steps = run.settings.translator_steps
-    run.fit("translator", transformer, loss_of, steps=steps, learning_rate=1.5e-3)
+    run.fit("translator", transformer, loss_of, 1.5e-3)
     return translator

@@ -129,18 +129,18 @@ def _train_chat_model(run: Pretraining, stages: tuple[str, str], full_captions: 
 
     In SFT it learns to gather what to draw: few tokens of a chat depend on that, all of them in responses.
     """
-    settings, tokenizer = run.settings, AutoTokenizer.from_pretrained(run.parts / "language")
+    tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
     with seeded(run.seed, stages[0]):
         model = new_model(tokenizer)
     rng = python_random(run.seed, "written chats")
     chats = [tokenize_chat(chat, tokenizer, rng, run.config.data.max_context, full_captions)
-             for chat in make_chats(run.config, settings.chats)]
+             for chat in make_chats(run.config, run.config.pretrain.chats)]
     chats.sort(key=lambda chat: len(chat[0]))
 
     def loss_on(labels: int, step_rng: torch.Generator) -> Tensor:
         columns = list(zip(*similar_rows(chats, step_rng), strict=True))
         return model(**pad_rows(columns[0], columns[labels], tokenizer.pad_token_id)).loss
 
-    run.fit(stages[0], model, partial(loss_on, 1), steps=settings.language_steps, learning_rate=3e-3)
-    run.fit(stages[1], model, partial(loss_on, 2), steps=settings.sft_steps, learning_rate=2e-3)
+    run.fit(stages[0], model, partial(loss_on, 1), 3e-3)
+    run.fit(stages[1], model, partial(loss_on, 2), 2e-3)
     return model

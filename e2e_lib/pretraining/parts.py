@@ -29,17 +29,15 @@ from e2e_lib.models.hub import load_own
 from e2e_lib.models.systems import PhotoChatModel, build
 from e2e_lib.models.translator import load_translator
 from e2e_lib.pretraining import image, language, vision
-from e2e_lib.pretraining.fit import Pretraining, sample_photos
+from e2e_lib.pretraining.fit import STEPS, Pretraining, sample_photos
 from e2e_lib.repro import files
 from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.randomness import generator, python_random
 
 WORK = Path("runs") / "pretraining"
-# The stages of each set of parts, by the names that ``fit`` knows them by, and the most bytes that may ship.
-STAGES = ("scene_reader", "autoencoder", "decoder", "language", "answers", "sight", "perceptron", "looking",
-          "text_encoder", "generator", "light")
 BASELINE_STAGES = ("captioner", "dialogue", "dialogue_answers", "vqvae", "translator")
-MAX_BYTES, MAX_BASELINE_BYTES = 10_000_000, 5_000_000
+STAGES = tuple(name for name in STEPS if name not in BASELINE_STAGES)
+MAX_BYTES, MAX_BASELINE_BYTES = 10_000_000, 5_000_000  # that may ship
 KINDS = ("seen", "unseen")  # triples in pretraining, and in the test split only
 COUNT = 400  # unseen photos, and scenes of each kind, that the parts are measured on
 

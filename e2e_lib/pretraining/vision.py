@@ -19,15 +19,8 @@ from e2e_lib.evaluation.scene_classifier import SceneClassifier
 from e2e_lib.models.end_to_end import merge_image_embeddings
 from e2e_lib.models.hub import load_own
 from e2e_lib.models.perceptron import ImagePerceptron
-from e2e_lib.pretraining.fit import Pretraining, Probes, attribute_loss, labels_of, sample_photos
-from e2e_lib.pretraining.language import (
-    captioning_example,
-    make_chats,
-    pad_rows,
-    sample_example,
-    similar_rows,
-    special_tokens,
-)
+from e2e_lib.pretraining import language
+from e2e_lib.pretraining.fit import Pretraining, Probes, attribute_loss, sample_photos
 from e2e_lib.repro.randomness import python_random, seeded
 
 QUERIES = 8  # 32 in BLIP-2
@@ -39,8 +32,8 @@ def train_scene_classifier(run: Pretraining) -> SceneClassifier:
     """Cross-entropy of every attribute, on all triples, with blur and noise so that it can judge drawings."""
     with seeded(run.seed, "reader"):
         classifier = SceneClassifier()
-    photos, scenes = sample_photos(run.settings.photos, run.seed, "reader photos", every_triple=True)
-    labels = labels_of(scenes)
+    photos, scenes = sample_photos(run.config.pretrain.photos, run.seed, "reader photos", every_triple=True)
+    labels = torch.tensor([scene.labels for scene in scenes])
 
     def loss_of(rng: torch.Generator) -> Tensor:
         index = torch.randint(len(photos), (BATCH_SIZE,), generator=rng)
@@ -51,8 +44,7 @@ def train_scene_classifier(run: Pretraining) -> SceneClassifier:
         batch = (1 - blur) * batch + blur * blurred + 6 * torch.randn(batch.shape, generator=rng)
         return attribute_loss(classifier(batch.clamp(0, 255).to(torch.uint8)), labels[index])
 
-    steps = run.settings.scene_classifier_steps
-    run.fit("scene_reader", classifier, loss_of, steps=steps, learning_rate=2e-3)
+    run.fit("scene_reader", classifier, loss_of, 2e-3)
     return classifier
 
 
@@ -65,22 +57,22 @@ def visual_row(chat: Chat, example: Example, formatter: PromptFormatter) -> Visu
     return context + response, [IGNORED] * len(context) + response, scenes
 
 
-def visual_chat_loss(language: LlamaForCausalLM, perceptron: ImagePerceptron, formatter: PromptFormatter,
+def visual_chat_loss(llama: LlamaForCausalLM, perceptron: ImagePerceptron, formatter: PromptFormatter,
                      rows: Sequence[VisualRow], rng: torch.Generator) -> tuple[Tensor, Tensor, list[Scene]]:
     """Eq. 2 for a batch of ``rows``, with a new photo of each scene every time.
 
     Also returns the photos' query embeddings (P, Q, D) and their scenes; P is 0 where a batch has no photo.
     """
-    ids, labels, scenes_of_rows = zip(*similar_rows(rows, rng), strict=True)
-    batch = pad_rows(ids, labels, formatter.pad_token_id)
+    ids, labels, scenes_of_rows = zip(*language.similar_rows(rows, rng), strict=True)
+    batch = language.pad_rows(ids, labels, formatter.pad_token_id)
     input_ids = batch.pop("input_ids")  # (B, T)
-    embeddings = language.get_input_embeddings()(input_ids)  # (B, T, D)
+    embeddings = llama.get_input_embeddings()(input_ids)  # (B, T, D)
     scenes, queries = [scene for row in scenes_of_rows for scene in row], embeddings[:0]
     if scenes:
         seeds = torch.randint(2**31, (len(scenes),), generator=rng).tolist()
         queries = perceptron(render_photos(scenes, seeds))  # (P, Q, D)
         embeddings = merge_image_embeddings(embeddings, input_ids == formatter.image_token_id, queries)
-    return language(inputs_embeds=embeddings, **batch).loss, queries, scenes
+    return llama(inputs_embeds=embeddings, **batch).loss, queries, scenes
 
 
 def train_perceptron(run: Pretraining) -> ImagePerceptron:
@@ -90,39 +82,38 @@ def train_perceptron(run: Pretraining) -> ImagePerceptron:
     caption it and to chat about it.
     """
     tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
-    language = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
-    language.requires_grad_(False).eval()
+    llama = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
+    llama.requires_grad_(False).eval()
     size = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}
     vision = {**size, "num_hidden_layers": 3, "image_size": 64, "patch_size": 8}
     qformer = {**size, "num_hidden_layers": 2, "encoder_hidden_size": 96, "cross_attention_frequency": 1,
                "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     with seeded(run.seed, "perceptron"):
-        perceptron = ImagePerceptron(vision, qformer, QUERIES, language_width=language.config.hidden_size)
-        probes = Probes(language.config.hidden_size)
+        perceptron = ImagePerceptron(vision, qformer, QUERIES, language_width=llama.config.hidden_size)
+        probes = Probes(llama.config.hidden_size)
     modules = nn.ModuleDict({"perceptron": perceptron, "probes": probes})
-    photos, scenes = sample_photos(run.settings.photos, run.seed, "perceptron photos")
-    labels = labels_of(scenes)
+    photos, scenes = sample_photos(run.config.pretrain.photos, run.seed, "perceptron photos")
+    labels = torch.tensor([scene.labels for scene in scenes])
 
     def vision_loss(rng: torch.Generator) -> Tensor:
         index = torch.randint(len(photos), (BATCH_SIZE,), generator=rng)
-        # A vision transformer has to be taught that a shift changes nothing.
-        shift = (torch.randint(5, (2,), generator=rng) - 2).tolist()
+        shift = (torch.randint(5, (2,), generator=rng) - 2).tolist()  # as a vision transformer must ignore it
         return probes.loss(perceptron(photos[index].roll(shift, (2, 3))), labels[index])
 
-    run.fit("sight", modules, vision_loss, steps=run.settings.vision_steps, learning_rate=1e-3)
+    run.fit("sight", modules, vision_loss, 1e-3)
     formatter = PromptFormatter(tokenizer, QUERIES, run.config.data.max_context)
     rng = python_random(run.seed, "seen chats")
     rows = []
-    for chat in make_chats(run.config, run.settings.chats // 2):
-        example = captioning_example(chat, rng) if rng.random() < 0.5 else sample_example(chat, rng)
-        rows.append(visual_row(chat, example, formatter))
+    for chat in language.make_chats(run.config, run.config.pretrain.chats // 2):
+        sample = language.captioning_example if rng.random() < 0.5 else language.sample_example
+        rows.append(visual_row(chat, sample(chat, rng), formatter))
     rows = sorted((row for row in rows if row[2]), key=lambda row: len(row[0]))
 
     def chat_loss(rng: torch.Generator) -> Tensor:
-        loss, queries, scenes = visual_chat_loss(language, perceptron, formatter, rows, rng)
-        return loss + 0.3 * probes.loss(queries, labels_of(scenes))
+        loss, queries, scenes = visual_chat_loss(llama, perceptron, formatter, rows, rng)
+        return loss + 0.3 * probes.loss(queries, torch.tensor([scene.labels for scene in scenes]))
 
-    run.fit("perceptron", modules, chat_loss, steps=run.settings.perceptron_steps, learning_rate=1e-3)
+    run.fit("perceptron", modules, chat_loss, 1e-3)
     return perceptron
 
 
@@ -135,30 +126,32 @@ def train_visual_instruction(run: Pretraining) -> tuple[LlamaForCausalLM, ImageP
     unlearnt.
     """
     tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
-    language = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
+    llama = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
     perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
     with_photos = PromptFormatter(tokenizer, QUERIES, run.config.data.max_context)
     with_captions = PromptFormatter(tokenizer, 1, run.config.data.max_context, photos_as_captions=True)
     rng = python_random(run.seed, "looking chats")
     rows = []
-    for chat in make_chats(run.config, run.settings.chats // 2):
+    for chat in language.make_chats(run.config, run.config.pretrain.chats // 2):
         examples = examples_of(chat.dialogue)
         questions = [example for example in examples if detail_question(example, chat.scenes)]
         is_captioning = bool(chat.dialogue.photos) and rng.random() < 0.25
         if is_captioning:
-            example = captioning_example(chat, rng)
+            example = language.captioning_example(chat, rng)
+        elif questions and rng.random() < 0.5:
+            example = rng.choice(questions)
         else:
-            example = rng.choice(questions) if questions and rng.random() < 0.5 else sample_example(chat, rng)
+            example = language.sample_example(chat, rng)
         formatter = with_captions if not is_captioning and rng.random() < 1 / 3 else with_photos
         rows.append(visual_row(chat, example, formatter))
     rows.sort(key=lambda row: len(row[0]))
 
     def loss_of(rng: torch.Generator) -> Tensor:
-        return visual_chat_loss(language, perceptron, with_photos, rows, rng)[0]
+        return visual_chat_loss(llama, perceptron, with_photos, rows, rng)[0]
 
-    modules = nn.ModuleDict({"language": language, "perceptron": perceptron})
-    run.fit("looking", modules, loss_of, steps=run.settings.visual_instruction_steps, learning_rate=1e-3)
-    return language, perceptron
+    modules = nn.ModuleDict({"language": llama, "perceptron": perceptron})
+    run.fit("looking", modules, loss_of, 1e-3)
+    return llama, perceptron
 
 
 def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
@@ -170,7 +163,7 @@ def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
     perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
     text = {"model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 96, "word_embed_proj_dim": 96,
             "ffn_dim": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
-            "dropout": 0.0, **special_tokens(tokenizer)}
+            "dropout": 0.0, **language.special_tokens(tokenizer)}
     image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     with seeded(run.seed, "captioner"):
         model = Blip2ForConditionalGeneration(Blip2Config(
@@ -181,14 +174,14 @@ def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
         model.get_submodule(name).requires_grad_(False).load_state_dict(
             perceptron.get_submodule(name).state_dict())
     model.query_tokens.requires_grad_(False).copy_(perceptron.query_tokens)
-    photos, scenes = sample_photos(run.settings.photos, run.seed, "captioner photos")
+    photos, scenes = sample_photos(run.config.pretrain.photos, run.seed, "captioner photos")
     hidden = []
     with torch.no_grad():
         for part in photos.split(256):
             patches = model.vision_model(to_floats(part)).last_hidden_state  # (N, 1 + patches, D)
             tokens = model.query_tokens.expand(len(part), -1, -1)  # (N, Q, D)
             hidden.append(model.qformer(query_embeds=tokens, encoder_hidden_states=patches).last_hidden_state)
-    queries, language = torch.cat(hidden), model.language_model
+    queries, text_model = torch.cat(hidden), model.language_model
     rng = python_random(run.seed, "captions of photos")
     captions = [tokenizer(describe(scene, rng, CAPTION_DETAIL), add_special_tokens=False) for scene in scenes]
     rows = [torch.tensor([tokenizer.bos_token_id, *caption["input_ids"], tokenizer.eos_token_id])
@@ -197,11 +190,11 @@ def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
     def loss_of(rng: torch.Generator) -> Tensor:
         index = torch.randint(len(queries), (BATCH_SIZE,), generator=rng)
         ids = pad_sequence([rows[i] for i in index], batch_first=True, padding_value=IGNORED)  # (B, T)
-        words = language.get_input_embeddings()(ids.clamp_min(0))  # (B, T, D)
+        words = text_model.get_input_embeddings()(ids.clamp_min(0))  # (B, T, D)
         inputs = torch.cat([model.language_projection(queries[index]), words], 1)  # (B, Q + T, D)
-        logits = language(inputs_embeds=inputs).logits[:, QUERIES:-1]  # (B, T - 1, V)
+        logits = text_model(inputs_embeds=inputs).logits[:, QUERIES:-1]  # (B, T - 1, V)
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=IGNORED)
 
-    modules = nn.ModuleDict({"projection": model.language_projection, "language": language})
-    run.fit("captioner", modules, loss_of, steps=run.settings.captioner_steps, learning_rate=2e-3)
+    modules = nn.ModuleDict({"projection": model.language_projection, "language": text_model})
+    run.fit("captioner", modules, loss_of, 2e-3)
     return model

@@ -40,7 +40,8 @@ def verdicts(answers: Answers) -> pd.DataFrame:
     """
     rows = []
     for system, seeds in answers.items():
-        for seed, row in ((seed, row) for seed, of_seed in seeds.items() for row in of_seed if row["scene"]):
+        pairs = [(seed, row) for seed, of_seed in seeds.items() for row in of_seed if row.get("scene")]
+        for seed, row in pairs:
             held_out = tuple(row["scene"]["gold"][name] for name in CORE_ATTRIBUTES) in HELD_OUT
             wrong = wrong_attributes(row["scene"], tuple(ATTRIBUTES))
             rows += [(STYLES[system][0], seed, "held out" if held_out else "met in training", name,

@@ -27,13 +27,15 @@ def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profi
             count: int = 12, columns: int = 6) -> Figure:
     """Gold photos, and what each system drew from its own caption, for every k-th test response that is due.
 
-    They have the test set's order, and failures their true share. "right": in thing, colour and place.
+    They have the test set's order, and failures their true share. Of a corpus with scenes, photos are due
+    where the scene is known, and titles say what is wrong; "right": in thing, colour and place.
     """
     store = PhotoStore(corpus / "photos")
     rows_of = {system: keyed(list(rows)) for system, rows in answers.items()}
     first = next(iter(rows_of.values()))
     common = set.intersection(*map(set, rows_of.values()))
-    due = [key for key, row in first.items() if row["scene"] and key in common]
+    due = [key for key, row in first.items() if row["gold_photo_id"] and key in common]
+    due = [key for key in due if first[key].get("scene")] or due
     images: list[Any] = []
     titles, colours = [], []
     for key in subsample(due, count):
@@ -41,8 +43,9 @@ def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profi
         titles.append(f"gold: {first[key]['gold_caption']}")
         colours.append("black")
         for system, row in ((system, rows[key]) for system, rows in rows_of.items()):
-            wrong = ", ".join(wrong_attributes(row["scene"]))
-            verdict = "no photo" if row["image"] is None else f"wrong {wrong}" if wrong else "right"
+            wrong = ", ".join(wrong_attributes(row["scene"])) if row.get("scene") else ""
+            verdict = "right" if row.get("scene") else "drawn"
+            verdict = "no photo" if row["image"] is None else f"wrong {wrong}" if wrong else verdict
             who = f"{STYLES[system][0]}, " if len(answers) > 1 else ""
             images.append(row["image"])
             titles.append(f"{who}{verdict}: {row['caption'] or 'shares no photo'}")

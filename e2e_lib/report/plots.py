@@ -73,9 +73,10 @@ class Figure(matplotlib.figure.Figure):
 
     def alternative_text(self) -> str:
         """The figure's titles and its footer, for those who cannot see it."""
-        titles = [text.get_text() for text in self.texts]
-        titles += [ax.get_title(place) for ax in self.axes for place in ("left", "center")]
-        words = [" ".join(title.split()) for title in (*titles, self.get_supxlabel())]
+        titles = [ax.get_title(place) for ax in self.axes for place in ("left", "center")]
+        note = self.get_supxlabel()
+        texts = [text.get_text() for text in self.texts if text.get_text() != note]
+        words = [" ".join(text.split()) for text in (*texts, *titles, note)]
         return " · ".join(dict.fromkeys(filter(None, words)))
 
     def to_bytes(self, kind: str) -> bytes:

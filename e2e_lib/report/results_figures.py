@@ -175,9 +175,10 @@ def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Pat
     logs, answers = read_logs(profile, seeds, runs), read_answers(profile, seeds, runs)
     corpus = photos.corpus_of(profile, seeds[0], runs, data)
     figures = {name: training_curves.curves(name, logs, profile) for name in training_curves.PANELS}
+    if any(row.get("scene") for rows in answers.values() for row in rows):
+        figures["scene_accuracy"] = minichat_figures.scene_bars({"end_to_end": answers}, profile)
+        figures["errors"] = minichat_figures.causes_figure({"end_to_end": answers}, profile)
     figures |= {
-        "scene_accuracy": minichat_figures.scene_bars({"end_to_end": answers}, profile),
-        "errors": minichat_figures.causes_figure({"end_to_end": answers}, profile),
         "gallery": photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0]),
         "gallery_over_epochs": photos.gallery_over_epochs(profile, seeds[0], corpus, runs),
     }

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from e2e_lib.evaluation import scores as evaluation
-from e2e_lib.evaluation.minichat import MiniChatScores
+from e2e_lib.config import Data
+from e2e_lib.corpora import CORPORA, metrics_of
 from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown, sides
 from e2e_lib.repro import files
 from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json
 
-METRICS = {**evaluation.METRICS, **MiniChatScores.metrics}
+METRICS = {key: metric for name in CORPORA for key, metric in metrics_of(Data(name=name)).items()}
 SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end")}  # the paper's order
 ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follows by name
 COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "is", "fid"),
@@ -166,9 +166,9 @@ def slopes_table(propagation: Mapping[str, Any]) -> pd.DataFrame:
     """Of ``propagation.json``: each system's slope with its 95 % interval."""
     return pd.DataFrame([{
         "system": SYSTEMS.get(name, "named by the caption itself"),
-        "slope: accuracy lost from no wrong word to all": f"{entry['slope']['mean']:.3f}",
-        "95 % interval": f"[{entry['slope']['low']:.3f}, {entry['slope']['high']:.3f}]",
-        "accuracy with no wrong word": f"{entry['accuracy'][0]['mean']:.3f}"}
+        "slope: accuracy lost from no wrong word to all": entry["slope"]["mean"],
+        "95 % interval": "[{low:.3f}, {high:.3f}]".format_map(entry["slope"]),
+        "accuracy with no wrong word": entry["accuracy"][0]["mean"]}
         for name, entry in propagation["systems"].items()])
 
 
@@ -258,7 +258,8 @@ INTERVALS = ("Intervals and two-sided p-values: paired bootstrap over dialogues,
 TABLES = {  # name: the JSON below results/ that it is made of, and its caption
     "main": ("{}/summary.json", "Our scores in the layout of the paper's Table 2, whose own numbers are of "
              f"other data and do not compare. {OVER_SEEDS}"),
-    "further": ("{}/summary.json", f"Our scores beyond the paper's, from 0 to 1 but for BLEU. {OVER_SEEDS}"),
+    "further": ("{}/summary.json", "Our scores beyond the paper's, from 0 to 1 but for BLEU; of all, more "
+                "is better. Mean ± standard deviation over seeds."),
     "published": ("published/table2.json", "The paper's own Table 2: other data, models and features than "
                   "any profile here, so that ours do not compare. N: the test splits of its Table 1."),
     "differences": ("{}/comparison.json", f"Differences between the systems. {INTERVALS}"),

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,27 +49,22 @@ def relativize_paths(value: Any) -> Any:
     return value
 
 
-def _git(*arguments: str) -> str | None:
-    """The output of a git command, or None where there is no git or no checkout."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True,
-                              text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    return done.stdout.strip()
-
-
 def git_state() -> dict[str, Any]:
     """``{"commit": 40 hex digits, "dirty": bool}`` of the package's own checkout, both None outside one.
 
     Dirty means that something differs from the commit outside the folders that runs write into.
     """
-    top = _git("rev-parse", "--show-toplevel")
-    # Installed below some other project's checkout, that project's commit would say nothing about this code.
-    if top is None or Path(top).resolve() != ROOT:
-        return {"commit": None, "dirty": None}
-    changes = _git("status", "--porcelain", "--", ".", *(f":(exclude){folder}" for folder in WRITTEN_BY_RUNS))
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        # Installed below another project's checkout, that project's commit would say nothing about this code.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == ROOT:
+            excluded = [f":(exclude){folder}" for folder in WRITTEN_BY_RUNS]
+            changes = git("status", "--porcelain", "--", ".", *excluded)
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    return {"commit": None, "dirty": None}
 
 
 def _processor() -> str:
@@ -82,16 +76,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-Hashes = Mapping[str, Path | str]
-NOTHING: Hashes = MappingProxyType({})
+Hashes = Mapping[str, Path | str] | None
 
 
 def _hashes(items: Hashes) -> dict[str, str]:
-    return {name: sha256(item) if isinstance(item, Path) else item for name, item in items.items()}
+    return {name: sha256(item) if isinstance(item, Path) else item for name, item in (items or {}).items()}
 
 
-def provenance_record(config: Any, *, seeds: Mapping[str, int] | Sequence[int], data: Hashes = NOTHING,
-                      weights: Hashes = NOTHING) -> dict[str, Any]:
+def provenance_record(config: Any, *, seeds: Mapping[str, int] | Sequence[int], data: Hashes = None,
+                      weights: Hashes = None) -> dict[str, Any]:
     """Everything needed to make a result again, as JSON values.
 
     ``config`` is a dataclass of dataclasses; ``data`` and ``weights`` map names to a SHA-256 or to the Path

@@ -48,14 +48,10 @@ def _problem(run: Any, profile: str, name: str) -> str | None:
     for key, kind in FIELDS.items():
         if not isinstance(run.get(key), kind) or isinstance(run[key], bool):
             return f"field {key!r}: expected {kind.__name__}, found {run.get(key)!r:.60}"
-    if not re.fullmatch(r"[a-z][a-z0-9_.]*", run["system"]):
-        return f"field 'system': expected lower-case letters, digits, _ and dots, found {run['system']!r}"
-    if run["seed"] < 0:
-        return f"field 'seed': expected 0 or more, found {run['seed']}"
-    if run["profile"] != profile:
-        return f"it is a run of profile {run['profile']!r}, expected {profile!r}"
-    if name != _name(run):
-        return f"it holds the run {_name(run)}, which its name does not say"
+    if not re.fullmatch(r"[a-z][a-z0-9_.]*", run["system"]) or run["seed"] < 0:
+        return f"fields 'system', 'seed': expected lower-case letters and a number from 0, found {_name(run)}"
+    if (run["profile"], _name(run)) != (profile, name):
+        return f"it holds {_name(run)} of profile {run['profile']!r}, expected {name} of profile {profile!r}"
     if not isinstance(run["provenance"].get("config"), dict):
         return "field 'provenance.config': expected the settings, as provenance.provenance_record gives them"
     for key, value in run["metrics"].items():
@@ -103,16 +99,15 @@ def _check_comparable(first: Mapping[str, Any], other: Mapping[str, Any], again:
     now = versions()
     for name, version in other["provenance"].get("numbers", {}).items():
         if now.get(name, version) != version:
-            raise ResultsError(f"{_name(other)} was made by {name} version {version}, which is {now[name]} now; "
-                               f"make it again with `{again}`, or move it away")
+            raise ResultsError(f"{_name(other)} was made by {name} version {version}, which is {now[name]} "
+                               f"now; make it again with `{again}`, or move it away")
     for what, (one, two) in {
             "version of the code": [run["provenance"].get("numbers") for run in (first, other)],
             "shipped parts": [run["provenance"].get("weights", {}).get("shipped") for run in (first, other)],
             "test set": [run["metrics"].get("n") for run in (first, other)]}.items():
         if one != two:
-            raise ResultsError(f"{_name(other)} has another {what} than {_name(first)} ({two}, not {one}), so "
-                               "they are not comparable; make one of them again with "
-                               f"`{again}`, or move it away")
+            raise ResultsError(f"{_name(other)} has another {what} than {_name(first)} ({two}, not {one}); "
+                               f"make one of them again with `{again}`, or move it away")
 
 
 def _check_settings(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -185,48 +180,3 @@ def write_vocabularies(name: str, comparison: Mapping[str, Any], root: Path | st
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise ResultsError(f"name {name!r}: expected lower-case letters, digits, dots, dashes and _")
     return files.write_json(Path(root) / "vocabularies" / f"{name}.json", comparison)
-
-
-# ---- leaving: used by the old report modules
-METRICS: dict[str, tuple[str, str, str]] = {
-    "bleu1": ("BLEU-1", "higher", "share of the reply's words that the gold reply has too, times a penalty for short replies (0-100)"),
-    "bleu2": ("BLEU-2", "higher", "the same for pairs of neighbouring words, of order 2 alone, as the authors' code counts it (0-100)"),
-    "bleu2_cumulative": ("BLEU-2, cumulative", "higher", "Papineni's own: the geometric mean of orders 1 and 2 (0-100)"),
-    "rougeL": ("ROUGE-L", "higher", "F1 of the longest common subsequence of words, a mean over replies, no stemming (0-100)"),
-    "caption_bleu": ("caption BLEU-2, cumulative", "higher", "written against gold captions; no caption counts as an empty one (0-100)"),
-    "details": ("detail questions", "higher", "share of right answers to what the photo shows and its caption leaves out (0-1)"),
-    "intent_f1": ("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
-    "scene_accuracy": ("scene accuracy", "higher", "share of thing, colour and place that are drawn right; no photo is all wrong (0-1)"),
-    "is": ("IS*", "higher", "clear and varied things, by the scene reader's opinion (1-14)"),
-    "fid": ("FID*", "lower", "distance between drawn and gold photos' features; biased upwards, the more the fewer photos"),
-    "kid": ("KID*", "lower", "a distance like FID without the bias from N; may fall slightly below 0"),
-}
-
-
-def tested(summary: Mapping[str, Any]) -> str:
-    """What a summary's scores were computed on, counted: "3,546 examples, 688 gold photos"."""
-    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
-
-
-def outdated(summary: Mapping[str, Any]) -> str:
-    """A sentence if a summary's runs began from other parts than those that ship now, an empty text if not, or if that is not known."""
-    manifest = Path(__file__).parents[1] / "weights" / "mini" / "manifest.json"
-    if summary.get("shipped") in (None, files.sha256(manifest)):
-        return ""
-    return " Trained from the parts that shipped before the present ones, so to be compared within this table only."
-
-
-def spread(entry: Mapping[str, Any], form: str = ".2f") -> str:
-    """ "mean ± standard deviation", the latter left out where a single run has none."""
-    return format(entry["mean"], form) + (f" ± {entry['std']:{form}}" if entry["std"] is not None else "")
-
-
-def verdict(name: str, found: Mapping[str, Mapping[str, Any]], reference: str) -> str:
-    """A sentence: whose mean is apart from the reference's by more than both standard deviations together. Of single runs, nobody's is."""
-    if reference not in found:
-        return f"{name}: {reference} was not measured."
-    base = found[reference]
-    reach = {key: math.inf if None in (entry["std"], base["std"]) else entry["std"] + base["std"] for key, entry in found.items()}
-    apart = [f"{key} ({spread(entry, '.3f')})" for key, entry in found.items() if abs(entry["mean"] - base["mean"]) > reach[key]]
-    said = f"apart from it {'are' if len(apart) > 1 else 'is'} {', '.join(apart)}" if apart else "none differs from it by more than its spread"
-    return f"{name}: {reference} {spread(base, '.3f')}; of {len(found) - 1} others, {said}."

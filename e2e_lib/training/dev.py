@@ -25,7 +25,7 @@ class DevSet:
                  gallery: Path) -> None:
         self.examples, self.store = dev_examples(examples, config.train.dev_examples), store
         self.settings, self.seed, self.gallery = config.inference, seed, gallery
-        self.extractor = corpora.named(config.data.name).feature_extractor()
+        self.extractor = corpora.extractor_of(config.data)
 
     def score(self, model: PhotoChatModel, epoch: int) -> dict[str, Any]:
         """``{"bleu2", "fid", "score"}`` of the model after ``epoch`` epochs; saves its gallery.
@@ -65,7 +65,7 @@ def dev_examples(examples: list[Example], count: int) -> list[Example]:
 def save_gallery(folder: Path, examples: Sequence[Example], responses: Sequence[Response]) -> None:
     """Saves the first responses to gold photos: ``gallery.json``, and drawn photos as PNG by row."""
     with files.atomic_folder(folder) as new:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for example, response in zip(examples, responses, strict=True):
             gold = example.response.photo
             if gold is None or len(rows) == GALLERY_SIZE:

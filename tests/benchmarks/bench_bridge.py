@@ -1,12 +1,12 @@
 """What the bridge costs at the paper's size: each map against torch.sparse, as the paper does it, and against the floor.
 
-V1 32,000 and V2 49,408 word_spans, 32 captions of about 14 tokens, 77 positions of 1,024 numbers, forward and backward. The floor is the
-straight-through Gumbel-softmax over the same logits and nothing else. All are given the same noise, drawn beforehand, and are timed in
-turn; peak memory is taken before that.
+V1 32,000 and V2 49,408 words, 32 captions of about 14 tokens, 77 positions of 1,024 numbers, forward and backward. The floor is the
+straight-through Gumbel-softmax over the same logits and nothing else. All get the same noise, sampled beforehand, and are timed in
+turn; peak memory is measured before that.
 
-"speedup_vs_sparse" compares the transfer alone, from the relaxed word_spans h of Eq. 7 to the text encoder's embeddings and back: the part in
+"speedup_vs_sparse" compares the transfer alone, from the one-hot words h of Eq. 7 to the text encoder's embeddings and back: the part in
 which the two differ. "total_speedup_vs_sparse" compares all of it, from the logits and, for ours, from the captions' texts, which it has
-to encode_with_offsets into tokens; so does "over_floor". Prints one JSON line.
+to tokenize; so does "over_floor". Prints one JSON line.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, word_spans
 from e2e_lib.bridge.caption_bridge import CaptionBridge
-from e2e_lib.bridge.gumbel import gumbel_noise, straight_through_gumbel_softmax
-from e2e_lib.bridge.transfer import transfer
+from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature, straight_through
+from e2e_lib.bridge.transfer import at_tokens, transfer
 from e2e_lib.bridge.vocabulary import caption_map
 from e2e_lib.data.minichat.chats import describe, sample_scene
 from e2e_lib.models.hub import WEIGHTS
@@ -38,7 +38,7 @@ MAPS = ("sentence", "word", "span")
 
 
 def grown(folder: Path, size: int) -> PreTrainedTokenizerFast:
-    """A shipped tokenizer with a vocabulary filled up to ``size`` by word_spans that no text holds."""
+    """A shipped tokenizer with a vocabulary filled up to ``size`` with words that no text holds."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     taken = max(max(described["model"]["vocab"].values()), *(token["id"] for token in described["added_tokens"])) + 1
@@ -49,11 +49,11 @@ def grown(folder: Path, size: int) -> PreTrainedTokenizerFast:
 
 def sparse_terms(kind: str, caption: str, source: Encoding, target: Encoding, row: int) -> list[tuple[list[int], list[int], Tensor, list[int]]]:
     """For one caption: (source tokens, target tokens, positions pooled, positions the result is added to) of each matrix or block."""
-    a, b = source.input_ids[row][source.valid[row]], target.input_ids[row][target.valid[row]]
-    everything, places = torch.arange(len(a)), target.valid[row].nonzero().squeeze(1)
+    a, b = source.input_ids[row][source.token_mask[row]], target.input_ids[row][target.token_mask[row]]
+    everything, places = torch.arange(len(a)), target.token_mask[row].nonzero().squeeze(1)
     if kind == "sentence":
         return [(a.unique().tolist(), b.unique().tolist(), everything, places.tolist())]
-    aspans, bspans = source.spans[row][source.valid[row]][None], target.spans[row][target.valid[row]][None]
+    aspans, bspans = source.spans[row][source.token_mask[row]][None], target.spans[row][target.token_mask[row]][None]
     if kind == "word":
         spans, _ = word_spans([caption])
         return [(a[x].unique().tolist(), b[y].unique().tolist(), everything, places.tolist())
@@ -75,11 +75,11 @@ def with_torch_sparse(kind: str, h: Tensor, captions: list[str], source: Encodin
             if not pairs.numel():
                 continue
             matrix = torch.sparse_coo_tensor(pairs.flip(0), torch.ones(pairs.shape[1]), (V2, V1), device=h.device, check_invariants=False)
-            moved = torch.sparse.mm(matrix, h[row, group[0][2]].T).T  # Eq. 9: (positions, V2)
-            pushed = (moved @ embedding.weight).mean(0)  # Eq. 11
+            transferred = torch.sparse.mm(matrix, h[row, group[0][2]].T).T  # Eq. 9: (positions, V2)
+            pooled = (transferred @ embedding.weight).mean(0)  # Eq. 11
             at = torch.zeros(len(change), 1, device=h.device)
             at[group[0][3]] = 1
-            change = change + at * (pushed - pushed.detach())
+            change = change + at * (pooled - pooled.detach())
         added.append(change)
     return out + torch.stack(added)
 
@@ -134,26 +134,25 @@ def main() -> None:
     bridges = {name: CaptionBridge(source_tokenizer, target_tokenizer, name, length=LENGTH) for name in MAPS}
 
     def floor() -> None:
-        straight_through_gumbel_softmax(logits, TEMPERATURE, noise).backward(upstream)
+        straight_through(softmax_with_temperature(logits, TEMPERATURE, noise)).backward(upstream)
 
     def ours(name: str) -> None:
         bridges[name](captions, logits, embedding, TEMPERATURE, noise).embeddings.backward(weight)
 
     def theirs(name: str) -> None:
-        h = straight_through_gumbel_softmax(logits, TEMPERATURE, noise)
+        h = straight_through(softmax_with_temperature(logits, TEMPERATURE, noise))
         with_torch_sparse(name, h, captions, source, target, embedding).backward(weight)
 
     with torch.no_grad():
-        relaxed_words = straight_through_gumbel_softmax(logits, TEMPERATURE, noise)
-    h = relaxed_words.requires_grad_()
-    index = source.input_ids.to(device)[:, None, :].expand(-1, shape[1], -1)
-    placed = Encoding(**{key: value.to(device) for key, value in vars(target).items()})
+        words = straight_through(softmax_with_temperature(logits, TEMPERATURE, noise))
+    h = words.requires_grad_()
+    ids = source.input_ids.to(device)
+    target_ids = target.input_ids.to(device)
 
     def our_transfer(name: str) -> None:
-        embeddings = embedding(placed.input_ids)
-        moved = caption_map(name, captions, source, target, "mean")
-        moved = type(moved)(**{key: value.to(device) for key, value in vars(moved).items()})
-        (embeddings + transfer(h.gather(-1, index), moved, embeddings)).backward(weight)
+        embeddings = embedding(target_ids)
+        factored = caption_map(name, captions, source, target, "mean")
+        (embeddings + transfer(at_tokens(h, ids), factored, embeddings)).backward(weight)
 
     def their_transfer(name: str) -> None:
         with_torch_sparse(name, h, captions, source, target, embedding).backward(weight)
@@ -165,11 +164,11 @@ def main() -> None:
     peaks = {}
     for name, run in runs.items():
         if name == "floor" or name.startswith("ours"):
-            found = []
+            samples = []
             for _ in range(3):
                 logits.grad = None
-                found.append(peak(run))
-            peaks[name] = statistics.median(found)
+                samples.append(peak(run))
+            peaks[name] = statistics.median(samples)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
 
     def timed(name: str) -> None:
@@ -208,7 +207,7 @@ def main() -> None:
     print(json.dumps({
         "benchmark": "bridge", "maps": maps, "median_seconds": {k: round(v, 5) for k, v in median.items()}, "device": str(device),
         "threads": torch.get_num_threads(), "rounds": ROUNDS, "dense_matrix_bytes": CAPTIONS * V1 * V2 * 4, "floor_peak_bytes": int(peaks["floor"]),
-        "sizes": {"V1": V1, "V2": V2, "B": CAPTIONS, "C": shape[1], "L": LENGTH, "D": WIDTH, "tokens_a_caption": round(float(source.valid.sum(1).float().mean()), 1)},
+        "sizes": {"V1": V1, "V2": V2, "B": CAPTIONS, "C": shape[1], "L": LENGTH, "D": WIDTH, "tokens_a_caption": round(float(source.token_mask.sum(1).float().mean()), 1)},
         "target": "speedup_vs_sparse at least 50, over_floor at most 1.25, peak_over_floor at most 1.1"}))
 
 

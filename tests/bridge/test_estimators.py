@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from e2e_lib.bridge import estimators
 from e2e_lib.bridge.estimators import ESTIMATORS, RELAXATIONS, bias_and_variance, exact_gradient
-from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature, straight_through
+from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature
 from e2e_lib.repro.randomness import generator
 
 
@@ -48,17 +48,17 @@ def test_the_exact_expectation_of_a_linear_objective_is_softmax_itself():
     torch.testing.assert_close(gradient, torch.autograd.grad(closed, free)[0])
 
 
-def test_gumbel_max_draws_words_as_often_as_softmax_says():
+def test_gumbel_max_samples_words_with_softmaxs_probabilities():
     logits, draws = torch.tensor([1.0, 0.0, -1.0, 2.0]), 40_000
-    drawn = RELAXATIONS["gumbel"](logits.expand(draws, 4), 0.3, generator("draws"))
-    share, expected = drawn.mean(0), F.softmax(logits, -1)
+    words = RELAXATIONS["gumbel"](logits.expand(draws, 4), 0.3, generator("draws"))
+    share, expected = words.mean(0), F.softmax(logits, -1)
     assert (share - expected).abs().max() < 4 * math.sqrt(0.25 / draws)
     conditional = RELAXATIONS["gumbel_rao"](logits.expand(draws, 4), 0.3, generator("rao"), samples=1).mean(0)
     assert (conditional - expected).abs().max() < 4 * math.sqrt(0.25 / draws)
 
 
-def test_the_noise_of_gumbel_rao_has_gumbels_law_and_its_winner_wins():
-    """Words drawn first and noise given them must together be the noise that would have been drawn first (mean of softmax at any τ)."""
+def test_gumbel_rao_has_the_mean_gradient_of_straight_through_gumbel_and_less_variance():
+    """Words sampled first and noise given the words are distributed as noise sampled first."""
     logits, draws = torch.tensor([0.5, -0.5, 1.0], dtype=torch.float64), 60_000
     free = logits.expand(draws, 3).clone().requires_grad_()
     weight = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -70,28 +70,16 @@ def test_the_noise_of_gumbel_rao_has_gumbels_law_and_its_winner_wins():
 
     (one, error1), (other, error2) = mean_gradient("gumbel"), mean_gradient("gumbel_rao")
     assert ((one - other).abs() < 4.5 * (error1**2 + error2**2).sqrt()).all()
-    assert (error2 < error1).all()  # what Rao and Blackwell promise
+    assert (error2 < error1).all()  # Rao-Blackwell
 
 
-def test_straight_through_gumbel_is_torchs_own():
-    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, 7, dtype=torch.float64)
-    torch.manual_seed(3)
-    noise = -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
-    torch.manual_seed(3)
-    theirs = F.gumbel_softmax(logits, tau=0.6, hard=True)
-    ours = straight_through(softmax_with_temperature(logits, 0.6, noise))
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(*(torch.autograd.grad((h * weight).sum(), logits, retain_graph=True)[0] for h in (ours, theirs)))
-
-
-def mean_gradient_by_enumeration(vectors, logits, objective):
-    """The exact expectation of a relaxation's gradient over the words it draws, for one that takes the words."""
+def mean_gradient_by_enumeration(relaxation, logits, objective):
+    """The exact expectation of a relaxation's gradient over the words it samples, for one that takes the words."""
     total = torch.zeros_like(logits)
     words = logits.shape[-1]
     for choice in torch.cartesian_prod(*[torch.arange(words)] * len(logits)).reshape(-1, len(logits)):
         free = logits.clone().requires_grad_()
-        gradient, = torch.autograd.grad(objective(vectors(free, 1.0, drawn=choice)), free)
+        gradient, = torch.autograd.grad(objective(relaxation(free, 1.0, sampled_ids=choice)), free)
         total += F.log_softmax(logits, -1)[torch.arange(len(logits)), choice].sum().exp() * gradient
     return total
 
@@ -116,17 +104,17 @@ def test_every_estimator_but_the_argmax_is_unbiased_for_linear_objectives_at_tem
 @pytest.mark.parametrize("degree", [1, 2, 3])
 def test_reinforce_is_unbiased(degree):
     logits, objective = problem(degree=degree)
-    report = bias_and_variance(ESTIMATORS["reinforce"], objective, logits, draws=1000, generator=generator("reinforce", degree))
+    report = bias_and_variance(ESTIMATORS["reinforce"], objective, logits, draws=1000, rng=generator("reinforce", degree))
     assert report["relative_bias"] < 4 * report["standard_error"] and report["cosine"] > 0.95
 
 
-def test_reinforce_with_a_reward_for_each_row_learns_each_row_from_its_own():
+def test_reinforce_with_one_reward_per_row_gives_each_row_its_own_gradient():
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     worth = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     gradients, rng = [], generator("rows")
     for _ in range(400):
         free = logits.clone().requires_grad_()
-        value = estimators.reinforce(lambda d: (d * worth).sum(-1), free, generator=rng)
+        value = estimators.reinforce(lambda d: (d * worth).sum(-1), free, rng=rng)
         assert value.shape == (2,)
         gradients.append(torch.autograd.grad(value.sum(), free)[0])
     mean = torch.stack(gradients).mean(0)
@@ -136,7 +124,7 @@ def test_reinforce_with_a_reward_for_each_row_learns_each_row_from_its_own():
 
 def test_variance_falls_with_conditional_noise_and_grows_as_the_temperature_falls():
     logits, objective = problem(degree=2)
-    variance = {(name, t): bias_and_variance(ESTIMATORS[name], objective, logits, temperature=t, draws=500, generator=generator(name, t))
+    variance = {(name, t): bias_and_variance(ESTIMATORS[name], objective, logits, temperature=t, draws=500, rng=generator(name, t))
                 ["relative_variance"] for name, t in (("gumbel", 0.3), ("gumbel", 1.0), ("gumbel_rao", 0.3))}
     assert variance["gumbel_rao", 0.3] < variance["gumbel", 0.3] > variance["gumbel", 1.0]
 
@@ -145,16 +133,16 @@ def test_variance_falls_with_conditional_noise_and_grows_as_the_temperature_fall
 def test_a_seed_gives_the_same_gradient_again_and_leaves_the_global_state_alone(name):
     logits, objective = problem()
     state = torch.get_rng_state()
-    found = []
+    gradients = []
     for _ in range(2):
         free = logits.clone().requires_grad_()
-        found.append(torch.autograd.grad(ESTIMATORS[name](objective, free, generator=generator("again")), free)[0])
-    assert torch.equal(*found) and torch.equal(state, torch.get_rng_state())
+        gradients.append(torch.autograd.grad(ESTIMATORS[name](objective, free, rng=generator("again")), free)[0])
+    assert torch.equal(*gradients) and torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(("name", "temperature", "message"), [
     *((name, t, "must be") for name in ESTIMATORS for t in (0.0, -1.0, float("nan"))),
-    ("reinmax", 0.5, "at least 1"), ("reinforce", 0.5, "no temperature")])
+    ("reinmax", 0.5, "at least 1"), ("reinforce", 0.5, "must be 1")])
 def test_temperatures_out_of_range_are_refused(name, temperature, message):
     logits, objective = problem()
     with pytest.raises(ValueError, match=message):
@@ -173,10 +161,10 @@ def test_polynomial_programming_ends_where_it_should(name, temperature, publishe
     rng = generator("polynomial", name)
     logits = torch.zeros(128, 2, requires_grad=True)
     optimizer = torch.optim.Adam([logits], 8e-3)
-    vectors = RELAXATIONS["decoupled" if name == "straight_through_draws" else name]
+    relaxation = RELAXATIONS["decoupled" if name == "straight_through_draws" else name]
     for _ in range(1000):
-        drawn = vectors(logits.expand(64, 128, 2), temperature, rng)
-        loss = (drawn[..., 1] - 0.45).abs().pow(1.5).mean()
+        words = relaxation(logits.expand(64, 128, 2), temperature, rng)
+        loss = (words[..., 1] - 0.45).abs().pow(1.5).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -186,6 +174,6 @@ def test_polynomial_programming_ends_where_it_should(name, temperature, publishe
     assert expected >= 0.45**1.5 - 1e-6
 
 
-def test_noise_and_generator_are_the_same_stream():
+def test_noise_is_sampled_from_rng():
     logits = torch.randn(3, 4)
     assert torch.equal(RELAXATIONS["soft"](logits, 0.5, generator("x")), softmax_with_temperature(logits, 0.5, gumbel_noise((3, 4), generator("x"))))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.nn import functional as F
 
-from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature, straight_through, straight_through_gumbel_softmax
+from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature, straight_through
 from e2e_lib.repro.randomness import generator
 
 
@@ -58,7 +58,7 @@ def test_a_lower_temperature_comes_closer_to_one_hot():
 def test_forward_is_one_hot_and_backward_is_the_softmax_jacobian(temperature):
     logits = torch.randn(3, 6, generator=generator(1), dtype=torch.float64, requires_grad=True)
     noise = gumbel_noise((3, 6), generator(2))
-    h = straight_through_gumbel_softmax(logits, temperature, noise)
+    h = straight_through(softmax_with_temperature(logits, temperature, noise))
     assert torch.allclose(h, F.one_hot((logits + noise).argmax(-1), 6).double(), atol=1e-15, rtol=0)
     for t in range(3):
         y = torch.softmax((logits[t] + noise[t].double()) / temperature, -1).detach()
@@ -70,7 +70,8 @@ def test_forward_is_one_hot_and_backward_is_the_softmax_jacobian(temperature):
 
 
 def test_forward_is_exactly_one_hot_in_float32():
-    h = straight_through_gumbel_softmax(torch.randn(50, 400, generator=generator(4)), 0.5, gumbel_noise((50, 400), generator(5)))
+    logits, noise = torch.randn(50, 400, generator=generator(4)), gumbel_noise((50, 400), generator(5))
+    h = straight_through(softmax_with_temperature(logits, 0.5, noise))
     assert set(h.unique().tolist()) == {0.0, 1.0} and torch.equal(h.sum(-1), torch.ones(50))
 
 
@@ -89,7 +90,7 @@ def test_it_agrees_with_torch_on_the_same_noise(temperature):
         theirs = F.gumbel_softmax(logits, tau=temperature, hard=True)
         torch.manual_seed(5)
         noise = -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
-    ours = straight_through_gumbel_softmax(logits, temperature, noise)
+    ours = straight_through(softmax_with_temperature(logits, temperature, noise))
     assert torch.allclose(ours, theirs, atol=1e-6)
     gradients = [torch.autograd.grad((h * weight).sum(), logits, retain_graph=True)[0] for h in (ours, theirs)]
     assert torch.allclose(*gradients, atol=1e-6) and gradients[0].abs().max() > 1e-3

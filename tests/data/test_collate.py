@@ -33,8 +33,6 @@ def formatter(tokenizer):
     return PromptFormatter(tokenizer, queries=4, max_context=192)
 
 
-# ------------------------------------------------------------------------------------------ the chat format
-
 def test_a_chat_is_formatted_as_documented(formatter, tokenizer):
     context = (Turn(0, "did you find it?"), Turn(1, "yes, look!", CAT), Turn(0, "nice! where was that?"))
     ids, kept = formatter.context(context, answering=1)
@@ -92,18 +90,13 @@ def test_the_oldest_turns_are_dropped_first_and_whole(tokenizer, max_context):
     assert ids == unlimited.context(kept, answering=1)[0]
 
 
-def test_the_latest_turn_is_kept_however_long(tokenizer):
+def test_the_latest_turn_is_kept_however_long_but_a_photo_must_fit(tokenizer):
     turns = (Turn(0, "hi"), Turn(1, "word " * 100))
     ids, kept = PromptFormatter(tokenizer, 4, 32).context(turns, answering=0)
     assert kept == [turns[1]] and len(ids) > 32
-
-
-def test_a_photo_must_fit_the_context(tokenizer):
     with pytest.raises(ValueError, match="a photo takes 40 tokens, more than data.max_context = 32"):
         PromptFormatter(tokenizer, 40, 32)
 
-
-# -------------------------------------------------------------------------------------------------- batches
 
 def test_training_batches_are_padded_on_the_right(formatter, examples, tokenizer):
     rows, store = examples[0][:30], examples[1]

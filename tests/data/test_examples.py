@@ -61,8 +61,6 @@ def test_a_responses_image_is_its_photo(examples):
     assert Response("hi", "a cat", to_tensor(image)).image.tobytes() == image.tobytes()
 
 
-# -------------------------------------------------------------------------------------------------- files
-
 @pytest.fixture
 def copy(corpus, tmp_path):
     shutil.copytree(corpus, tmp_path / "corpus")

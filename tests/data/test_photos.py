@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore, square, to_floats, to_image, to_pixels, to_tensor
+from e2e_lib.data import photos as module
+from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore, square, to_image, to_tensor
 from e2e_lib.repro import files
 
 
@@ -33,17 +34,10 @@ def test_a_photo_comes_back_pixel_for_pixel(tmp_path, durable):
     assert np.array_equal(np.array(store.load("a")), np.array(noise(64, 64, 1)))
 
 
-@given(st.text(alphabet=st.characters(), max_size=400))
-def test_no_id_leaves_the_folder(tmp_path_factory, photo_id):
-    store = PhotoStore("photos")
-    assert store.path(photo_id).parent == store.folder
-    assert len(store.path(photo_id).name) == 36
-
-
-@pytest.mark.parametrize("photo_id", ["../../etc/passwd", "/etc/x", "train/4beacc71024f8b08", "", "a\0b", "\ud800", "x" * 5000])
+@pytest.mark.parametrize("photo_id", ["../../etc/passwd", "/etc/x", "train/4beacc", "", "a\0b", "\ud800", "x" * 5000])
 def test_odd_ids_are_only_names(tmp_path, photo_id):
     store = PhotoStore(tmp_path / "photos")
-    store.add(photo_id, noise(8, 8))
+    assert store.add(photo_id, noise(8, 8)).parent == store.folder
     assert np.array_equal(np.array(store.load(photo_id)), np.array(noise(8, 8)))
     assert len(list(tmp_path.rglob("*.png"))) == len(list(store.folder.iterdir())) == 1
 
@@ -102,8 +96,6 @@ def test_a_tensor_holds_the_photos_own_pixels(tmp_path, size):
     assert to_image(tensor).tobytes() == noise(*size).tobytes()
 
 
-# ----------------------------------------------------------------------------------------- photos as tensors
-
 @given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), max_size=4), st.integers(1, 70))
 @settings(max_examples=40, deadline=None)
 def test_square_scales_the_shorter_side_and_crops_the_centre(sizes, side):
@@ -117,15 +109,6 @@ def test_square_scales_the_shorter_side_and_crops_the_centre(sizes, side):
         assert np.array_equal(ours.numpy(), expected.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("tall", [False, True])
-def test_a_square_shows_the_middle_of_a_photo(tall):
-    pixels = np.zeros((20, 60, 3), np.uint8)
-    pixels[:, 20:40] = (10, 200, 90)  # the middle third is all that a centre square may show
-    photo = to_tensor(Image.fromarray(pixels.transpose(1, 0, 2) if tall else pixels))
-    inner = square([photo], 10)[0, :, 2:-2, 2:-2]  # bicubic scaling rings a little at the border
-    assert inner.flatten(1).float().mean(1).round().tolist() == [10, 200, 90]
-
-
 def test_photos_of_the_right_size_are_not_changed():
     photos = torch.stack([to_tensor(noise(48, 48, seed)) for seed in range(3)])
     assert torch.equal(square(photos, 48), photos) and torch.equal(square(list(photos), 48), photos)
@@ -133,20 +116,19 @@ def test_photos_of_the_right_size_are_not_changed():
 
 def test_pixels_and_floats_convert_without_loss():
     pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 4, 256)
-    floats = to_floats(pixels)
-    assert floats.min() == -1 and floats.max() == 1 and torch.equal(to_pixels(floats), pixels)
-    assert to_pixels(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    floats = module.to_floats(pixels)
+    assert floats.min() == -1 and floats.max() == 1 and torch.equal(module.to_pixels(floats), pixels)
+    assert module.to_pixels(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
-
-# ----------------------------------------------------------------------------------------------- the store
 
 def test_captions_are_kept_per_captioner_beside_the_photos(tmp_path):
     store = PhotoStore(tmp_path / "photos")
     assert store.captions("one") == {}
-    store.keep_captions("one", {"a": "a cat", "\u00e9/..": "caf\u00e9"})
+    captions = {"a": "a cat", "é/..": "café"}
+    store.keep_captions("one", captions)
     store.keep_captions("two", {"a": "a dog"})
     again = PhotoStore(tmp_path / "photos")
-    assert again.captions("one") == {"a": "a cat", "\u00e9/..": "caf\u00e9"} and again.captions("two") == {"a": "a dog"}
+    assert again.captions("one") == captions and again.captions("two") == {"a": "a dog"}
     assert again.captions("three") == {}
 
 
@@ -171,7 +153,7 @@ def test_check_counts_and_lists(tmp_path):
     assert "'b'" in report.problems[0].reason and "damaged" in report.problems[0].reason
 
 
-def test_a_full_disk_keeps_the_old_photo(tmp_path, monkeypatch):
+def test_a_write_that_fails_keeps_the_old_photo_or_names_the_new_one(tmp_path, monkeypatch):
     store = PhotoStore(tmp_path)
     store.add("a", noise(8, 8))
 
@@ -183,9 +165,6 @@ def test_a_full_disk_keeps_the_old_photo(tmp_path, monkeypatch):
         store.add("a", noise(8, 8, 1))
     assert np.array_equal(np.array(store.load("a")), np.array(noise(8, 8)))
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_fast_write_that_fails_names_the_photo(tmp_path):
     (tmp_path / "photos").write_text("a file where the folder should be")
     with pytest.raises(files.SaveError, match=r"could not save the photo 'a' to .*\.png"):
         PhotoStore(tmp_path / "photos").add("a", noise(8, 8), durable=False)

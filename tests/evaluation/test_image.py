@@ -10,49 +10,43 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from e2e_lib.evaluation import fidelity
-from e2e_lib.evaluation.fidelity import torch_fidelity
-from e2e_lib.evaluation.image import image_scores
+from e2e_lib.evaluation import image
+from e2e_lib.evaluation.image import PhotoFeatures, features_of, fid, inception_score, inception_scores, kid
 
-THINGS = 14
+CLASSES = 14
 
 
-class TinyReader(nn.Module):
-    """A random scene reader; its dropout would make scores random if it were left in training mode."""
+class TinyExtractor(nn.Module):
+    """Random features and logits."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.conv, self.head, self.dropout = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, THINGS), nn.Dropout(0.5)
+            self.conv, self.head = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, CLASSES)
 
-    def features(self, photos: torch.Tensor) -> torch.Tensor:
-        hidden = torch.tanh(self.conv(photos.float() / 127.5 - 1))  # (B, 6, h, w)
-        return self.dropout(hidden.flatten(2).std(-1) * 3)
-
-    def forward(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"thing": 10 * self.head(self.features(photos)), "colour": photos.new_zeros(len(photos), 8)}
+    def extract(self, photos):
+        hidden = torch.stack([torch.tanh(self.conv(photo[None].float() / 127.5 - 1)).flatten(2).std(-1)[0] * 3
+                              for photo in photos])
+        return hidden, 10 * self.head(hidden)
 
 
-class PixelReader(nn.Module):
-    """Reads the thing from the value of the first pixel, with certainty."""
+class PixelExtractor:
+    """Reads the class from the value of the first pixel, with certainty."""
 
-    def features(self, photos: torch.Tensor) -> torch.Tensor:
-        return photos.flatten(1)[:, :2].float()
-
-    def forward(self, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"thing": 60.0 * nn.functional.one_hot(photos[:, 0, 0, 0].long(), THINGS)}
+    def extract(self, photos):
+        values = torch.stack([photo[0, 0, 0].long() for photo in photos])
+        return values[:, None].float().repeat(1, 2), 60.0 * nn.functional.one_hot(values, CLASSES)
 
 
-def photos(n: int, seed: int, top: int = 256) -> torch.Tensor:
+def photos(n: int, seed: int, top: int = 256) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     contrast = torch.randint(1, top, (n, 3, 1, 1), generator=generator)
-    return (torch.rand(n, 3, 12, 12, generator=generator) * contrast).to(torch.uint8)
+    return list((torch.rand(n, 3, 12, 12, generator=generator) * contrast).to(torch.uint8))
 
 
-def features(reader: nn.Module, images: torch.Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return reader.eval().features(images).double().numpy()
+def extracted(n: int, seed: int, top: int = 256, model: int = 0) -> PhotoFeatures:
+    return features_of(photos(n, seed, top), TinyExtractor(model))
 
 
 def closed_form_fid(x: np.ndarray, y: np.ndarray) -> float:
@@ -68,203 +62,158 @@ def naive_kid(x: np.ndarray, y: np.ndarray) -> float:
     return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
 
 
-def naive_inception_scores(reader: nn.Module, images: torch.Tensor, splits: int) -> list[float]:
-    with torch.no_grad():
-        logits = reader.eval()(images)["thing"].double().numpy()
+def naive_inception_scores(logits: np.ndarray, splits: int) -> list[float]:
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return [float(np.exp(np.mean([np.sum(row * np.log(row / part.mean(0))) for row in part]))) for part in np.split(p, splits)]
 
 
-# Two readers under one registered name, one after the other: neither may see the other's features.
-@pytest.mark.parametrize("seed", [0, 1])
-def test_fid_and_kid_equal_closed_form_and_naive_estimate(seed):
-    reader, drawn, gold = TinyReader(seed), photos(40, 1), photos(40, 2, top=128)
-    scores = image_scores(drawn, gold, reader, kid_subsets=1)
-    x, y = features(reader, drawn), features(reader, gold)
-    assert scores["fid"] == pytest.approx(closed_form_fid(x, y), rel=1e-6)
-    assert scores["fid"] > 0.01
-    assert scores["kid"] == pytest.approx(naive_kid(x, y), rel=1e-6)
+@pytest.mark.parametrize("model", [0, 1])
+def test_fid_and_kid_equal_closed_form_and_naive_estimate(model):
+    drawn, gold = extracted(40, 1, model=model), extracted(40, 2, top=128, model=model)
+    x, y = drawn.features.numpy(), gold.features.numpy()
+    assert fid(drawn, gold) == pytest.approx(closed_form_fid(x, y), rel=1e-6) and fid(drawn, gold) > 0.01
+    assert kid(drawn, gold)[0] == pytest.approx(naive_kid(x, y), rel=1e-6)
 
 
 def test_inception_score_of_one_split_equals_its_formula():
-    drawn, gold = photos(15, 3), photos(20, 4)
-    scores = image_scores(drawn, gold, TinyReader())
-    (expected,) = naive_inception_scores(TinyReader(), drawn, splits=1)
-    assert scores["is"] == pytest.approx(expected, rel=1e-6)
-    assert scores["is"] > 1.01 and scores["is_std"] == 0
-    assert (scores["image_n"], scores["image_n_gold"]) == (15, 20)
+    drawn = extracted(15, 3)
+    mean, std = inception_score(drawn)
+    (expected,) = naive_inception_scores(drawn.logits.numpy(), splits=1)
+    assert mean == pytest.approx(expected, rel=1e-6) and mean > 1.01 and std == 0
 
 
 def test_inception_score_has_a_split_for_every_ten_photos():
-    drawn = photos(40, 5)
-    scores = image_scores(drawn, drawn, TinyReader(), seed=3)
-    shuffled = drawn[torch.from_numpy(np.random.RandomState(3).permutation(40))]
-    expected = naive_inception_scores(TinyReader(), shuffled, splits=4)
-    assert (scores["is"], scores["is_std"]) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
+    drawn = extracted(40, 5)
+    shuffled = drawn.logits.numpy()[np.random.RandomState(image.SEED).permutation(40)]
+    expected = naive_inception_scores(shuffled, splits=4)
+    assert inception_score(drawn) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
 
 
-def test_inception_score_runs_from_1_to_the_number_of_things():
-    each = torch.arange(THINGS, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
-    assert image_scores(each, each, PixelReader())["is"] == pytest.approx(THINGS)
-    assert image_scores(each[:1].expand(THINGS, -1, -1, -1), each, PixelReader())["is"] == pytest.approx(1)
+def test_inception_score_runs_from_1_to_the_number_of_classes():
+    each = list(torch.arange(CLASSES, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4))
+    assert inception_score(features_of(each, PixelExtractor()))[0] == pytest.approx(CLASSES)
+    assert inception_score(features_of(each[:1] * CLASSES, PixelExtractor()))[0] == pytest.approx(1)
 
 
 def test_a_set_is_no_distance_from_itself():
-    drawn = photos(60, 6)
-    scores = image_scores(drawn, drawn, TinyReader())
-    assert scores["fid"] == pytest.approx(0, abs=1e-6)
-    assert scores["kid"] < 1e-6  # unbiased, and so a little below zero
+    drawn = extracted(60, 6)
+    assert fid(drawn, drawn) == pytest.approx(0, abs=1e-6)
+    assert kid(drawn, drawn)[0] < 1e-6  # unbiased, and so a little below zero
 
 
-def test_the_same_call_gives_the_same_numbers_and_the_seed_counts():
-    drawn, gold, reader = photos(50, 7), photos(30, 8), TinyReader()
-    first = image_scores(drawn, gold, reader, seed=5)
-    assert image_scores(drawn, gold, reader, seed=5) == first
-    assert image_scores(drawn, gold, reader, seed=5 + 2**32) == first
-    assert image_scores(drawn, gold, reader, seed=6)["kid"] != first["kid"]
-    assert first["kid_std"] > 0
+def test_the_same_photos_give_the_same_numbers():
+    drawn, gold = extracted(50, 7), extracted(30, 8)
+    assert kid(drawn, gold) == kid(drawn, gold) and kid(drawn, gold)[1] > 0
+    assert inception_score(drawn) == inception_score(drawn)
+
+
+def test_features_do_not_depend_on_batches_and_photos_may_differ_in_size():
+    rows = photos(image.BATCH + 3, 9)
+    whole = features_of([*rows, torch.zeros((3, 20, 9), dtype=torch.uint8)], TinyExtractor())
+    assert len(whole) == image.BATCH + 4 and whole.features.dtype == torch.float64
+    torch.testing.assert_close(features_of(rows[-2:], TinyExtractor()).features, whole.features[-3:-1])
+    assert torch.equal(whole.take(torch.tensor([2, 2])).logits, whole.logits[[2, 2]])
+    assert len(features_of([], TinyExtractor())) == 0
 
 
 def test_nothing_around_is_changed(capfd, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    reader = TinyReader().train()
-    reader.conv.eval()
+    extractor = TinyExtractor()
     state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), list(warnings.filters)
-    image_scores(photos(20, 9), photos(20, 10), reader)
+    drawn = features_of(photos(20, 9), extractor)
+    inception_score(drawn), fid(drawn, drawn), kid(drawn, drawn)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert (np.random.get_state()[1].tolist(), random.getstate(), list(warnings.filters)) == state[1:]
-    assert reader.training and reader.dropout.training and not reader.conv.training
-    assert all(weight.requires_grad for weight in reader.parameters())
+    assert all(weight.requires_grad for weight in extractor.parameters())
     assert not list(tmp_path.iterdir())  # no cache of features
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("drawn, message", [
-    (photos(1, 0), "drawn photos: expected at least 2, got 1"),
-    (photos(4, 0)[:0], "drawn photos: expected at least 2, got 0"),
-    (photos(4, 0).float(), "drawn photos: expected a uint8 tensor.*float32"),
-    (photos(4, 0).permute(0, 2, 3, 1), r"drawn photos: .*\(4, 12, 12, 3\)"),
+@pytest.mark.parametrize("photo, message", [
+    (torch.zeros(3, 4, 4), r"photo 1: expected a uint8 tensor of shape \(3, H, W\), got torch.float32 \(3, 4, 4\)"),
+    (torch.zeros((4, 4, 3), dtype=torch.uint8), r"photo 1: .*\(4, 4, 3\)"),
 ])
-def test_bad_photos_are_named(drawn, message):
+def test_bad_photos_are_named(photo, message):
     with pytest.raises(ValueError, match=message):
-        image_scores(drawn, photos(4, 1), TinyReader())
-    with pytest.raises(ValueError, match=message.replace("drawn", "gold")):
-        image_scores(photos(4, 1), drawn, TinyReader())
+        features_of([photos(1, 0)[0], photo], TinyExtractor())
 
 
-def test_at_least_one_kid_subset():
-    with pytest.raises(ValueError, match="kid_subsets.*got 0"):
-        image_scores(photos(4, 1), photos(4, 1), TinyReader(), kid_subsets=0)
+def test_an_extractor_that_gives_something_else_is_named():
+    class Wrong:
+        def extract(self, photos):
+            return torch.zeros(len(photos), 2, 2), torch.zeros(1, 5)
+
+    with pytest.raises(ValueError, match=r"Wrong.extract gave \[3, 2, 2\] and \[1, 5\] for 3 photos; expected features \(N, F\)"):
+        features_of(photos(3, 0), Wrong())
 
 
-class SmallInception(torch_fidelity.FeatureExtractorBase):
+def test_fewer_than_two_photos_have_no_score():
+    one, more = extracted(1, 0), extracted(4, 1)
+    with pytest.raises(ValueError, match="drawn photos: expected at least 2, got 1"):
+        fid(one, more)
+    with pytest.raises(ValueError, match="gold photos: expected at least 2, got 1"):
+        kid(more, one)
+    with pytest.raises(ValueError, match="drawn photos: expected at least 2, got 0"):
+        inception_score(features_of([], TinyExtractor()))
+
+
+class SmallInception(nn.Module):
     """In place of the real one, which has 24 million weights: channel means, scaled by its weights file."""
 
-    def __init__(self, name, features_list, feature_extractor_weights_path, **kwargs):
-        super().__init__(name, features_list)
+    def __init__(self, name, features_list, feature_extractor_weights_path):
+        super().__init__()
         self.scale = torch.load(feature_extractor_weights_path)["fc.weight"]
 
-    @staticmethod
-    def get_provided_features_list():
-        return ("means",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "means"
-
-    def forward(self, images):
-        return (images.float().mean((2, 3)).double() * self.scale,)
+    def forward(self, batch):
+        means = batch.float().mean((2, 3)) * self.scale
+        return means, means
 
 
-def test_inception_scores_stand_beside_the_readers_under_their_own_names(tmp_path, monkeypatch):
-    monkeypatch.setitem(torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY, "inception-v3-compat", SmallInception)
+def test_inception_scores_have_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(image, "FeatureExtractorInceptionV3", SmallInception)
     weights = tmp_path / "inception.pth"
     torch.save({"fc.weight": torch.tensor(0.01), "Mixed_7c.branch_pool.conv.weight": torch.ones(1)}, weights)
     drawn, gold = photos(30, 11), photos(30, 12, top=99)
-    alone = image_scores(drawn, gold, TinyReader())
-    both = image_scores(drawn, gold, TinyReader(), inception_weights=weights)
-    assert both.keys() - alone.keys() == {f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std")}
-    assert alone == {name: both[name] for name in alone}
-    x, y = (images.float().mean((2, 3)).double().numpy() * 0.01 for images in (drawn, gold))
-    assert both["inception_fid"] == pytest.approx(closed_form_fid(x, y), rel=1e-5)
+    scores = inception_scores(drawn, gold, weights)
+    assert list(scores) == [f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std")]
+    x, y = (torch.stack(side).float().mean((2, 3)).double().numpy() * 0.01 for side in (drawn, gold))
+    assert scores["inception_fid"] == pytest.approx(closed_form_fid(x, y), rel=1e-5)
 
 
 def test_bad_inception_weights_are_named(tmp_path):
-    def scores(path):
-        image_scores(photos(4, 1), photos(4, 1), TinyReader(), inception_weights=path)
+    def load(name):
+        image.InceptionExtractor(tmp_path / name)
 
     with pytest.raises(ValueError, match="missing.pth: no such file.*weights-inception"):
-        scores(tmp_path / "missing.pth")
+        load("missing.pth")
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match="page.pth: not a file of weights, or damaged"):
-        scores(tmp_path / "page.pth")
-    torch.save(TinyReader().state_dict(), tmp_path / "other.pth")
+        load("page.pth")
+    torch.save(TinyExtractor().state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth: these are another network's weights"):
-        scores(tmp_path / "other.pth")
+        load("other.pth")
     torch.save(subprocess.Popen, tmp_path / "code.pth")  # a pickle that would name something to run
     with pytest.raises(ValueError, match="code.pth: not a file of weights"):
-        scores(tmp_path / "code.pth")
+        load("code.pth")
 
 
-def loaded_torchvision() -> dict:
-    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torchvision"}
-
-
-@pytest.fixture
-def without_torchvision():
-    """Takes a loaded torchvision away for one test."""
-    before = loaded_torchvision()
-    for name in before:
-        del sys.modules[name]
-    yield
-    for name in loaded_torchvision():
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-def test_stand_ins_for_an_absent_torchvision_are_gone_afterwards(without_torchvision):
-    sys.modules["torchvision"] = None  # Python's way of saying "cannot be imported"
-    with fidelity._torchvision_or_stand_ins():
-        from torchvision.datasets import CIFAR10
-        assert isinstance(CIFAR10, type)
-    assert loaded_torchvision() == {"torchvision": None}
-
-
-def test_a_torchvision_that_fails_on_import_is_stood_in_for(without_torchvision, tmp_path, monkeypatch):
-    package = tmp_path / "torchvision"
-    package.mkdir()
-    (package / "__init__.py").write_text("from torchvision import extension\nraise RuntimeError('torchvision::nms does not exist')")
-    (package / "extension.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    with fidelity._torchvision_or_stand_ins():
-        import torchvision.transforms.functional
-        assert not hasattr(torchvision, "extension")
-    assert loaded_torchvision() == {}
-
-
-def test_a_torchvision_that_works_is_used_and_stays(without_torchvision, tmp_path, monkeypatch):
-    for folder in ("datasets", "transforms/functional"):
-        (tmp_path / "torchvision" / folder).mkdir(parents=True)
-    for folder in (".", "datasets", "transforms", "transforms/functional"):
-        (tmp_path / "torchvision" / folder / "__init__.py").write_text("REAL = True")
-    monkeypatch.syspath_prepend(tmp_path)
-    with fidelity._torchvision_or_stand_ins():
-        import torchvision.datasets
-        assert torchvision.datasets.REAL
-    assert sys.modules["torchvision"].REAL
-
-
-def test_transformers_still_imports_after_scoring():
-    code = """
-import sys
-from e2e_lib.evaluation import image
-sys.path.append(sys.argv[1])
-from test_image import TinyReader, photos
-assert image.image_scores(photos(4, 1), photos(4, 2), TinyReader())["image_n"] == 4
-left = [name for name, module in sys.modules.items() if name.startswith("torchvision") and getattr(module, "__spec__", None) is None]
-assert not left, left
-from transformers import LlamaForCausalLM
+@pytest.mark.parametrize("real", [True, False])
+def test_importing_torch_fidelity_leaves_torchvision_as_it_was(real, tmp_path):
+    """Whether torchvision is loaded already, or not installed; transformers, which asks for it, still imports."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("REAL = True")
+    code = f"""
+import sys, torch
+if {real}:
+    sys.path.insert(0, sys.argv[1])
+    import torchvision
+from e2e_lib.evaluation.fidelity import metric_fid
+loaded = {{name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torchvision"}}
+assert list(loaded) == ["torchvision"] * {real}, loaded
+assert all(module.REAL for module in loaded.values())
+if not {real}:
+    from transformers import LlamaForCausalLM
 """
-    here = Path(__file__).resolve().parent
-    done = subprocess.run([sys.executable, "-c", code, here], cwd=here.parents[1], capture_output=True, text=True)
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,12 +2,14 @@ import math
 import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu
+from sacrebleu.metrics import BLEU
 
-from e2e_lib.evaluation.text import bleu, rouge_l
+from e2e_lib.evaluation.text import bleu, bleu_signature, ngram_counts, rouge_l
 
 # The two hypotheses of nltk's documentation of corpus_bleu, each with its first reference.
 HYPOTHESES = ["It is a guide to action which ensures that the military always obeys the commands of the party",
@@ -16,7 +18,11 @@ REFERENCES = ["It is a guide to action that ensures that the military will forev
               "he was interested in world history because he read the book"]
 
 texts = st.lists(st.sampled_from("abc"), max_size=6).map(" ".join)
-corpora = st.lists(st.tuples(texts, texts), min_size=1, max_size=5)
+pairs_of_texts = st.lists(st.tuples(texts, texts), min_size=1, max_size=5)
+
+
+def bleu_of(pairs):
+    return bleu(np.sum([ngram_counts(*pair) for pair in pairs], axis=0))
 
 
 def ngrams(text: str, order: int) -> Counter:
@@ -35,51 +41,55 @@ def naive_brevity(pairs: list[tuple[str, str]]) -> float:
     return 1.0 if ours >= theirs else math.exp(1 - theirs / ours) if ours else 0.0
 
 
-@given(corpora)
+@given(pairs_of_texts)
 def test_bleu_equals_its_definition(pairs):
-    scores = bleu(*map(list, zip(*pairs, strict=True)))
-    one, two, brevity = naive_precision(pairs, 1), naive_precision(pairs, 2), naive_brevity(pairs)
+    scores, brevity = bleu_of(pairs), naive_brevity(pairs)
+    one, two = naive_precision(pairs, 1), naive_precision(pairs, 2)
     assert scores["bleu1"] == pytest.approx(100 * brevity * one)
     assert scores["bleu2"] == pytest.approx(100 * brevity * two)
     assert scores["bleu1_cumulative"] == pytest.approx(100 * brevity * one)
     assert scores["bleu2_cumulative"] == pytest.approx(100 * brevity * math.sqrt(one * two))
 
 
+@given(pairs_of_texts)
+def test_bleu_equals_sacrebleus_own_count_of_the_texts(pairs):
+    scores = bleu_of(pairs)
+    for order in (1, 2):
+        metric = BLEU(max_ngram_order=order, tokenize="none", smooth_method="none", force=True)
+        score = metric.corpus_score([h for h, _ in pairs], [[r for _, r in pairs]])
+        assert scores[f"bleu{order}_cumulative"] == score.score
+        assert scores[f"bleu{order}"] == score.bp * score.precisions[order - 1]
+    assert str(metric.get_signature()) == bleu_signature()
+
+
 def test_bleu_equals_nltk_on_its_documentation_example():
     split = [[r.split()] for r in REFERENCES], [h.split() for h in HYPOTHESES]
-    scores = bleu(HYPOTHESES, REFERENCES)
+    scores = bleu_of(zip(HYPOTHESES, REFERENCES, strict=True))
     assert scores["bleu1"] == pytest.approx(100 * corpus_bleu(*split, weights=(1,)))
     assert scores["bleu2"] == pytest.approx(100 * corpus_bleu(*split, weights=(0, 1)))
     assert scores["bleu2_cumulative"] == pytest.approx(100 * corpus_bleu(*split, weights=(0.5, 0.5)))
     assert scores["bleu2"] != pytest.approx(scores["bleu2_cumulative"])
 
 
-def test_bleu_is_of_the_corpus_and_not_the_mean_of_sentences():
-    pooled = bleu(["a", "b b b"], ["a", "c c c"])["bleu1"]
+def test_bleu_is_of_all_pairs_and_not_the_mean_of_sentences():
+    pooled = bleu_of([("a", "a"), ("b b b", "c c c")])["bleu1"]
     assert pooled == pytest.approx(25)  # 1 of 4 words, not the mean of 100 and 0
 
 
 def test_brevity_penalty_in_closed_form():
-    assert bleu(["a b"], ["a b c d"])["bleu2"] == pytest.approx(100 * math.exp(-1))
+    assert bleu_of([("a b", "a b c d")])["bleu2"] == pytest.approx(100 * math.exp(-1))
 
 
-@pytest.mark.parametrize("hypotheses, references", [([""], ["a b"]), (["a b"], [""]), ([""], [""]), (["a"], ["b"]), (["  "], ["a"])])
-def test_nothing_in_common_is_zero_without_a_warning(hypotheses, references):
+@pytest.mark.parametrize("hypothesis, reference", [("", "a b"), ("a b", ""), ("", ""), ("a", "b"), ("  ", "a")])
+def test_nothing_in_common_is_zero_without_a_warning(hypothesis, reference):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = bleu(hypotheses, references)
-        assert rouge_l(hypotheses, references) == 0
-    assert {value for name, value in scores.items() if name != "sacrebleu_signature"} == {0.0}
-
-
-def test_text_split_at_white_space_is_not_taken_for_a_mistake(caplog):
-    bleu(["fine , thanks ."] * 120, ["fine , thanks ."] * 120)
-    assert not caplog.records
+        assert set(bleu_of([(hypothesis, reference)]).values()) == {0.0}
+        assert rouge_l(hypothesis, reference) == 0
 
 
 def test_the_signature_says_how_the_text_was_split():
-    signature = bleu(HYPOTHESES, REFERENCES)["sacrebleu_signature"]
-    assert "tok:none" in signature and "smooth:none" in signature and "case:mixed" in signature
+    assert all(part in bleu_signature() for part in ("tok:none", "smooth:none", "case:mixed", "nrefs:1"))
 
 
 def naive_rouge(hypothesis: str, reference: str) -> float:
@@ -95,24 +105,11 @@ def naive_rouge(hypothesis: str, reference: str) -> float:
 
 
 @settings(max_examples=50)
-@given(corpora)
-def test_rouge_l_equals_its_definition(pairs):
-    expected = 100 * sum(naive_rouge(h, r) for h, r in pairs) / len(pairs)
-    assert rouge_l(*map(list, zip(*pairs, strict=True))) == pytest.approx(expected)
+@given(texts, texts)
+def test_rouge_l_equals_its_definition(hypothesis, reference):
+    assert rouge_l(hypothesis, reference) == pytest.approx(naive_rouge(hypothesis, reference))
 
 
 def test_rouge_l_does_not_stem_and_ignores_case_and_punctuation():
-    assert rouge_l(["a photo"], ["a photos"]) == pytest.approx(50)
-    assert rouge_l(["A photo!"], ["a photo"]) == pytest.approx(100)
-
-
-@pytest.mark.parametrize("score", [bleu, rouge_l])
-def test_bad_input_is_named(score):
-    with pytest.raises(ValueError, match="2 hypotheses and 1 references"):
-        score(["a", "b"], ["a"])
-    with pytest.raises(ValueError, match="0 hypotheses and 0 references"):
-        score([], [])
-    with pytest.raises(ValueError, match=r"references\[1\].*None"):
-        score(["a", "b"], ["a", None])
-    with pytest.raises(ValueError, match="hypotheses: expected a list"):
-        score("ab", ["a", "b"])
+    assert rouge_l("a photo", "a photos") == pytest.approx(0.5)
+    assert rouge_l("A photo!", "a photo") == pytest.approx(1)

@@ -11,7 +11,14 @@ from small_tokenizers import TEXTS, tokenizer
 
 from e2e_lib.__main__ import main
 from e2e_lib.bridge.vocabulary import normalized_tokens
-from e2e_lib.experiments.vocabularies import PACKAGED, fingerprint, first_of, load_tokenizer, read_captions, survey
+from e2e_lib.experiments.vocabularies import (
+    PACKAGED,
+    first_of,
+    load_tokenizer,
+    read_captions,
+    survey,
+    tokenizer_hash,
+)
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.results import ResultsError, write_vocabularies
 
@@ -53,11 +60,11 @@ def test_two_equal_vocabularies_lose_nothing():
     assert found["static"]["lost"] == 0 and found["characters"] == {"same_span": 1, "source_tokens_touched": 1, "touching_none": 0}
 
 
-def test_the_fingerprint_is_of_the_vocabulary_and_not_of_its_last_use():
+def test_a_tokenizers_hash_does_not_depend_on_its_last_use():
     source = tokenizer("clip")
-    before = fingerprint(source)
+    before = tokenizer_hash(source)
     source(["a", "a b c"], padding=True, truncation=True, max_length=3)
-    assert fingerprint(source) == before != fingerprint(tokenizer("byte_level"))
+    assert tokenizer_hash(source) == before != tokenizer_hash(tokenizer("byte_level"))
 
 
 @pytest.mark.parametrize(("content", "expected"), [

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from e2e_lib.config import SYSTEMS, Inference
-from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.inference.chat import ChatPartner, PhotoAlbum
@@ -51,7 +50,8 @@ def test_a_chat_answers_as_its_turns_would_be_answered_elsewhere(talkative, syst
     assert (second.text, second.caption) == (expected.text, expected.caption)
     captioner = partner.model.captioner
     if captioner:  # the photo is read as its caption
-        assert partner.album.captions(captioner.key)["photo 1"] == captioner.generate_captions([partner.album.tensor("photo 1")])[0]
+        (caption,) = captioner.generate_captions([partner.album.tensor("photo 1")])
+        assert partner.album.captions(captioner.key)["photo 1"] == caption
 
 
 def test_the_partners_own_photo_is_context_of_what_follows(model, monkeypatch):
@@ -76,18 +76,11 @@ def test_the_same_seed_gives_the_same_chat(model):
     assert answers[0] == answers[1] != answers[2]
 
 
-@pytest.mark.parametrize("text", ["", "   \n"])
-def test_saying_nothing_is_an_error(model, text):
+def test_saying_nothing_is_an_error(model):
     partner = ChatPartner(model, GREEDY)
-    with pytest.raises(ValueError, match="say something: a text, a photo, or both"):
-        partner.say(text)
+    for text in ("", "   \n"):
+        with pytest.raises(ValueError, match="say something: a text, a photo, or both"):
+            partner.say(text)
     assert partner.turns == []
     with pytest.raises(ValueError, match="has not begun"):
         partner.go_on()
-
-
-@pytest.mark.parametrize("text", [f"what is {IMAGE_TOKEN}?", f"{IMAGE_START} hm {IMAGE_END}", "</s>", "<s><pad>"])
-def test_typed_markers_do_not_confuse_a_chat(model, text):
-    partner = ChatPartner(model, GREEDY)
-    partner.say(text, grey(90))
-    assert partner.turns[0] == Turn(0, text, SharedPhoto("photo 1", ""))

@@ -9,7 +9,7 @@ import torch
 from e2e_lib.config import SYSTEMS, Inference
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
-from e2e_lib.inference.respond import draw_photos, generate_texts, parse_response, respond
+from e2e_lib.inference.respond import generate_texts, parse_response, respond
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.repro.randomness import generator
 
@@ -47,8 +47,6 @@ def texts(model, rows, store, settings, seed=0):
     rows = with_captions(rows, model.captioner, store) if model.captioner else rows
     return generate_texts(model, rows, store, settings, generator(seed))
 
-
-# --------------------------------------------------------------------------------------------------- the text
 
 @pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=["greedy", "beams"])
 def test_a_batch_is_answered_as_its_chats_alone(any_system, chats, settings):
@@ -97,8 +95,6 @@ def test_the_same_generator_gives_the_same_answers_and_the_global_state_stays(mo
     assert ([r.text for r in other] != [r.text for r in first]) == (settings is SAMPLED)
 
 
-# ------------------------------------------------------------------------------------------------- the photos
-
 def test_shared_photos_are_drawn_from_their_captions(any_system, chats):
     (rows, store), model, rng, calls = chats, any_system, generator(3), []
     share(model, "two red cars", text="look")
@@ -116,15 +112,6 @@ def test_shared_photos_are_drawn_from_their_captions(any_system, chats):
     image = answers[0].image
     assert np.array_equal(np.array(image), expected[0].permute(1, 2, 0).numpy()) and image.size == (64, 64)
 
-
-def test_captions_are_drawn_in_batches_as_one_by_one(model):
-    captions, settings = ["a red car", "two cats", "a boat"], dataclasses.replace(GREEDY, batch_size=2)
-    together = draw_photos(model.generator, captions, settings, generator(0))
-    one_by_one = draw_photos(model.generator, captions, dataclasses.replace(GREEDY, batch_size=1), generator(0))
-    assert together.shape == (3, 3, 64, 64) and (together.int() - one_by_one.int()).abs().max() <= 1
-
-
-# ------------------------------------------------------------------------------------------------- the parsing
 
 @pytest.mark.parametrize(("tokens", "text", "caption"), [
     ("it was fun</s>", "it was fun", None),

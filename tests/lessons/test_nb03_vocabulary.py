@@ -1,26 +1,27 @@
-"""The helpers of notebook 03 against naive loops over tokens and characters, autograd, closed forms, and the bridge, which has no matrices."""
+"""The helpers of notebook 03 against loops over tokens and characters, autograd, closed forms, and the bridge."""
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from e2e_lib.bridge.caption_bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature
-from e2e_lib.bridge.vocabulary import normalized_tokens, static_word
+from e2e_lib.bridge.reference import DenseMap, added_embeddings
+from e2e_lib.bridge.vocabulary import DYNAMIC, STATIC, normalized_tokens
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.minichat.chats import caption_words
-from e2e_lib.experiments import gradient_alignment as gradients
-from e2e_lib.experiments.vocabularies import survey
+from e2e_lib.experiments import gradient_alignment
 from e2e_lib.lessons import nb03_vocabulary as lesson
 from e2e_lib.models.systems import build
-from e2e_lib.report.plots import Figure, Markdown
+from e2e_lib.report.plots import Html, Markdown
 from e2e_lib.repro.randomness import generator
 
 CHOICES = ("in", "at", "of")  # words that even the tests' small vocabulary has as one token each
+MAPS = [*STATIC, *DYNAMIC]
 SENTENCES = ["an orange umbrella standing in the garden", "here is a red hat, a red hat at the beach", "two kites"]
 
 
@@ -44,244 +45,199 @@ def table(model):
     return model.generator.text_encoder.get_input_embeddings().weight.detach().double()
 
 
-def made_pairs(sides):
+def pairs_of(sides):
     return [lesson.pair(sides[0], sides[1], text, sides[2]) for text in SENTENCES]
 
 
 # ------------------------------------------------------------------------------------------------------------------- pairs
 
 @pytest.mark.parametrize("text", SENTENCES)
-def test_a_pair_says_who_shares_characters_and_who_looks_alike(sides, text):
-    made = lesson.pair(*sides[:2], text, sides[2])
-    assert len(made.target) == sides[2] and "".join(made.source).replace("▁", " ").strip() == text
-    for t, j in itertools.product(range(len(made.source)), range(len(made.target))):
-        (first, last), (start, end) = made.source_spans[t].tolist(), made.target_spans[j].tolist()
-        assert made.touch[t, j] == bool(set(range(first, last)) & set(range(start, end)))
-        same = made.source[t].lstrip("▁") == made.target[j].removesuffix("</w>")
-        assert made.alike[t, j] == (same and bool(made.valid[j]))
-    # Between them, the tokens of either side cover every character but the blanks, each once.
-    for spans in (made.source_spans, made.target_spans[made.valid]):
-        assert sorted(c for first, last in spans.tolist() for c in range(first, last) if text[c] != " ") == [c for c, x in enumerate(text) if x != " "]
+def test_a_pair_has_shared_characters_and_equal_texts(sides, text):
+    pair = lesson.pair(*sides[:2], text, sides[2])
+    texts = [normalized_tokens(tokenizer) for tokenizer in sides[:2]]
+    assert len(pair.target_tokens) == sides[2] and "".join(pair.source_tokens).replace("▁", " ").strip() == text
+    for t, j in itertools.product(range(len(pair.source_tokens)), range(len(pair.target_tokens))):
+        characters = [set(range(*side.spans[n].tolist())) for side, n in ((pair.source, t), (pair.target, j))]
+        assert pair.shared[t, j] == bool(characters[0] & characters[1])
+        one, other = texts[0][pair.source.input_ids[t]], texts[1][pair.target.input_ids[j]]
+        assert pair.same_text[t, j] == (one == other != "" and bool(pair.target.token_mask[j]))
 
 
 def test_the_strips_show_every_token_and_every_character(sides):
-    made = made_pairs(sides)[0]
-    ax = lesson.strips_figure(made, "n").axes[0]
-    assert len(ax.patches) == len(made.source) + int(made.valid.sum())
-    assert len(ax.texts) == len(ax.patches) + len(made.text) + 2
-    widths = [patch.get_width() + 0.32 for patch in ax.patches]
-    assert widths == pytest.approx([last - first for spans in (made.source_spans, made.target_spans[made.valid]) for first, last in spans.tolist()])
+    pair = pairs_of(sides)[0]
+    page = lesson.strips(pair, "n")
+    rows = page.split("<tr>")[1:4]
+    assert [row.count("border:") for row in (rows[0], rows[2].split("</table>")[0])] == [
+        len(pair.source_tokens), int(pair.target.token_mask.sum())]
+    assert rows[1].count("<td>") == len(pair.text)
+    for row in (rows[0], rows[2].split("</table>")[0]):
+        assert sum(map(int, re.findall(r"colspan=\"?(\d+)", row))) <= len(pair.text)
+        assert "".join(re.findall(r">([^<>]+)</td>", row)).replace(" ", "") == pair.text.replace(" ", "")
 
 
-def test_real_tokenizers_that_cannot_be_had_are_named(tmp_path, sides):
-    said = lesson.real_strips([str(tmp_path / "none"), "pip:openai-clip"], "a cat", ("a", "b"), "n")
-    assert isinstance(said, Markdown) and str(tmp_path / "none") in said and "pip install" in said
+def test_real_tokenizers_that_cannot_be_loaded_are_named(tmp_path, sides):
+    answer = lesson.real_strips([str(tmp_path / "none"), "pip:openai-clip"], "a cat", ("a", "b"), "n")
+    assert isinstance(answer, Markdown) and str(tmp_path / "none") in answer and "pip install" in answer
     sides[0].save_pretrained(tmp_path / "one")
-    assert isinstance(lesson.real_strips([str(tmp_path / "one")] * 2, "a cat", ("a", "b"), "n"), Figure)
+    assert isinstance(lesson.real_strips([str(tmp_path / "one")] * 2, "a cat", ("a", "b"), "n"), Html)
 
 
-def test_surveys_are_this_one_and_every_file(tmp_path, sides):
-    live = survey(*sides[:2], SENTENCES)
-    other = json.loads(json.dumps(live))
-    other["static"]["lost"], other["captions"] = 0.4321, 77
-    (tmp_path / "one_two.json").write_text(json.dumps(other))
-    found = lesson.surveys({"here": live}, tmp_path)
-    assert list(found) == ["here", "one → two"]
-    shown = lesson.disagreement_table(found)
-    assert f"{live['static']['lost']:.1%}" in shown and "43.2%" in shown and "| 77 |" in shown
-    assert f"{live['density']['word']:.1e}" in lesson.density_table(found) and f"{len(sides[0]) * len(sides[1]):,}" in lesson.density_table(found)
+def test_surveys_are_the_live_one_and_every_file(tmp_path):
+    (tmp_path / "one_two.json").write_text(json.dumps({"captions": 77}))
+    assert lesson.surveys({"here": {"captions": 3}}, tmp_path) == {"here": {"captions": 3}, "one → two": {"captions": 77}}
 
 
 # ---------------------------------------------------------------------------------------------------------------- matrices
 
 @pytest.mark.parametrize("sentence", range(len(SENTENCES)))
-@pytest.mark.parametrize("mapping", ["static_piece", "static_word", "sentence", "word", "span"])
-def test_what_the_matrices_let_be_heard_is_the_bridges_gradient(sides, maps, table, mapping, sentence):
-    made = made_pairs(sides)[sentence]
-    z = torch.randn((1, len(made.source), len(sides[0])), generator=generator("z"), dtype=torch.float64).requires_grad_()
-    noise, pull = gumbel_noise(z.shape, generator("g")), torch.randn((sides[2], table.shape[1]), generator=generator("p"), dtype=torch.float64)
+@pytest.mark.parametrize("mapping", MAPS)
+def test_the_gradient_through_the_matrices_is_the_bridges(sides, maps, table, mapping, sentence):
+    pair = pairs_of(sides)[sentence]
+    shape = (1, len(pair.source_tokens), len(sides[0]))
+    z = torch.randn(shape, generator=generator("z"), dtype=torch.float64).requires_grad_()
+    noise = gumbel_noise(z.shape, generator("g"))
+    gradient = torch.randn((sides[2], table.shape[1]), generator=generator("p"), dtype=torch.float64)
     bridge = CaptionBridge(*sides[:2], mapping, words=caption_words(), length=sides[2])
-    out = bridge([made.text], z, torch.nn.Embedding.from_pretrained(table), 0.7, noise)
-    ours, = torch.autograd.grad((out.embeddings[0] * pull).sum(), z)
-    heard = lesson.heard(maps[mapping](made), pull, table)
-    written, = torch.autograd.grad((softmax_with_temperature(z, 0.7, noise)[0] * heard).sum(), z)
-    torch.testing.assert_close(ours, written, rtol=1e-9, atol=1e-12)
-    assert heard.shape == z.shape[1:] and heard.abs().max() > 0
+    out = bridge([pair.text], z, torch.nn.Embedding.from_pretrained(table), 0.7, noise)
+    ours, = torch.autograd.grad((out.embeddings[0] * gradient).sum(), z)
+    to_h = lesson.gradient_to_h(maps[mapping](pair), gradient, table)
+    dense, = torch.autograd.grad((softmax_with_temperature(z, 0.7, noise)[0] * to_h).sum(), z)
+    torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-12)
+    assert to_h.shape == z.shape[1:] and to_h.abs().max() > 0
 
 
-@pytest.mark.parametrize("mapping", ["static_piece", "static_word", "sentence", "word", "span"])
-def test_heard_is_the_slope_of_eq_9_and_11(sides, maps, table, mapping):
-    made = made_pairs(sides)[1]
-    found = maps[mapping](made)
-    h = torch.rand((len(made.source), len(sides[0])), generator=generator("h"), dtype=torch.float64).requires_grad_()
-    pull = torch.randn((sides[2], table.shape[1]), generator=generator("p"), dtype=torch.float64)
-    added = sum(place[:, None] * (pool @ (h @ matrix @ table)) for matrix, pool, place in found)  # Eq. 9, 11: (L, D2)
-    slope, = torch.autograd.grad((added * pull).sum(), h)
-    torch.testing.assert_close(lesson.heard(found, pull, table), slope)
+@pytest.mark.parametrize("mapping", MAPS)
+def test_the_gradient_to_h_is_that_of_eq_9_and_11(sides, maps, table, mapping):
+    pair = pairs_of(sides)[1]
+    dense = maps[mapping](pair)
+    h = torch.rand((len(pair.source_tokens), len(sides[0])), generator=generator("h"), dtype=torch.float64).requires_grad_()
+    gradient = torch.randn((sides[2], table.shape[1]), generator=generator("p"), dtype=torch.float64)
+    expected, = torch.autograd.grad((added_embeddings(h, dense, table) * gradient).sum(), h)
+    torch.testing.assert_close(lesson.gradient_to_h(dense, gradient, table), expected)
 
 
-def test_a_static_matrix_counts_the_words_that_two_tokens_share(sides):
-    listed = ["hats", "hat", "tents", "an"]
-    found = lesson.static_matrix(static_word(*sides[:2], listed), len(sides[0]), len(sides[1]))
-    expected = torch.zeros_like(found)
-    for word in listed:
+def test_the_word_list_matrix_counts_the_words_that_two_tokens_share(sides):
+    words = ["hats", "hat", "tents", "an"]
+    (matrix, _, _), = lesson.maps_of(*sides[:2], words)["static_word"](pairs_of(sides)[0])
+    expected = torch.zeros_like(matrix)
+    for word in words:
         one, other = (set(tokenizer(word, add_special_tokens=False)["input_ids"]) for tokenizer in sides[:2])
         for i, j in itertools.product(one, other):
             expected[i, j] += 1
-    assert torch.equal(found, expected)
+    assert torch.equal(matrix, expected)
+
+
+def words_of(pair, side, n):
+    """The numbers of the words that token ``n`` of one side occurs in."""
+    spans = [span for i, span in zip(side.input_ids.tolist(), side.spans.tolist(), strict=True) if i == side.input_ids[n]]
+    return {pair.text[:last].rstrip().count(" ") for first, last in spans if pair.text[first:last].strip()}
 
 
 def test_links_are_what_each_map_promises(sides, maps):
-    for made in made_pairs(sides)[1:]:
-        links = {name: lesson.linked(of(made), made) for name, of in maps.items()}
-        assert torch.equal(links["span"], made.touch) and torch.equal(links["static_piece"], made.alike)
-        assert links["sentence"][:, made.valid].all() and not links["sentence"][:, ~made.valid].any()
-        for t, j in itertools.product(range(len(made.source)), range(len(made.target))):
-            # A token may be said in several words; it belongs to each.
-            mine, theirs = ({made.text[:first].count(" ") for i, (first, last) in zip(ids.tolist(), spans.tolist(), strict=True)
-                             if i == ids[at] and made.text[first:last].strip()}
-                            for ids, spans, at in ((made.source_ids, made.source_spans, t), (made.target_ids, made.target_spans, j)))
-            assert links["word"][t, j] == (bool(mine & theirs) and bool(made.valid[j]))
-        right, wrong, absent = lesson.links(links["sentence"], made)
-        assert (right, wrong, absent) == (int(made.touch.sum()), len(made.source) * int(made.valid.sum()) - int(made.touch.sum()), 0)
-        right, wrong, absent = lesson.links(links["static_piece"], made)
-        assert right + absent == int(made.touch.sum()) and right + wrong == int(made.alike.sum())
+    for pair in pairs_of(sides)[1:]:
+        links, mask = {name: lesson.linked(of(pair), pair) for name, of in maps.items()}, pair.target.token_mask
+        assert torch.equal(links["span"], pair.shared) and torch.equal(links["static_piece"], pair.same_text)
+        assert links["sentence"][:, mask].all() and not links["sentence"][:, ~mask].any()
+        for t, j in itertools.product(range(len(pair.source_tokens)), range(len(pair.target_tokens))):
+            # A token may occur in several words; it belongs to each.
+            mine, theirs = words_of(pair, pair.source, t), words_of(pair, pair.target, j)
+            assert links["word"][t, j] == (bool(mine & theirs) and bool(mask[j]))
+        shared, count = int(pair.shared.sum()), len(pair.source_tokens) * int(mask.sum())
+        assert lesson.count_links(links["sentence"], pair) == (shared, count - shared, 0)
+        right, wrong, missing = lesson.count_links(links["static_piece"], pair)
+        assert right + missing == shared and right + wrong == int(pair.same_text.sum())
 
 
 def test_as_many_numbers_get_through_as_there_are_terms(sides, maps, table):
-    made = made_pairs(sides)[0]
-    count = {name: lesson.independent(of(made), table, generator("rank"), pulls=40) for name, of in maps.items()}
-    assert count["sentence"] == 1 and count["word"] == len(set(made.text.split()))
-    assert count["span"] == len({tuple(column) for column in made.touch.T.tolist() if any(column)})
-    assert count["static_piece"] == min(40, table.shape[1])  # all that fits
+    pair = pairs_of(sides)[0]
+    rank = {name: lesson.gradient_rank(of(pair), table, generator("rank"), samples=40) for name, of in maps.items()}
+    assert rank["sentence"] == 1 and rank["word"] == len(set(pair.text.split()))
+    assert rank["span"] == len({tuple(column) for column in pair.shared.T.tolist() if any(column)})
+    assert rank["static_piece"] == min(40, table.shape[1])  # all that fits
 
 
-def test_the_picture_of_the_matrices_says_what_is_right_wrong_and_missing(sides, maps):
-    made = made_pairs(sides)[0]
-    found = {name: lesson.linked(of(made), made) for name, of in maps.items()}
-    figure = lesson.matrices_figure(made, found, "n")
-    for ax, (name, shown) in zip(figure.axes, found.items(), strict=False):
-        drawn = ax.images[0].get_array()
-        right, wrong, absent = lesson.links(shown, made)
-        assert [(drawn == kind).sum() for kind in (1, 2, 3)] == [right, wrong, absent]
-        assert f"{right + wrong} links, {wrong} wrong" in ax.get_title("left") and lesson.MAPS[name][0] in ax.get_title("left")
-
-
-# --------------------------------------------------------------------------------------------------------- what the loss says
+# ------------------------------------------------------------------------------------------------------ corrupted captions
 
 @pytest.fixture(scope="module")
-def slip(model, config, examples):
+def corrupted(model, examples):
     rows, store = examples
-    sharing = [e for e in rows if e.response.photo and not e.response.text]
-    collate = Collator(model.formatter, store, config.data.photo_size)
-    for example in sharing:
-        batch = collate([example])
-        if made := lesson.slip_of(model, batch, CHOICES, 2, generator("slip")):
-            return batch, made
+    collate = Collator(model.formatter, store)
+    for example in rows:
+        if example.response.photo and not example.response.text:
+            batch = collate([example])
+            if caption := lesson.corrupted(model, batch, CHOICES, 2, generator("slip")):
+                return batch, caption
     raise AssertionError("no caption with such a word")
 
 
-def test_a_slip_changes_one_word_and_keeps_the_noise(model, slip):
-    batch, made = slip
-    right, wrong = (side.text.replace(",", " ").split() for side in made.pairs)
+def test_a_corrupted_caption_has_one_other_word_and_the_same_noise(model, corrupted):
+    batch, caption = corrupted
+    right, wrong = (side.text.replace(",", " ").split() for side in caption.pairs)
     changed = [(x, y) for x, y in zip(right, wrong, strict=True) if x != y]
-    assert made.pairs[0].text == batch.captions[0] and len(changed) == 1 and set(changed[0]) <= set(CHOICES)
-    assert [side.source[made.at].lstrip("▁") for side in made.pairs] == list(changed[0])
+    assert caption.pairs[0].text == batch.captions[0] and len(changed) == 1 and set(changed[0]) <= set(CHOICES)
+    assert [side.source_tokens[caption.position].lstrip("▁") for side in caption.pairs] == list(changed[0])
     rng = generator("slip")
     torch.randint(len(CHOICES) - 1, (), generator=rng)  # the choice of the wrong word
-    losses, pulls = gradients.image_losses(model, batch, [side.text for side in made.pairs], 2, rng)
-    torch.testing.assert_close(made.losses, losses)
-    torch.testing.assert_close(made.pulls, pulls.double())
+    losses, gradients = gradient_alignment.image_losses(model, batch, [side.text for side in caption.pairs], 2, rng)
+    torch.testing.assert_close(caption.losses, losses)
+    torch.testing.assert_close(caption.gradients, gradients.double())
 
 
-def test_a_caption_without_such_a_word_has_no_slip(model, slip):
-    batch, _ = slip
-    assert lesson.slip_of(model, batch, ["zebra", "lion"], 2, generator(0)) is None
-    assert lesson.slip_of(model, batch, [batch.captions[0].split()[-1], "hippopotamus"], 2, generator(0)) is None  # not one token
+def test_a_caption_without_such_a_word_is_not_corrupted(model, corrupted):
+    batch, _ = corrupted
+    assert lesson.corrupted(model, batch, ["zebra", "lion"], 2, generator(0)) is None
+    assert lesson.corrupted(model, batch, [batch.captions[0].split()[-1], "hippopotamus"], 2, generator(0)) is None
 
 
-def test_swaps_are_the_losses_of_the_other_captions(model, slip, monkeypatch):
-    batch, made = slip
+def test_word_substitutions_are_the_losses_of_the_other_captions(model, corrupted, monkeypatch):
+    batch, caption = corrupted
 
-    def losses_of(model, batch, texts, draws, rng):  # any number that depends on the text
+    def losses_of(model, batch, texts, noises, rng):  # any number that depends on the text
         return torch.tensor([sum(map(ord, text)) / 1000 for text in texts]), None
     monkeypatch.setattr(lesson, "image_losses", losses_of)
-    said, logits = made.pairs[1], gradients.caption_of(model, batch)[0]
-    assert logits.shape == (len(said.source), len(model.tokenizer))
-    found = lesson.swaps(model, batch, said, logits, 2, 2, generator("swaps"))
-    likely = []
-    for position in range(len(said.source)):
-        ranked = [i for i in logits[position].argsort(descending=True).tolist()
-                  if i not in model.tokenizer.all_special_ids and i != said.source_ids[position]][:2]
-        likely.append((ranked, logits[position, ranked].softmax(0)))
+    wrong, logits = caption.pairs[1], gradient_alignment.caption_of(model, batch)[0]
+    ids, special = wrong.source.input_ids, model.tokenizer.all_special_ids
     expected = []
-    for position, (ranked, p) in enumerate(likely):
-        texts = [model.tokenizer.decode([*said.source_ids[:position], i, *said.source_ids[position + 1:]]).strip() for i in ranked]
-        expected.append(losses_of(model, batch, [said.text], 2, None)[0][0] - p @ losses_of(model, batch, texts, 2, None)[0])
-    torch.testing.assert_close(found, torch.stack(expected))
+    for position in range(len(ids)):
+        ranked = [i for i in logits[position].argsort(descending=True).tolist() if i not in special and i != ids[position]][:2]
+        texts = [model.tokenizer.decode([*ids[:position], i, *ids[position + 1:]]).strip() for i in ranked]
+        p = logits[position, ranked].softmax(0)
+        expected.append(losses_of(0, 0, [wrong.text], 2, 0)[0][0] - p @ losses_of(0, 0, texts, 2, 0)[0])
+    lower = lesson.word_substitutions(model, batch, wrong, logits, 2, 2, generator("swaps"))
+    torch.testing.assert_close(lower, torch.stack(expected))
 
 
-def test_the_two_parts_of_eq_10s_number_add_up_to_it(slip, maps, table):
-    _, made = slip
-    parts = lesson.divided(made, table)
-    for row, side, pull in zip(parts, made.pairs, made.pulls, strict=True):
-        heard = lesson.own(lesson.heard(maps["sentence"](side), pull, table), side)
-        torch.testing.assert_close(heard, (row.sum() / len(side.source)).expand(len(side.source)))
+def test_the_two_parts_of_eq_10s_number_add_up_to_it(corrupted, maps, table):
+    _, caption = corrupted
+    parts = lesson.parts_of_eq_10(caption, table)
+    for row, side, gradient in zip(parts, caption.pairs, caption.gradients, strict=True):
+        own = lesson.at_own_tokens(lesson.gradient_to_h(maps["sentence"](side), gradient, table), side)
+        torch.testing.assert_close(own, (row.sum() / len(own)).expand(len(own)))
 
 
-def fake_slip(right, wrong, at):
-    """A slip whose "pulls" are simply what the map ``said`` is to let be heard, (C, V1) each."""
-    pairs = tuple(SimpleNamespace(source_ids=torch.tensor(ids)) for ids in ([0, 1, 2], [0, 3, 2]))
-    return lesson.Slip(pairs, at, torch.zeros(2), torch.tensor([right, wrong], dtype=torch.float64))
+def corrupted_by_hand(right, wrong, position):
+    """A corrupted caption whose embedding gradients (C, V1) are passed on unchanged by ``identity``."""
+    pairs = tuple(SimpleNamespace(source=SimpleNamespace(input_ids=torch.tensor(ids))) for ids in ([0, 1, 2], [0, 3, 2]))
+    return lesson.CorruptedCaption(pairs, position, torch.zeros(2), torch.tensor([right, wrong], dtype=torch.float64))
 
 
-def said(_):
-    return [(torch.eye(5, dtype=torch.float64), torch.tensor([1.0, 0, 0], dtype=torch.float64), torch.tensor([1.0, 0, 0], dtype=torch.float64)),
-            (torch.eye(5, dtype=torch.float64), torch.tensor([0, 1.0, 0], dtype=torch.float64), torch.tensor([0, 1.0, 0], dtype=torch.float64)),
-            (torch.eye(5, dtype=torch.float64), torch.tensor([0, 0, 1.0], dtype=torch.float64), torch.tensor([0, 0, 1.0], dtype=torch.float64))]
+def identity(_):
+    return [DenseMap(torch.eye(5, dtype=torch.float64), here, here) for here in torch.eye(3, dtype=torch.float64)]
 
 
 def test_scores_of_gradients_made_by_hand():
     """Word 1 is right and 3 is wrong, at position 1; 1, 3 and 4 are what it could be."""
-    quiet = [[0.0] * 5] * 3
-    loud = [[0.0] * 5, [0, -2.0, 0, 1.0, 0], [0.0] * 5]  # the wrong word: less; the right one: more
+    none = [[0.0] * 5] * 3
+    clear = [[0.0] * 5, [0, -2.0, 0, 1.0, 0], [0.0] * 5]  # the wrong word: less; the right one: more
     choices, table = torch.tensor([1, 3, 4]), torch.eye(5, dtype=torch.float64)
-    assert lesson.score([fake_slip(quiet, loud, 1)], said, table, choices) == {"points": 1, "notices": 1, "names": 1}
-    alike = [[1.0] * 5] * 3  # like Eq. 10: all the same
-    assert lesson.score([fake_slip(quiet, alike, 1)], said, table, choices) == pytest.approx({"points": 1 / 3, "notices": 1, "names": 1 / 3})
-    opposite = (-torch.tensor(loud)).tolist()
-    found = lesson.score([fake_slip(quiet, opposite, 1), fake_slip(quiet, loud, 1)], said, table, choices)
-    assert found == {"points": 0.5, "notices": 0.5, "names": 0.5}
+
+    def score(*wrong):
+        return lesson.score([corrupted_by_hand(none, each, 1) for each in wrong], identity, table, choices)
+    assert score(clear) == {"points": 1, "notices": 1, "names": 1}
+    assert score([[1.0] * 5] * 3) == pytest.approx({"points": 1 / 3, "notices": 1, "names": 1 / 3})  # like Eq. 10
+    assert score((-torch.tensor(clear)).tolist(), clear) == {"points": 0.5, "notices": 0.5, "names": 0.5}
 
 
 def test_ties_are_shared():
     values = torch.tensor([1.0, 1.0, 0.0, 1.0])
     assert [lesson.share_of_best(values, i) for i in range(4)] == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
-
-
-def test_figures_of_what_is_heard(slip, maps, table):
-    batch, made = slip
-    side = made.pairs[1]
-    heard = {name: lesson.heard(maps[name](side), made.pulls[1], table) for name in ("sentence", "word", "span")}
-    figure = lesson.positions_figure(side, heard, "n")
-    for ax, gradient in zip(figure.axes, heard.values(), strict=False):
-        shown = gradient[:, side.source_ids]
-        np.testing.assert_allclose(ax.images[0].get_array(), shown / shown.abs().max())
-    rows = {name: lesson.own(gradient, side) for name, gradient in heard.items()}
-    figure = lesson.heard_figure(batch.target_photos[0].permute(1, 2, 0), side, rows, "title", "n", made.at)
-    drawn = np.asarray(figure.axes[1].images[0].get_array())
-    assert np.abs(drawn).max(1) == pytest.approx([1, 1, 1]) and len(figure.axes[1].texts) == 3 * len(side.source)
-    scores = {"span": {"points": 0.5, "notices": 1.0, "names": 0.25}, "mine": {"points": 0.0, "notices": 0.5, "names": 1.0}}
-    figure = lesson.slips_figure(scores, {"points": 0.1, "notices": 0.5, "names": 0.125}, 4, "n")
-    heights = [patch.get_height() for patch in figure.axes[0].patches]
-    assert heights == [0.5, 1.0, 0.25, 0.0, 0.5, 1.0]
-    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"span", "mine", "guessing"}
-
-
-def test_look_alikes_are_the_vocabularies_own(sides):
-    """``normalized_tokens`` decides what looks alike; the pair must ask each side's own."""
-    made = made_pairs(sides)[0]
-    looks = [normalized_tokens(tokenizer) for tokenizer in sides[:2]]
-    for t, j in itertools.product(range(len(made.source)), range(len(made.target))):
-        one, other = looks[0][made.source_ids[t]], looks[1][made.target_ids[j]]
-        assert made.alike[t, j] == (one == other != "" and bool(made.valid[j]))

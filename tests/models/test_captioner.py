@@ -13,7 +13,6 @@ from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoStore, square, to_image
-from e2e_lib.inference.chat import PhotoAlbum
 from e2e_lib.models.captioner import MAX_NEW_TOKENS, Captioner, with_captions
 
 
@@ -38,8 +37,6 @@ def other_weights(captioner):
             parameter.mul_(1.5)
     return Captioner(other, captioner.tokenizer, [0.5] * 3, [0.5] * 3)
 
-
-# ----------------------------------------------------------------------------------------- photos to captions
 
 def test_pixels_are_normalized_channel_by_channel(captioner):
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
@@ -82,13 +79,6 @@ def test_captioner_is_deterministic_in_train_mode(new_model):
     assert model.captioner.generate_captions(MIXED) == captions and model.language.training
     assert not any(module.training for module in model.captioner.modules())
 
-
-def test_the_key_depends_on_the_weights(captioner):
-    assert Captioner(captioner.model, captioner.tokenizer, [0.5] * 3, [0.5] * 3).key == captioner.key
-    assert other_weights(captioner).key != captioner.key
-
-
-# ----------------------------------------------------------------------------------- captions of the contexts
 
 @pytest.fixture
 def chats(tmp_path):
@@ -136,28 +126,6 @@ def test_other_weights_make_their_own_captions(chats, captioner):
     first, second = with_captions(examples, captioner, store), with_captions(examples, other, store)
     assert captions_of(first) != captions_of(second)
     assert {path.name for path in store.folder.glob("*.json")} == {f"captions-{c.key}.json" for c in (captioner, other)}
-
-
-def test_a_damaged_file_of_captions_is_made_again(chats, captioner, calls, damage):
-    examples, store = chats
-    captioned = with_captions(examples, captioner, store)
-    (path,) = store.folder.glob("*.json")
-    damage(path, "cut short")
-    assert with_captions(examples, captioner, store) == captioned and calls == [3, 3]
-
-
-def test_large_sets_of_photos_are_loaded_a_batch_at_a_time(chats, captioner, calls, monkeypatch):
-    monkeypatch.setattr("e2e_lib.models.captioner.BATCH_SIZE", 2)
-    with_captions(chats[0], captioner, chats[1])
-    assert calls == [2, 1]
-
-
-def test_photos_of_a_running_chat_are_captioned_once(captioner, calls):
-    album = PhotoAlbum()
-    name = album.add(to_image(MIXED[1]))
-    chat = [Example("c", 1, (Turn(0, "look", SharedPhoto(name, "")),), Turn(1, ""))]
-    captions = [captions_of(with_captions(chat, captioner, album)) for _ in range(2)]
-    assert calls == [1] and captions == [[captioner.generate_captions([MIXED[1]])]] * 2
 
 
 def test_data_loader_workers_never_run_the_captioner(chats, systems, captioner, monkeypatch):

@@ -20,8 +20,6 @@ def language_logits(model, batch):
     return model.language(inputs_embeds=model.embed_context(batch), attention_mask=batch.attention_mask).logits
 
 
-# ------------------------------------------------------------------------------- what the image loss reaches
-
 @pytest.mark.parametrize("changes", [
     (), (PREDICTED,), (("bridge.noise", False),), (("bridge.pooling", "sum"),),
     *((("bridge.mapping", mapping),) for mapping in MAPPINGS[1:]),
@@ -67,8 +65,6 @@ def test_pooling_by_sum_gives_a_larger_gradient_than_the_mean(new_model, batch):
     assert sizes["sum"] > 2 * sizes["mean"]  # captions are several tokens long
 
 
-# ------------------------------------------------------------------------------------------------ the losses
-
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 def test_eq_13_is_a_weighted_sum(new_model, batch, weight):
     model = new_model(("train.image_loss_weight", weight))
@@ -88,8 +84,6 @@ def test_the_image_loss_is_eq_12_on_the_target_photos_and_gold_captions(model, b
     assert output.image_loss.item() == pytest.approx(expected.item(), rel=1e-5) and output.captions == batch.captions
 
 
-# ---------------------------------------------------------------------------------------------- the captions
-
 def test_caption_positions_against_a_loop(model, batch):
     logits = language_logits(model, batch).detach()
     caption_logits, gold, mask = caption_positions(logits, batch)
@@ -102,39 +96,22 @@ def test_caption_positions_against_a_loop(model, batch):
         assert model.tokenizer.decode(gold[r, :len(at)]) == batch.captions[r]
 
 
-def test_without_noise_predicted_captions_are_the_likeliest_tokens(new_model, batch):
-    model = new_model(PREDICTED, ("bridge.noise", False))
-    logits, expected = language_logits(model, batch), []
-    for row in batch.target_rows.tolist():
-        at = batch.is_caption[row].nonzero().squeeze(1)
-        ids = logits[row, at - 1].argmax(-1)
-        expected.append(model.tokenizer.decode(ids, skip_special_tokens=True).strip())
-    assert run(model, batch).captions == expected != batch.captions
-
-
-def test_with_noise_predicted_captions_are_those_of_the_noisy_logits(new_model, batch):
-    model = new_model(PREDICTED)
+@pytest.mark.parametrize("noise", [True, False])
+def test_predicted_captions_are_the_likeliest_tokens_with_or_without_noise(new_model, batch, noise):
+    model = new_model(PREDICTED, ("bridge.noise", noise))
     logits, _, mask = caption_positions(language_logits(model, batch), batch)
-    ids = (logits + gumbel_noise(logits.shape, generator("step"))).argmax(-1)
+    ids = (logits + noise * gumbel_noise(logits.shape, generator("step"))).argmax(-1)
     output = run(model, batch)
+    assert output.captions != batch.captions
     assert output.captions == [model.tokenizer.decode(row[real], skip_special_tokens=True).strip()
                                for row, real in zip(ids, mask, strict=True)]
-    assert output.captions != run(model, batch, key="another step").captions
+    assert (output.captions != run(model, batch, key="another step").captions) == noise
     # Photos are drawn from these: given as gold captions, they give the same image loss to the last bit.
     gold = batch.input_ids.clone()
     gold[batch.target_rows] = gold[batch.target_rows].masked_scatter(batch.is_caption[batch.target_rows], ids[mask])
     as_gold = dataclasses.replace(batch, captions=output.captions, input_ids=gold)
-    assert torch.equal(output.image_loss, run(new_model(), as_gold).image_loss)
+    assert torch.equal(output.image_loss, run(new_model(("bridge.noise", noise)), as_gold).image_loss)
 
-
-def test_a_caption_longer_than_the_text_encoder_reads_is_counted(model):
-    caption = "a red car and " * 20
-    count = len(model.tokenizer(caption, add_special_tokens=False)["input_ids"])
-    table = model.generator.text_encoder.get_input_embeddings()
-    assert model.bridge([caption], torch.zeros(1, count, len(model.tokenizer)), table).truncated == 1
-
-
-# ------------------------------------------------------------------------------------------------ the photos
 
 def test_query_embeddings_replace_image_tokens_in_reading_order():
     is_image = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 0, 1, 1]], dtype=torch.bool)

@@ -33,14 +33,6 @@ def test_captions_are_tokenized_as_the_tokenizer_and_the_bridge_do(images):
         assert row[in_caption].tolist() == alone
 
 
-def test_a_caption_of_exactly_the_limit_is_not_truncated(images):
-    limit = images.max_length
-    assert len(images.tokenizer("a", add_special_tokens=False)["input_ids"]) == 1
-    for count, truncated in ((limit - 2, 0), (limit - 1, 1)):
-        text = " ".join("a" * count)
-        assert encode_with_offsets(images.tokenizer, [text], special=True, length=limit)[1] == truncated
-
-
 def test_the_text_encoder_reads_given_embeddings_as_its_own(images):
     ids = images.tokenize(CAPTIONS[:2])
     own = images.text_encoder.get_input_embeddings()(ids)
@@ -107,12 +99,6 @@ def test_the_photo_size_is_what_any_autoencoder_decodes_to(images, kind):
     assert other.to_latents(MIXED).shape == (4, 4, side, side)
 
 
-def test_the_caption_loss_is_eq_12_on_captions_as_text(images):
-    loss = images.caption_loss(CAPTIONS, MIXED[:3], randomness.generator(0))
-    text = images.encode(images.tokenize(CAPTIONS))
-    assert torch.equal(loss, images.denoising_loss(images.to_latents(MIXED[:3]), text, randomness.generator(0)))
-
-
 def draw(drawer, captions, key="draw", **settings):
     return drawer.draw(captions, randomness.generator(key), **{"num_inference_steps": 3, "guidance_scale": 2.5} | settings)
 
@@ -128,14 +114,10 @@ def test_a_drawn_photo_does_not_depend_on_its_batch(images):
     assert not torch.equal(together[0], together[1])
 
 
-def test_guidance_of_one_draws_the_plain_prediction(images):
-    plain, almost, strong = (draw(images, CAPTIONS, guidance_scale=scale) for scale in (1.0, 1.0 + 1e-6, 30.0))
-    assert (plain.int() - almost.int()).abs().max() <= 1 and not torch.equal(plain, strong)
-
-
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @torch.no_grad()
-def test_drawing_is_ddim_with_classifier_free_guidance(images):
-    captions, scale = CAPTIONS[:2], 3.0
+def test_drawing_is_ddim_with_classifier_free_guidance(images, scale):
+    captions = CAPTIONS[:2]
     noise = torch.randn(2, 4, 16, 16, generator=randomness.generator("draw"))
     text, empty = (images.encode(images.tokenize(texts)) for texts in (captions, ["", ""]))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import PARTS
+from model_helpers import PARTS
 from transformers import GPT2LMHeadModel
 
 from e2e_lib.config import BASELINES, SHIPPED

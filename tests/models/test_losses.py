@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from e2e_lib.data.collate import IGNORED
-from e2e_lib.models.losses import response_loss, trainable_weights
+from e2e_lib.models.losses import response_loss
 from e2e_lib.repro.randomness import generator
 
 
@@ -32,10 +32,3 @@ def test_the_text_loss_ignores_logits_that_predict_no_response(rows):
         changed = logits.clone()
         changed[positions] += torch.randn(changed[positions].shape, generator=generator(0))
         assert torch.equal(response_loss(changed, labels), loss) == same
-
-
-def test_trainable_weights_are_those_with_a_gradient():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    model[0].bias.requires_grad_(False)
-    assert list(trainable_weights(model)) == ["0.weight", "1.weight", "1.bias"]
-    assert trainable_weights(model)["0.weight"].data_ptr() == model[0].weight.data_ptr()

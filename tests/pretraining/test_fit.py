@@ -1,5 +1,6 @@
 """The training loop resumes exactly; photos and losses of the recipes are what they claim."""
 
+import dataclasses
 import itertools
 import json
 
@@ -8,52 +9,54 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from e2e_lib.config import load
+from e2e_lib.config import Pretrain, load
 from e2e_lib.data.minichat.chats import HELD_OUT
 from e2e_lib.data.minichat.scenes import ATTRIBUTES
 from e2e_lib.pretraining import fit
-from e2e_lib.pretraining.fit import Pretraining, Probes, attribute_loss, labels_of, sample_photos
+from e2e_lib.pretraining.fit import STEPS, Pretraining, Probes, attribute_loss, sample_photos
 from e2e_lib.repro.files import CheckpointError
 
-
-@pytest.fixture
-def run(tmp_path):
-    return Pretraining(load("smoke"), tmp_path, tmp_path, lambda _: None)
+STAGE = "light"
 
 
-def new_layer():
-    layer = nn.Linear(3, 1)
+def new_run(folder, steps=6):
+    config = load("smoke", [f"pretrain.{STEPS[STAGE]}={steps}"])
+    return Pretraining(config, folder, folder, lambda _: None)
+
+
+def train(run, stop_after=None):
+    """Trains a new layer on a toy loss; returns its weights."""
+    layer, calls = nn.Linear(3, 1, bias=False), itertools.count(1)
     nn.init.constant_(layer.weight, 0.5)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def train(run, layer, steps=6, stop_after=None):
-    calls = itertools.count(1)
 
     def loss_of(rng):
         if next(calls) == stop_after:
             raise KeyboardInterrupt
         return (layer(torch.randn(4, 3, generator=rng)) - 1).square().mean()
 
-    run.fit("stage", layer, loss_of, steps=steps, learning_rate=0.1)
-    return torch.cat([layer.weight.flatten(), layer.bias]).detach()
+    run.fit(STAGE, layer, loss_of, 0.1)
+    return layer.weight.detach()
 
 
-def test_interrupted_stage_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):
-    expected = train(Pretraining(run.config, tmp_path / "whole", tmp_path, lambda _: None), new_layer())
+def test_interrupted_stage_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    expected = train(new_run(tmp_path / "whole"))
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(run, new_layer(), stop_after=4)
-    assert json.loads((tmp_path / "stage" / "state.json").read_text())["step"] == 3
-    assert torch.equal(train(run, new_layer()), expected)
-    assert torch.equal(train(run, new_layer()), expected)  # nothing is left to do
+        train(new_run(tmp_path), stop_after=4)
+    assert json.loads((tmp_path / STAGE / "state.json").read_text())["step"] == 3
+    assert torch.equal(train(new_run(tmp_path)), expected)
+    assert torch.equal(train(new_run(tmp_path), stop_after=1), expected)  # nothing is left to do
 
 
-def test_stage_of_another_length_is_refused(run):
-    train(run, new_layer())
+def test_stage_of_another_length_is_refused(tmp_path):
+    train(new_run(tmp_path))
     with pytest.raises(CheckpointError, match="was begun with 6 steps and seed 0, not 7 and 0; remove it"):
-        train(run, new_layer(), steps=7)
+        train(new_run(tmp_path, steps=7))
+
+
+def test_every_stage_has_a_setting_and_every_setting_a_stage():
+    settings = {field.name for field in dataclasses.fields(Pretrain) if field.name.endswith("_steps")}
+    assert set(STEPS.values()) == settings
 
 
 def test_sampled_photos_hold_out_triples_unless_every_triple():
@@ -65,7 +68,7 @@ def test_sampled_photos_hold_out_triples_unless_every_triple():
 
 
 def test_probe_loss_sums_cross_entropies_of_mean_hidden_states():
-    labels = labels_of(sample_photos(5, 2, "key")[1])
+    labels = torch.tensor([scene.labels for scene in sample_photos(5, 2, "key")[1]])
     probes, hidden = Probes(7), torch.randn(5, 3, 7)
     expected = sum(F.cross_entropy(probes[name](hidden.sum(1) / 3), labels[:, i])
                    for i, name in enumerate(ATTRIBUTES))

@@ -54,7 +54,8 @@ def test_context_captions_have_no_loss_and_are_full_where_wanted(tokenizer, full
         responses = [token for token in response_labels if token != IGNORED]
         assert len(ids) == len(labels) == len(response_labels) and ids[-len(responses):] == responses
         context = tokenizer.decode(ids[:-len(responses)])
-        ignored = tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label == IGNORED])
+        pairs = zip(ids, labels, strict=True)
+        ignored = tokenizer.decode([token for token, label in pairs if label == IGNORED])
         captions = [part.split("[/IMG]")[0] for part in context.split("[IMG]")[1:]]
         assert "".join(captions).replace(" ", "") == ignored.replace(" ", "")
         for caption in captions:
@@ -70,5 +71,6 @@ def test_batches_are_neighbours_padded_on_the_right():
     assert list(rows) == list(range(rows[0], rows[0] + 32))
     assert similar_rows([1, 2, 3], torch.Generator()) == [1, 2, 3]
     batch = pad_rows([[5, 6], [7]], [[IGNORED, 6], [7]], pad_token_id=9)
-    assert batch["input_ids"].tolist() == [[5, 6], [7, 9]] and batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["input_ids"].tolist() == [[5, 6], [7, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 6], [7, IGNORED]]

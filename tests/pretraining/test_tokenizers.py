@@ -6,7 +6,8 @@ from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 from e2e_lib.data.minichat.chats import make_chat
 from e2e_lib.pretraining.tokenizers import clip_tokenizer, train_clip_like, train_llama_like
 
-TEXTS = [turn.text + "\n" for i in range(100) for turn in make_chat("train", i, 3).dialogue.turns if turn.text]
+TURNS = [turn for i in range(100) for turn in make_chat("train", i, 3).dialogue.turns]
+TEXTS = [turn.text + "\n" for turn in TURNS if turn.text]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def test_clip_like_tokenizer_lowers_case_and_limits_length():
 
 
 def test_clip_vocabulary_is_laid_out_as_in_clips_own_file():
-    clip = clip_tokenizer([("k", "i"), ("ki", "te</w>")], limit=8)
+    clip = clip_tokenizer([("k", "i"), ("t", "e</w>"), ("ki", "te</w>")], limit=8)
     vocabulary = sorted(clip.get_vocab(), key=clip.get_vocab().get)
     assert vocabulary[:3] == ["!", '"', "#"] and vocabulary[256] == "!</w>"
-    assert vocabulary[512:] == ["ki", "kite</w>", "<|startoftext|>", "<|endoftext|>"]
+    assert vocabulary[512:] == ["ki", "te</w>", "kite</w>", "<|startoftext|>", "<|endoftext|>"]
 
 
 def test_the_two_tokenizers_split_words_differently(llama):

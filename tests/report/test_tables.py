@@ -103,10 +103,10 @@ def test_single_measurements_have_the_committed_numbers():
     fids = pd.Series(gold["systems"]["divter"]["from_own"])
     assert f"{fids.mean():.3f} ± {fids.std():.3f} |" in tables.gold_fid_table(gold)
     slope = propagation["systems"]["divter"]["slope"]["mean"]
-    assert tables.slopes_table(propagation).set_index("system").loc["Divter"].iloc[0] == f"{slope:.3f}"
+    assert tables.slopes_table(propagation).set_index("system").loc["Divter"].iloc[0] == slope
     systems = next(row for row in benchmarks["measured"] if row["benchmark"] == "systems")["systems"]
     assert f"{systems['end_to_end']['parameters']:,} |" in tables.systems_cost(benchmarks)
-    assert "times |" in tables.bridge_cost(benchmarks) and "V1 = 32,000" in tables.bridge_cost(benchmarks)
+    assert "96 times" in tables.bridge_cost(benchmarks) and "V1 = 32,000" in tables.bridge_cost(benchmarks)
     assert tables.pretraining_table(reached).set_index("part").loc["autoencoder", "N"] == reached["n"]["autoencoder_psnr_db"]
     with pytest.raises(ResultsError, match="make bench"):
         tables.systems_cost({"measured": []})

@@ -28,7 +28,7 @@ _TRAINED = [(t, c, p) for t in THINGS for c in COLOURS for p in PLACES if (t, c,
 _HELD_OUT_SHARE = 0.25  # of the test split's photos
 CAPTION_DETAIL = 0.35  # the probability with which the caption of a chat names a detail
 _WORDS, _TURNS = (40, 110), (4, 9)  # fewest and most of a chat
-_NUMBER_WORDS = {1: "a", 2: "two", 3: "three"}
+_NUMBER_WORDS = {2: "two", 3: "three"}
 _TRUE_FIELDS = {"x": "colour", "X": "Colour", "at_y": "at", "At_y": "At", "to_y": "to"}  # of the wrong ones
 _CAPITALS = ("They", "Is", "At", "At_y", "Colour", "A_noun", "A_plain", "X", "Name", "Child_they")
 
@@ -59,7 +59,7 @@ def _choose_triple(rng: random.Random, split: str, held_out: list[Triple], other
 
 
 def sample_scene(rng: random.Random, split: str) -> Scene:
-    """A scene for a split; triples in HELD_OUT come only in "test", there a quarter of the time."""
+    """A scene for a split, in "test" a quarter of the time with a HELD_OUT triple. Raises ValueError."""
     thing, colour, place = _choose_triple(rng, split, _HELD_OUT, _TRAINED)
     number = rng.choices((1, 2, 3), (60, 25, 15))[0]
     size = rng.choice(SIZES) if number == 1 else "small"
@@ -147,7 +147,7 @@ class _Draft:
         self.turns.append(Turn(speaker, text, SharedPhoto(photo_id, caption)))
 
     def choose(self, phrases: Sequence[str], fields: dict[str, str], probability: float = 1.0) -> str:
-        """One of the phrases, filled in, and a new one to this chat if there is any; else, by chance, ""."""
+        """With ``probability`` one of the phrases, filled in, if possible one new to this chat; else ""."""
         if probability < 1.0 and self.rng.random() >= probability:
             return ""
         phrase = self.rng.choice(phrases)

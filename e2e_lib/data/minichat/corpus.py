@@ -31,8 +31,8 @@ def write(settings: Data, folder: Path, echo: Callable[[str], None]) -> None:
             for photo_id, scene in chat.scenes.items():
                 photo = draw_scene(scene, photo_seed(photo_id, settings.seed), settings.photo_size)
                 store.add(photo_id, photo, durable=False)
-                is_open = photo_id in chat.open_photos
-                rows.append({"photo_id": photo_id, "split": split, **asdict(scene), "open": is_open})
+                rows.append({"photo_id": photo_id, "split": split, **asdict(scene),
+                             "open": photo_id in chat.open_photos})
             done += 1
             if done % max(1, total // 5) == 0:
                 echo(f"data: {done:,} of {total:,} dialogues")
@@ -41,7 +41,6 @@ def write(settings: Data, folder: Path, echo: Callable[[str], None]) -> None:
 
 
 def _scene_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row of a file of scenes and where it is, for messages."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

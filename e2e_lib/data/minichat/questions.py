@@ -45,11 +45,10 @@ class Question:
 
 def omitted_attributes(scene: Scene, caption: str) -> list[str]:
     """The attributes that a caption does not name; size applies to single things, number to groups."""
-    patterns = {"thing": f"{scene.thing}s?", "colour": scene.colour, "place": scene.place,
-                "time": "|".join(CAPTION_TIMES[scene.time]),
-                "size": scene.size, "number": {1: "", 2: "two", 3: "three"}[scene.number]}
-    names = ("thing", "colour", "place", "time", scene.details[0])
-    return [name for name in names if not re.search(rf"\b({patterns[name]})\b", caption)]
+    words = {"thing": f"{scene.thing}s?", "colour": scene.colour, "place": scene.place,
+             "time": "|".join(CAPTION_TIMES[scene.time])}
+    words |= {"size": scene.size} if scene.number == 1 else {"number": ("two", "three")[scene.number - 2]}
+    return [name for name, pattern in words.items() if not re.search(rf"\b({pattern})\b", caption)]
 
 
 def detail_question(example: Example, scenes: Mapping[str, Scene]) -> Question | None:
@@ -78,23 +77,6 @@ def stated_value(text: str, attribute: str) -> Any:
     values = [value for value, words in _VALUE_WORDS[attribute].items()
               if re.search(rf"\b({words})\b", text.lower())]
     return values[0] if len(values) == 1 else None
-
-
-def detail_accuracy(questions: Sequence[Question | None],
-                    replies: Sequence[str]) -> dict[str, float | int | None]:
-    """The share (0 to 1) of detail questions answered rightly, in all and per attribute, and their numbers.
-
-    ``details`` and ``details_<attribute>`` are None where there is no question; ``details_n`` and
-    ``details_<attribute>_n`` count them. Entries of ``questions`` that are None are left out.
-    """
-    right = [(q.attribute, q.answered_by(reply)) for q, reply in zip(questions, replies, strict=True) if q]
-    groups = {"details": [correct for _, correct in right]}
-    groups |= {f"details_{name}": [correct for attribute, correct in right if attribute == name]
-               for name in _VALUE_WORDS}
-    scores: dict[str, float | int | None] = {}
-    for name, correct in groups.items():
-        scores |= {name: sum(correct) / len(correct) if correct else None, f"{name}_n": len(correct)}
-    return scores
 
 
 def corrupt_words(caption: str, share: float, words: Sequence[str], rng: random.Random) -> str:

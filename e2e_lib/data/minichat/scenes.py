@@ -131,9 +131,8 @@ _STROKES: dict[str, Sequence[tuple[str, tuple[float, ...], Any]]] = {
 
 def _draw_thing(draw: Draw, thing: str, x: float, y: float, radius: float, paint: RGB) -> None:
     """Draws a thing around (x, y), outlined, so that white on snow and green in the forest stay crisp."""
-    edge = tuple(int(0.42 * c) for c in paint)
-    colours = {"paint": paint, "shade": tuple(int(0.72 * c) for c in paint), "edge": edge}
-    width = max(2, round(1.1 * _OVERSAMPLE))
+    shade, edge = (tuple(int(share * c) for c in paint) for share in (0.72, 0.42))
+    colours, width = {"paint": paint, "shade": shade, "edge": edge}, max(2, round(1.1 * _OVERSAMPLE))
     for kind, points, style in _STROKES[thing]:
         points, angles = (points[:4], points[4:]) if kind == "slice" else (points, ())
         at = [(x + u * radius, y + v * radius) for u, v in zip(points[::2], points[1::2], strict=True)]

@@ -27,7 +27,8 @@ from e2e_lib.data.minichat.scenes import COLOURS, PLACES, THINGS, TIMES
 # Written here again on purpose, so that a mistake in the phrase tables is found.
 PLACE_WORDS = {"beach": {"beach", "sea"}, "forest": {"forest", "woods"}, "city": {"city", "downtown"},
                "snow": {"snow"}, "desert": {"desert"}, "garden": {"garden"}}
-TIME_WORDS = {"day": {"day", "sunshine"}, "evening": {"evening", "sunset", "sun"}, "night": {"night", "stars"}}
+TIME_WORDS = {"day": {"day", "sunshine"}, "evening": {"evening", "sunset", "sun"},
+              "night": {"night", "stars"}}
 THING_WORDS, COLOUR_WORDS = {t: {t} for t in THINGS}, {c: {c} for c in COLOURS}
 CUE_WORDS = re.compile(r"show|see|picture|photo|look|please|sure|send|go ahead|curious|here it is", re.I)
 TRIPLE_WORDS = (("thing", THING_WORDS), ("colour", COLOUR_WORDS), ("place", PLACE_WORDS))
@@ -238,7 +239,8 @@ def test_chats_are_varied(chats):
     assert 40 <= sum(lengths) / len(lengths) <= 80 and max(lengths) <= 110
     photos = collections.Counter(len(chat.scenes) for chat in chats)
     assert 0.6 <= photos[1] / len(chats) <= 0.8 and 0.02 <= photos[3] / len(chats) <= 0.09
-    sharers = collections.Counter(turn.speaker for chat in chats for turn in chat.dialogue.turns if turn.photo)
+    turns = [turn for chat in chats for turn in chat.dialogue.turns]
+    sharers = collections.Counter(turn.speaker for turn in turns if turn.photo)
     assert min(sharers.values()) > 0.4 * sum(sharers.values())
     assert {scene.time for chat in chats for scene in chat.scenes.values()} == set(TIMES)
 

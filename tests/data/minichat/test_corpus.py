@@ -35,7 +35,8 @@ ROW = {"photo_id": "p", "split": "train", **dataclasses.asdict(Scene("car", "red
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (json.dumps(ROW | {"colour": "grey"}), "scenes.jsonl, row 1, colour: expected one of red, .* found 'grey'"),
+    (json.dumps(ROW | {"colour": "grey"}),
+     "scenes.jsonl, row 1, colour: expected one of red, .* found 'grey'"),
     (json.dumps(ROW) + "\n" + json.dumps(ROW), "row 2, photo_id: 'p' stands in an earlier row"),
     (json.dumps(ROW | {"photo_id": ""}), "row 1, photo_id: expected a string"),
     (json.dumps(ROW | {"number": True}), "row 1, number: expected one of 1, 2, 3, found True"),

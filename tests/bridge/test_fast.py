@@ -1,0 +1,29 @@
+"""The fast form of Eq. 5 at a caption's tokens against its three-line definition."""
+
+import pytest
+import torch
+
+from e2e_lib.bridge import fast
+from e2e_lib.bridge.gumbel import gumbel_noise
+from e2e_lib.repro.randomness import generator
+
+
+@pytest.mark.parametrize("cached", [1, 40, 2**19])  # one caption at a time, two, all
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
+def test_values_and_gradients_are_those_of_the_definition(monkeypatch, temperature, noisy, cached):
+    monkeypatch.setattr(fast, "CACHED", cached)
+    logits = torch.randn(5, 2, 9, generator=generator("z"), dtype=torch.float64, requires_grad=True)
+    noise = gumbel_noise(logits.shape, generator("g")).double() if noisy else None
+    ids = torch.tensor([[0, 3, 3], [1, 2, 0], [8, 8, 8], [4, 5, 6], [7, 0, 7]])
+    weight = torch.randn(5, 2, 3, generator=generator("w"), dtype=torch.float64)
+    values, gradients = [], []
+    for function in (fast.token_probabilities, fast.plain_probabilities):
+        values.append(function(logits, ids, temperature, noise))
+        gradients += torch.autograd.grad((values[-1] * weight).sum(), logits)
+    torch.testing.assert_close(*values, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_an_empty_batch_has_no_probabilities():
+    assert fast.token_probabilities(torch.zeros(0, 2, 9), torch.zeros(0, 3).long(), 1.0, None).shape == (0, 2, 3)

@@ -1,0 +1,154 @@
+"""A corpus of someone else's: 20 lines, photos of another size, own features, no scenes; and what a plug may lack."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from e2e_lib import config as settings
+from e2e_lib import corpora
+from e2e_lib.config import ConfigError, Data
+from e2e_lib.corpora import Corpus
+from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn, write_dialogues
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.evaluation.scores import Metric
+from e2e_lib.experiments.evaluate import evaluate
+from e2e_lib.repro import results
+from e2e_lib.repro.run_files import read_answers, read_details
+from e2e_lib.training.loop import train
+
+COLOURS = ("red", "green", "blue")
+
+
+def write(settings, folder, echo):
+    """People who show each other plain photos, 200 x 120 pixels."""
+    store = PhotoStore(folder / "photos")
+    for split, count in (("train", settings.train), ("dev", settings.dev), ("test", settings.test)):
+        dialogues = []
+        for i in range(count):
+            photo_id, colour = f"{split}-{i}", COLOURS[i % 3]
+            store.add(photo_id, Image.new("RGB", (200, 120), colour), durable=False)
+            dialogues.append(Dialogue(photo_id, (
+                Turn(0, "what is your favourite colour?"), Turn(1, "look:"),
+                Turn(1, "", SharedPhoto(photo_id, f"a {colour} wall")), Turn(0, f"ah, {colour}!"))))
+        write_dialogues(folder / f"{split}.jsonl", dialogues)
+
+
+class MeanColour:
+    def extract(self, photos):
+        means = torch.stack([photo.float().mean((1, 2)) / 255 for photo in photos])
+        return means, 10 * means
+
+
+class Politeness:
+    metrics = {"politeness": Metric("politeness", "higher", "share of replies that say please")}
+
+    def __init__(self, folder):
+        assert (folder / "test.jsonl").is_file()
+
+    def questions(self, examples):
+        return [(examples[0], {"about": "colours"})]
+
+    def annotate(self, examples, responses):
+        return [{"polite": "please" in response.text} for response in responses]
+
+    def values(self, row):
+        return {"politeness": float(row["polite"])} if "polite" in row else {"asked": 0.5}
+
+
+@pytest.fixture
+def tiny(config, shipped, tmp_path, monkeypatch):
+    """The tiny parts, and a corpus "walls" for them, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour))
+    for key, value in (("data.name", "walls"), ("train.epochs", 1), ("train.dev_examples", 4)):
+        config = settings.replace(config, key, value)
+    return config
+
+
+def run_of(config):
+    """A run's metrics once it was trained, evaluated and summarised."""
+    train(config, 0, lambda _: None)
+    path = evaluate(config, 0, lambda _: None)
+    summary = results.summarise(config.profile)
+    run = json.loads(path.read_text())
+    assert summary["test"] == run["metrics"]["n"]
+    assert run["provenance"]["numbers"]["walls"] == 1 and set(run["provenance"]["data"]) == {"train.jsonl", "dev.jsonl", "test.jsonl"}
+    return run["metrics"]
+
+
+@pytest.mark.parametrize("system", ["end_to_end", "pipeline"])
+def test_a_corpus_of_twenty_lines_is_trained_on_and_scored(tiny, system):
+    metrics = run_of(settings.replace(tiny, "model.system", system))
+    assert metrics["n"] == {"examples": 12, "texts": 8, "gold_photos": 4}
+    assert {"bleu1", "rougeL", "caption_bleu", "intent_f1", "fid", "kid"} <= set(metrics)
+    assert not [name for name in metrics if name.startswith(("scene", "details"))]
+    rows = read_answers("smoke", [0], system=system)[0]
+    assert len(rows) == 12 and "scene" not in rows[0] and read_details("smoke", [0], system=system)[0] == []
+
+
+def test_what_only_a_corpus_can_score_comes_with_it(tiny, monkeypatch):
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, scores=Politeness))
+    metrics = run_of(tiny)
+    assert metrics["politeness"] == 0 and metrics["asked"] == 0.5
+    assert [row["polite"] for row in read_answers("smoke", [0])[0]] == [False] * 12
+    (reply,) = read_details("smoke", [0])[0]
+    assert reply["about"] == "colours" and reply["right"] is False
+    assert list(corpora.metrics_of(tiny.data))[-1] == "politeness" and "scene_accuracy" in corpora.metrics_of(Data())
+
+
+def test_a_result_is_kept_until_the_corpus_has_another_version(tiny, monkeypatch):
+    train(tiny, 0, lambda _: None)
+    lines = []
+    evaluate(tiny, 0, lines.append)
+    evaluate(tiny, 0, lines.append)
+    assert lines[-1].endswith("end_to_end-seed0.json is there already")
+    before = corpora.folder_of(tiny.data)
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, version=2))
+    assert corpora.folder_of(tiny.data) != before
+    evaluate(tiny, 0, lines.append)
+    assert "is there already" not in lines[-1]
+
+
+def test_a_corpus_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match="data.name = 'minicaht': there is no such corpus; there are: minichat"
+                                          ".*did you mean 'minichat'.*e2e_lib.corpora.CORPORA"):
+        corpora.named("minicaht")
+
+
+@pytest.mark.parametrize("lacking", ["dev.jsonl", "photos"])
+def test_what_a_corpus_did_not_write_is_named(tiny, monkeypatch, lacking):
+    def write_less(settings, folder, echo):
+        write(settings, folder, echo)
+        (folder / lacking).rename(folder / "elsewhere")
+
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write_less, MeanColour))
+    with pytest.raises(ConfigError, match=f"corpus 'walls': its `write` left out {lacking}; see e2e_lib.corpora.Corpus"):
+        corpora.prepare(tiny, lambda _: None)
+    assert not corpora.folder_of(tiny.data).exists()
+
+
+def test_a_feature_extractor_that_cannot_extract_is_named(tiny, monkeypatch):
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, lambda: torch.nn.Linear(1, 1)))
+    with pytest.raises(ConfigError, match="corpus 'walls': what its `feature_extractor` gives, a Linear, has no extract; "
+                                          "see e2e_lib.evaluation.image.FeatureExtractor"):
+        corpora.extractor_of(tiny.data)
+
+
+def test_scores_without_a_method_are_named(tiny, monkeypatch, tmp_path):
+    class Half:
+        metrics, values = {}, dict
+
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, scores=lambda _: Half()))
+    with pytest.raises(ConfigError, match="corpus 'walls': what its `scores` gives, a Half, has no questions and no annotate; "
+                                          "see e2e_lib.evaluation.scores.CorpusScores"):
+        corpora.scores_of(tiny.data, tmp_path)
+
+
+def test_a_corpus_is_written_once_and_whole(tiny):
+    lines = []
+    folder = corpora.prepare(tiny, lines.append)
+    assert folder == corpora.prepare(tiny, lines.append) == corpora.folder_of(tiny.data)
+    assert lines == [f"data: written to {folder}", f"data: {folder} is there already"]
+    assert corpora.scores_of(tiny.data, folder) is None
