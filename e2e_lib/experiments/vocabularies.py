@@ -103,7 +103,8 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
         "tokens_a_caption": {"source": a_count / len(captions), "target": float(b_count / len(captions))},
         "static": _static_shares(source, target, a, b),
         "density": _densities(source, target, captions, a, b),
-        "words": {"source_tokens_a_word": float(a_words.mean()), "target_tokens_a_word": float(b_words.mean()),
+        "words": {"source_tokens_a_word": float(a_words.mean()),
+                  "target_tokens_a_word": float(b_words.mean()),
                   "one_token_on_both_sides": float(((a_words == 1) & (b_words == 1)).double().mean())},
         "characters": {"same_span": float(equal.sum() / b_count),
                        "source_tokens_touched": float(touched.sum() / b_count),
@@ -116,13 +117,12 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
 def _static_shares(source: Any, target: Any, a: Encoding, b: Encoding) -> dict[str, float]:
     texts, target_texts = vocabulary.normalized_tokens(source), vocabulary.normalized_tokens(target)
     number = {text: n for n, text in enumerate(set(texts) & set(target_texts) - {""}, 1)}
-    a_text, b_text = (torch.tensor([number.get(text, 0) for text in side])[tokens.input_ids] * tokens.token_mask
-                      for side, tokens in ((texts, a), (target_texts, b)))  # (N, C), (N, L); 0: not common
+    a_text = torch.tensor([number.get(text, 0) for text in texts])[a.input_ids] * a.token_mask  # (N, C)
+    b_text = torch.tensor([number.get(text, 0) for text in target_texts])[b.input_ids] * b.token_mask
     present = (a_text[:, :, None] == b_text[:, None]).any(-1) & (a_text > 0)  # (N, C)
-    count = int(a.token_mask.sum())
-    in_caption = int(present.sum()) / count
-    return {"vocabulary_tokens": sum(text in number for text in texts),
-            "caption_tokens": int((a_text > 0).sum()) / count, "in_caption": in_caption, "lost": 1 - in_caption}
+    known, kept = (int(tokens.sum()) / int(a.token_mask.sum()) for tokens in (a_text > 0, present))
+    return {"vocabulary_tokens": sum(text in number for text in texts), "caption_tokens": known,
+            "in_caption": kept, "lost": 1 - kept}
 
 
 def _densities(source: Any, target: Any, captions: list[str], a: Encoding, b: Encoding) -> dict[str, float]:
@@ -130,8 +130,9 @@ def _densities(source: Any, target: Any, captions: list[str], a: Encoding, b: En
     words = {word for caption in captions for word in caption.split()}
     for name, static in (("static_piece", vocabulary.static_piece(source, target)),
                          ("static_word", vocabulary.static_word(source, target, words))):
-        sizes = [terms.bincount(minlength=static.terms) for terms in (static.source_terms, static.target_terms)]
-        entries[name] = (sizes[0] * sizes[1]).sum().double()
+        sides = (static.source_terms, static.target_terms)
+        in_source, in_target = (terms.bincount(minlength=static.terms) for terms in sides)  # (K,)
+        entries[name] = (in_source * in_target).sum().double()
     for name in vocabulary.DYNAMIC:
         factored = vocabulary.caption_map(name, captions, a, b, "mean")
         of_term = (factored.source.sum(-1) * factored.target.sum(-1)).double()  # (N, K)
@@ -158,7 +159,8 @@ def read_captions(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.lstrip().startswith("{") else {"caption": line}
-            captions += [text.strip() for text in (row["captions"] if "captions" in row else [row["caption"]])]
+            texts = row["captions"] if "captions" in row else [row["caption"]]
+            captions += [text.strip() for text in texts]
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
             raise ValueError(f'{path}, line {number}: expected a caption, or JSON with "caption" (text) or '
                              '"captions" (a list of texts)') from None

@@ -290,7 +290,7 @@ def slope_map(slopes: pd.DataFrame, note: str) -> Figure:
     ax = sns.heatmap(slopes.clip(lower=1e-6), norm=LogNorm(1e-6, 30), cmap="inferno", ax=figure.subplots(),
                      cbar_kws={"label": "slope (log)"})
     ax.set(xlabel="", ylabel="temperature τ")
-    ax.set_title("Slope of each sampled word, y(1 - y)/τ, for one sample of the noise", fontsize=10, loc="left")
+    ax.set_title("Slope of each sampled word, y(1 - y)/τ, for one noise sample", fontsize=10, loc="left")
     ax.tick_params("x", rotation=30)
     ax.tick_params("y", rotation=0)
     return figure

@@ -236,7 +236,7 @@ def strips(caption: Pair, note: str, names: tuple[str, str] = ("language model",
         cells, at = [f"<th>{name}, {int(side.token_mask.sum())} tokens</th>"], 0
         spans, kinds = side.spans[side.token_mask].tolist(), kind[side.token_mask].tolist()
         for (first, last), k in zip(spans, kinds, strict=True):
-            # Some tokenizers count the blank before a token to it; a token that is nothing but a blank keeps it.
+            # Some tokenizers count the blank before a token to it; a token that is only a blank keeps it.
             first = last - (len(text[first:last].lstrip()) or last - first)
             cells.append(f"<td colspan={first - at}></td>" * (first > at))
             cells.append(f'<td colspan={last - first} style="{style};background:{colours[k]}">'

@@ -17,9 +17,9 @@ from e2e_lib.data.collate import IGNORED, Collator
 from e2e_lib.data.dialogue import Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.minichat.chats import photo_seed
+from e2e_lib.data.minichat.english import QUESTIONS, QUIZ
 from e2e_lib.data.minichat.questions import Question, ending_in
 from e2e_lib.data.minichat.scenes import SIZES, TIMES, Scene, draw_scene
-from e2e_lib.data.minichat.smalltalk import QUESTIONS, QUIZ, QUIZ_ANSWERS
 from e2e_lib.data.photos import PhotoSource, PhotoStore
 from e2e_lib.inference.chat import PhotoAlbum
 from e2e_lib.models.captioner import with_captions
@@ -35,10 +35,10 @@ NO_QUESTION = Markdown("*In this test split nobody asks about a detail that a ca
 
 def answer_phrasings(text: str) -> dict[Any, tuple[str, ...]]:
     """MiniChat's answers to the question that ends a text, by the value they give; {} without a question."""
-    quiz = [(question, QUIZ_ANSWERS[name]) for name, questions in QUIZ.items() for question in questions]
+    quiz = [(question, of_kind["answers"]) for of_kind in QUIZ.values() for question in of_kind["questions"]]
     for question, answers in (*chain(*QUESTIONS.values()), *quiz):
         if ending_in(question).search(text):
-            return {{"n2": 2, "n3": 3}.get(key, key): phrasings for key, phrasings in answers.items()}
+            return {int(key) if key.isdigit() else key: phrasings for key, phrasings in answers.items()}
     return {}
 
 

@@ -38,7 +38,7 @@ class Captioner(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         # Names the file of its captions: other weights, another key, told apart by a few values per tensor.
-        digest = hashlib.sha256(str(MAX_NEW_TOKENS).encode())
+        digest = hashlib.sha256(repr((MAX_NEW_TOKENS, *mean, *std)).encode())
         for name, tensor in model.state_dict().items():
             digest.update(name.encode() + tensor.flatten()[:8].float().cpu().numpy().tobytes())
         self.key = digest.hexdigest()[:12]

@@ -43,9 +43,10 @@ def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profi
         titles.append(f"gold: {first[key]['gold_caption']}")
         colours.append("black")
         for system, row in ((system, rows[key]) for system, rows in rows_of.items()):
-            wrong = ", ".join(wrong_attributes(row["scene"])) if row.get("scene") else ""
-            verdict = "right" if row.get("scene") else "drawn"
-            verdict = "no photo" if row["image"] is None else f"wrong {wrong}" if wrong else verdict
+            scene = row.get("scene")
+            wrong = ", ".join(wrong_attributes(scene)) if scene else ""
+            verdict = f"wrong {wrong}" if wrong else "right" if scene else "drawn"
+            verdict = "no photo" if row["image"] is None else verdict
             who = f"{STYLES[system][0]}, " if len(answers) > 1 else ""
             images.append(row["image"])
             titles.append(f"{who}{verdict}: {row['caption'] or 'shares no photo'}")

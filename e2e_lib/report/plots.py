@@ -98,6 +98,7 @@ def escape_mathtext(text: str, width: int = 0) -> str:
 
 
 def footer(profile: str, seeds: Sequence[int], n: str) -> str:
+    """What stands below every figure: the profile, ``n`` in words, and the training seeds."""
     return f"profile {profile} · N = {n} · seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
@@ -111,6 +112,7 @@ def style_axes(ax: Axes, title: str, x: str, y: str) -> None:
 
 
 def annotate_empty(ax: Axes, text: str) -> None:
+    """Says in the middle of a panel why there is nothing in it."""
     ax.text(0.5, 0.5, escape_mathtext(text, 40), transform=ax.transAxes, ha="center", va="center", fontsize=9,
             color=GREY)
 

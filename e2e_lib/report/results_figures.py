@@ -155,7 +155,7 @@ def estimators_figure(gradients: Mapping[str, Any], key: str, title: str, log: b
     n = f"{asked['captions']} captions, {asked['draws']:,} samples each; mean ± sd over captions"
     figure = Figure(10, 1.3 + 0.45 * len(values), footer(asked["settings"]["profile"], [asked["seed"]], n))
     ax = figure.subplots()
-    limit = 1.4 * (values.abs().max(axis=None) or 1)  # the palette's ends are too dark to be told apart
+    limit = 1.4 * (values.abs().max(axis=None) or 1)  # the palette's ends are too dark to tell apart
     sns.heatmap(values, annot=texts.fillna(""), fmt="", cmap="PuOr_r", vmin=-limit, vmax=limit, cbar=False,
                 ax=ax, annot_kws={"fontsize": 8})
     ax.tick_params(labelsize=8, rotation=0)

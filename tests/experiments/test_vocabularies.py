@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from small_tokenizers import TEXTS, tokenizer
 
-from e2e_lib.__main__ import main
 from e2e_lib.bridge.vocabulary import normalized_tokens
 from e2e_lib.experiments.vocabularies import (
     PACKAGED,
@@ -119,15 +118,15 @@ def test_a_package_that_is_missing_is_named_and_the_next_source_is_taken(tmp_pat
         first_of([str(tmp_path / "none"), "pip:nothing"])
 
 
-def test_bad_input_is_named(tmp_path, capsys):
+def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="no captions"):
         survey(tokenizer("clip"), tokenizer("clip"), [])
     with pytest.raises(CheckpointError, match="tokenizer"):
         load_tokenizer("nobody/nothing-of-that-name")
     with pytest.raises(ResultsError, match="name '../x'"):
         write_vocabularies("../x", {}, tmp_path)
-    assert main(["vocabularies", "--captions", str(tmp_path / "none.txt")]) == 1
-    assert "none.txt: cannot be read" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none.txt: cannot be read"):
+        read_captions(tmp_path / "none.txt")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not at hand")

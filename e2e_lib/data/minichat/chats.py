@@ -2,8 +2,8 @@
 
 What a photo must show follows from the words of several turns, or from a photo before it, so "did it draw
 what was meant" can be measured. Captions leave things out, as people's do, and the partner asks about them.
-Some (thing, colour, place) triples occur only in the test split. Chats are put together from the tables of
-``phrases`` and ``smalltalk``; each depends only on its split, index and seed.
+Some (thing, colour, place) triples occur only in the test split. Chats are put together from the phrases of
+``english.toml``; each depends only on its split, index and seed.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn
-from e2e_lib.data.minichat import smalltalk
-from e2e_lib.data.minichat.phrases import SITUATIONS, Situation
+from e2e_lib.data.minichat import english
+from e2e_lib.data.minichat.english import PHRASES, SITUATIONS, Situation, Slots
 from e2e_lib.data.minichat.scenes import ATTRIBUTES, COLOURS, PLACES, SIZES, THINGS, TIMES, Scene
 
 Triple = tuple[str, str, str]
@@ -29,8 +29,7 @@ _HELD_OUT_SHARE = 0.25  # of the test split's photos
 CAPTION_DETAIL = 0.35  # the probability with which the caption of a chat names a detail
 _WORDS, _TURNS = (40, 110), (4, 9)  # fewest and most of a chat
 _NUMBER_WORDS = {2: "two", 3: "three"}
-_TRUE_FIELDS = {"x": "colour", "X": "Colour", "at_y": "at", "At_y": "At", "to_y": "to"}  # of the wrong ones
-_CAPITALS = ("They", "Is", "At", "At_y", "Colour", "A_noun", "A_plain", "X", "Name", "Child_they")
+_TRUE_SLOTS = {"other_colour": "colour", "at_other_place": "at"}  # what makes a guess with one of these right
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,10 @@ def _sample_details(scene: Scene, rng: random.Random, probability: float) -> fro
 
 
 def _caption(scene: Scene, rng: random.Random, details: frozenset[str]) -> str:
-    time = " " + rng.choice(smalltalk.CAPTION_TIMES[scene.time]) if "time" in details else ""
-    return rng.choice(smalltalk.CAPTIONS).format(
-        noun=_noun_phrase(scene, details, colour=True), place=smalltalk.PLACE_PHRASES[scene.place][0],
-        time=time, is_="is" if scene.number == 1 else "are")
+    time = " " + rng.choice(english.CAPTIONS[scene.time]) if "time" in details else ""
+    return rng.choice(english.CAPTIONS["templates"]).format_map({
+        "noun": _noun_phrase(scene, details, colour=True), "place": english.PLACES[scene.place][0],
+        "time": time, "is": english.AGREEMENT["is"][scene.number > 1]})
 
 
 def describe(scene: Scene, rng: random.Random, detail: float) -> str:
@@ -101,25 +100,23 @@ def caption_words(scenes: int = 2000) -> list[str]:
     return sorted({word for caption in captions for word in caption.replace(",", " ").split()})
 
 
-def _fields(scene: Scene, rng: random.Random, details: frozenset[str]) -> dict[str, str]:
-    """What fills the phrases about ``scene`` (see ``phrases``)."""
-    single, noun = scene.number == 1, scene.noun
-    person, child = rng.choice(smalltalk.HIS + smalltalk.HER), rng.choice(("son", "daughter"))
-    wrong_place = rng.choice([place for place in PLACES if place != scene.place])
+def _slots(scene: Scene, rng: random.Random, details: frozenset[str]) -> Slots:
+    """What fills the slots of phrases about ``scene`` (see ``english.toml``)."""
+    several, people = scene.number > 1, english.PEOPLE
+    person, child = rng.choice(people["male"] + people["female"]), rng.choice(("son", "daughter"))
+    other_place = rng.choice([place for place in PLACES if place != scene.place])
     a_noun = _noun_phrase(scene, details, colour=False)
-    fields = (smalltalk.SINGULAR if single else smalltalk.PLURAL) | {
-        "noun": noun, "a_noun": a_noun, "a_plain": _article(noun) if single else noun,
-        "the_noun": a_noun if not single and "number" in details else a_noun.split(" ", 1)[1],
-        "colour": scene.colour, "x": rng.choice([colour for colour in COLOURS if colour != scene.colour]),
-        "at": rng.choice(smalltalk.PLACE_PHRASES[scene.place]), "to": "to the " + scene.place,
-        "when": rng.choice(smalltalk.TIME_PHRASES[scene.time]),
-        "at_y": smalltalk.PLACE_PHRASES[wrong_place][0], "to_y": "to the " + wrong_place,
-        "z": _article(rng.choice([thing for thing in THINGS if thing != scene.thing])),
-        "person": person, "poss": "his" if person in smalltalk.HIS else "her",
-        "child": child, "child_they": "he" if child == "son" else "she", "name": rng.choice(smalltalk.NAMES),
-    }
-    lower = {name: fields[name[0].lower() + name[1:]] for name in _CAPITALS}
-    return fields | {name: text[:1].upper() + text[1:] for name, text in lower.items()}
+    return Slots({slot: forms[several] for slot, forms in english.AGREEMENT.items()} | {
+        "noun": scene.noun, "a_noun": a_noun, "bare_noun": scene.noun if several else _article(scene.noun),
+        "the_noun": a_noun if several and "number" in details else a_noun.split(" ", 1)[1],
+        "colour": scene.colour,
+        "other_colour": rng.choice([colour for colour in COLOURS if colour != scene.colour]),
+        "at": rng.choice(english.PLACES[scene.place]), "to": "to the " + scene.place,
+        "when": rng.choice(english.TIMES[scene.time]),
+        "at_other_place": english.PLACES[other_place][0], "to_other_place": "to the " + other_place,
+        "other_thing": _article(rng.choice([thing for thing in THINGS if thing != scene.thing])),
+        "person": person, "his_or_her": "his" if person in people["male"] else "her",
+        "child": child, "he_or_she": "he" if child == "son" else "she", "name": rng.choice(people["names"])})
 
 
 @dataclass
@@ -146,7 +143,7 @@ class _Draft:
         self.scenes[photo_id] = scene
         self.turns.append(Turn(speaker, text, SharedPhoto(photo_id, caption)))
 
-    def choose(self, phrases: Sequence[str], fields: dict[str, str], probability: float = 1.0) -> str:
+    def choose(self, phrases: Sequence[str], slots: Slots, probability: float = 1.0) -> str:
         """With ``probability`` one of the phrases, filled in, if possible one new to this chat; else ""."""
         if probability < 1.0 and self.rng.random() >= probability:
             return ""
@@ -155,7 +152,7 @@ class _Draft:
             unused = [other for other in phrases if other not in self.used_phrases]
             phrase = self.rng.choice(unused or phrases)
         self.used_phrases.add(phrase)
-        return phrase.format_map(fields)
+        return phrase.format_map(slots)
 
 
 @dataclass(frozen=True)
@@ -164,64 +161,67 @@ class _Photo:
 
     sharer: int
     scene: Scene
-    fields: dict[str, str]
+    slots: Slots
     details: frozenset[str]
-    interest: tuple[str, ...] = smalltalk.INTEREST
-    react: tuple[str, ...] = ()
+    interest: tuple[str, ...] = PHRASES["interest"]
+    reactions: tuple[str, ...] = ()
 
 
-def _question(draft: _Draft, situation: Situation, name: str, fields: dict[str, str]) -> tuple[str, str]:
+def _question(draft: _Draft, situation: Situation, name: str, slots: Slots) -> tuple[str, str]:
     """A question about one attribute and its true answer; some questions guess, rightly or wrongly."""
-    question = draft.rng.choice(situation.ask[name])
-    if not any(field in question for field in ("{x}", "{X}", "_y}")):
-        pause = draft.choose(smalltalk.PAUSES, fields, 0.06)
-        return question.format_map(fields), f"{pause} {draft.choose(situation.reply[name], fields)}".strip()
+    question = draft.rng.choice(situation.questions[name])
+    if not any(slot in question.lower() for slot in _TRUE_SLOTS):
+        pause = draft.choose(PHRASES["pauses"], slots, 0.06)
+        return question.format_map(slots), f"{pause} {draft.choose(situation.answers[name], slots)}".strip()
     if draft.rng.random() < 0.35:
-        right = fields | {wrong: fields[true] for wrong, true in _TRUE_FIELDS.items()}
-        return question.format_map(right), draft.choose(smalltalk.RIGHT_GUESS, fields)
-    corrections = smalltalk.WRONG_COLOUR if name == "colour" else smalltalk.WRONG_PLACE
-    return question.format_map(fields), draft.choose(corrections, fields)
+        right = Slots(slots | {other: slots[true] for other, true in _TRUE_SLOTS.items()})
+        return question.format_map(right), draft.choose(PHRASES["right_guesses"], slots)
+    corrections = PHRASES["wrong_colours"] if name == "colour" else PHRASES["wrong_places"]
+    return question.format_map(slots), draft.choose(corrections, slots)
 
 
 def _lead_to_first_photo(draft: _Draft, several_photos: bool) -> _Photo:
     """From hello to all that the first photo must show; thing, colour and place take at least two turns."""
     rng, scene = draft.rng, sample_scene(draft.rng, draft.split)
-    situation = rng.choice([s for s in SITUATIONS.values() if scene.thing in s.things])
+    situation = rng.choice([s for s in SITUATIONS.values() if scene.thing not in s.unsuitable_things])
+    interest = situation.interest or PHRASES["interest"]
     details = _sample_details(scene, rng, 0.4)
-    fields = _fields(scene, rng, details)
+    slots = _slots(scene, rng, details)
     knower = rng.randrange(2)
     asker = 1 - knower
     # Several photos leave less room for questions: such chats open with something that is stated.
-    stated, who, text = rng.choice([o for o in situation.openings if o[0] or not several_photos])
+    opening = rng.choice([o for o in situation.openings if "states" in o or not several_photos])
+    by_asker, stated = "asker" in opening, opening.get("states")
+    text = opening["asker" if by_asker else "knower"]
     greets = text.startswith(("Hello", "Hi", "Help", "Greetings"))
-    greeting = "" if greets else draft.choose(smalltalk.GREETINGS, fields, 0.2)
-    draft.say(knower if who == "knower" else asker, greeting, text.format_map(fields))
-    missing = [name for name in ("thing", *rng.sample(("colour", "place"), 2)) if name not in stated.split()]
-    agree = who == "asker" and bool(stated)
+    greeting = "" if greets else draft.choose(PHRASES["greetings"], slots, 0.2)
+    draft.say(asker if by_asker else knower, greeting, text.format_map(slots))
+    missing = [name for name in ("thing", *rng.sample(("colour", "place"), 2)) if name != stated]
+    agree = by_asker and bool(stated)
     while missing:
-        question, answer = _question(draft, situation, missing.pop(0), fields)
+        question, answer = _question(draft, situation, missing.pop(0), slots)
         interested = draft.turns[-1].speaker == knower
-        draft.say(asker, draft.choose(situation.interest, fields, 0.4) if interested else "", question)
+        draft.say(asker, draft.choose(interest, slots, 0.4) if interested else "", question)
         agree = agree and not answer.startswith(("Yes", "No", "That is"))
-        draft.say(knower, draft.choose(smalltalk.AGREEMENTS, fields) if agree else "", answer)
+        draft.say(knower, draft.choose(PHRASES["agreements"], slots) if agree else "", answer)
         agree = False
         if missing and (several_photos or len(missing) == 2 or rng.random() < 0.35):
-            draft.say(knower, draft.choose(situation.reply[missing.pop(0)], fields))
-    draft.say(knower, draft.choose(situation.when, fields) if "time" in details else "",
-              draft.choose(situation.aside, fields, 0.3))
-    if situation.bridge:
-        draft.say(asker, draft.choose(situation.bridge, fields))
-    sharer = asker if situation.bridge else knower
-    return _Photo(sharer, scene, fields, details, situation.interest, situation.react)
+            draft.say(knower, draft.choose(situation.answers[missing.pop(0)], slots))
+    draft.say(knower, draft.choose(situation.when, slots) if "time" in details else "",
+              draft.choose(situation.asides, slots, 0.3))
+    if situation.asker_shares:
+        draft.say(asker, draft.choose(situation.asker_shares, slots))
+    sharer = asker if situation.asker_shares else knower
+    return _Photo(sharer, scene, slots, details, interest, situation.reactions)
 
 
 def _lead_to_open_photo(draft: _Draft) -> _Photo:
     """The beginning of a chat in which nothing but the first photo itself says what it shows."""
     scene = sample_scene(draft.rng, draft.split)
-    fields, sharer = _fields(scene, draft.rng, frozenset()), draft.rng.randrange(2)
-    greeting = draft.choose(smalltalk.GREETINGS, fields, 0.4)
-    draft.say(sharer, greeting, draft.choose(smalltalk.OPEN_OPENINGS, fields))
-    return _Photo(sharer, scene, fields, frozenset())
+    slots, sharer = _slots(scene, draft.rng, frozenset()), draft.rng.randrange(2)
+    greeting = draft.choose(PHRASES["greetings"], slots, 0.4)
+    draft.say(sharer, greeting, draft.choose(PHRASES["open_openings"], slots))
+    return _Photo(sharer, scene, slots, frozenset())
 
 
 def _lead_to_next_photo(draft: _Draft, before: _Photo) -> _Photo:
@@ -242,76 +242,74 @@ def _lead_to_next_photo(draft: _Draft, before: _Photo) -> _Photo:
     # "The same" has as many or is as big as in the photo before.
     same = frozenset(scene.details[:1])
     details = _sample_details(scene, rng, 0.4) & same if change == "thing" else same
-    fields = _fields(scene, rng, details)
+    slots = _slots(scene, rng, details)
     if change == "colour":
-        fields |= {"x": before.scene.colour}
-    leads = [lead for lead in smalltalk.NEXT[change] if lead[2] not in draft.used_phrases]
-    who, question, text = rng.choice(leads)
-    draft.used_phrases.add(text)
-    speaker = before.sharer if who == "sharer" else 1 - before.sharer
-    draft.say(1 - speaker, question.format_map(fields))
-    draft.say(speaker, text.format_map(fields))
-    return _Photo(speaker, scene, fields, details)
+        slots |= {"other_colour": before.scene.colour}
+    leads = [lead for lead in english.NEXT_PHOTO[change] if draft.used_phrases.isdisjoint(lead.values())]
+    lead = rng.choice(leads)
+    draft.used_phrases.update(lead.values())
+    by_sharer = "sharer" in lead
+    speaker = before.sharer if by_sharer else 1 - before.sharer
+    draft.say(1 - speaker, lead.get("question", "").format_map(slots))
+    draft.say(speaker, lead["sharer" if by_sharer else "viewer"].format_map(slots))
+    return _Photo(speaker, scene, slots, details)
 
 
 def _cue(draft: _Draft, photo: _Photo, brevity: float) -> tuple[str, ...]:
     """A request, announcement, accepted offer or late find; returns what may be said with the photo."""
-    sharer, partner, fields, style = photo.sharer, 1 - photo.sharer, photo.fields, draft.rng.random()
+    sharer, partner, slots, style = photo.sharer, 1 - photo.sharer, photo.slots, draft.rng.random()
     if style < 0.3 + brevity:
-        draft.say(sharer, draft.choose(smalltalk.ANNOUNCEMENTS, fields))
+        draft.say(sharer, draft.choose(PHRASES["announcements"], slots))
         return ()
     if style < 0.38:
-        draft.say(sharer, draft.choose(smalltalk.NO_PHOTO, fields))
-        draft.say(partner, draft.choose(smalltalk.PITIES, fields))
-        draft.say(sharer, draft.choose(smalltalk.RESCUES, fields))
+        draft.say(sharer, draft.choose(PHRASES["no_photo"], slots))
+        draft.say(partner, draft.choose(PHRASES["pities"], slots))
+        draft.say(sharer, draft.choose(PHRASES["rescues"], slots))
         return ()
     if style < 0.82:
         interested = draft.turns[-1].speaker == sharer
-        draft.say(partner, draft.choose(photo.interest, fields, 0.4) if interested else "",
-                  draft.choose(smalltalk.REQUESTS, fields))
+        draft.say(partner, draft.choose(photo.interest, slots, 0.4) if interested else "",
+                  draft.choose(PHRASES["requests"], slots))
     else:
-        draft.say(sharer, draft.choose(smalltalk.OFFERS, fields))
-        draft.say(partner, draft.choose(smalltalk.ACCEPTANCES, fields))
-    return smalltalk.PHOTO_WORDS
-
-
-def _answer_key(scene: Scene, name: str) -> str:
-    return f"n{scene.number}" if name == "number" else str(getattr(scene, name))
+        draft.say(sharer, draft.choose(PHRASES["offers"], slots))
+        draft.say(partner, draft.choose(PHRASES["acceptances"], slots))
+    return PHRASES["with_photo"]
 
 
 def _ask_about(draft: _Draft, photo: _Photo, omitted: list[str], is_open: bool) -> None:
     """The partner asks about something that the caption leaves out, and gets a true answer."""
     if omitted and draft.rng.random() < 0.9:
         name = draft.rng.choice(omitted)
-        question, answers_by_value = draft.rng.choice(smalltalk.QUESTIONS[name])
-        answers = answers_by_value[_answer_key(photo.scene, name)]
+        question, answers_by_value = draft.rng.choice(english.QUESTIONS[name])
+        answers = answers_by_value[str(getattr(photo.scene, name))]
     else:
-        question, answers = draft.rng.choice(smalltalk.OPEN_QUESTIONS if is_open else smalltalk.CHECKS)
-    draft.say(1 - photo.sharer, question.format_map(photo.fields))
-    draft.say(photo.sharer, draft.choose(answers, photo.fields))
+        question, answers = draft.rng.choice(english.OPEN_QUESTIONS if is_open else english.CHECKS)
+    draft.say(1 - photo.sharer, question.format_map(photo.slots))
+    draft.say(photo.sharer, draft.choose(answers, photo.slots))
 
 
 def _share_and_react(draft: _Draft, photo: _Photo, last: bool, is_open: bool, brevity: float) -> None:
     """The cue, the photo, and what is said about it; nothing that the caption omits is stated wrongly."""
-    rng, sharer, partner, fields = draft.rng, photo.sharer, 1 - photo.sharer, photo.fields
+    rng, sharer, partner, slots = draft.rng, photo.sharer, 1 - photo.sharer, photo.slots
     # Asked for an unknown thing, people say "it", however many there are.
-    cue_photo = replace(photo, fields=fields | {"them": "it", "that": "it"}) if is_open else photo
+    cue_photo = replace(photo, slots=Slots(slots, them="it", that="it")) if is_open else photo
     phrases = _cue(draft, cue_photo, brevity)
     in_caption = photo.details | _sample_details(photo.scene, rng, CAPTION_DETAIL)
     omitted = [name for name in photo.scene.details if name not in in_caption]
-    riddles = [name for name in omitted if name in smalltalk.QUIZ]
+    riddles = [name for name in omitted if name in english.QUIZ]
     quiz = rng.choice(riddles) if riddles and last and rng.random() < 0.15 else ""
     if quiz:
-        text = draft.choose(smalltalk.QUIZ[quiz], fields)
+        text = draft.choose(english.QUIZ[quiz]["questions"], slots)
     else:
-        text = draft.choose(phrases, fields, 0.75) if phrases else ""
+        text = draft.choose(phrases, slots, 0.75) if phrases else ""
     draft.share(sharer, photo.scene, _caption(photo.scene, rng, in_caption), text)
     if quiz:
-        draft.say(partner, draft.choose(smalltalk.QUIZ_ANSWERS[quiz][_answer_key(photo.scene, quiz)], fields))
-        draft.say(sharer, draft.choose(smalltalk.QUIZ_REPLIES, fields))
+        answers = english.QUIZ[quiz]["answers"][str(getattr(photo.scene, quiz))]
+        draft.say(partner, draft.choose(answers, slots))
+        draft.say(sharer, draft.choose(PHRASES["quiz_replies"], slots))
         return
-    reactions = photo.react if photo.react and rng.random() < 0.7 else smalltalk.REACTIONS
-    draft.say(partner, draft.choose(reactions, fields))
+    reactions = photo.reactions if photo.reactions and rng.random() < 0.7 else PHRASES["reactions"]
+    draft.say(partner, draft.choose(reactions, slots))
     asks = rng.random() < (0.75 - brevity if last else 0.25 * (1 - brevity))
     if asks and (omitted or is_open or rng.random() < 0.4):
         _ask_about(draft, photo, omitted, is_open)
@@ -326,8 +324,8 @@ def _write(draft: _Draft, photos: int, starts_open: bool) -> None:
         _share_and_react(draft, photo, number == photos - 1, starts_open and number == 0, brevity)
     if draft.rng.random() < 0.6 - brevity / 2:
         speaker = 1 - draft.turns[-1].speaker
-        closings = smalltalk.SHARER_CLOSINGS if speaker == photo.sharer else smalltalk.CLOSINGS
-        draft.say(speaker, draft.choose(closings, photo.fields))
+        closings = PHRASES["sharer_closings"] if speaker == photo.sharer else PHRASES["viewer_closings"]
+        draft.say(speaker, draft.choose(closings, photo.slots))
 
 
 def make_chat(split: str, index: int, seed: int) -> Chat:

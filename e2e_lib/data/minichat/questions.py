@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2e_lib.data.examples import Example
+from e2e_lib.data.minichat.english import CAPTIONS, QUESTIONS, QUIZ
 from e2e_lib.data.minichat.scenes import Scene
-from e2e_lib.data.minichat.smalltalk import CAPTION_TIMES, QUESTIONS, QUIZ
 
 # Which words of a reply state which value of an attribute.
 _VALUE_WORDS: dict[str, dict[Any, str]] = {
@@ -22,12 +22,12 @@ _VALUE_WORDS: dict[str, dict[Any, str]] = {
 
 
 def ending_in(question: str) -> re.Pattern[str]:
-    """Matches a text that ends in a question of ``smalltalk``, whatever its fields are filled with."""
+    """Matches a text that ends in one of MiniChat's questions, whatever fills its slots."""
     return re.compile(".+".join(re.escape(part) for part in re.split(r"{\w+}", question)) + "$")
 
 
 _ENDINGS = [(name, ending_in(question)) for name, pairs in QUESTIONS.items() for question, _ in pairs]
-_ENDINGS += [(name, ending_in(question)) for name, questions in QUIZ.items() for question in questions]
+_ENDINGS += [(name, ending_in(question)) for name, quiz in QUIZ.items() for question in quiz["questions"]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Question:
 def omitted_attributes(scene: Scene, caption: str) -> list[str]:
     """The attributes that a caption does not name; size applies to single things, number to groups."""
     words = {"thing": f"{scene.thing}s?", "colour": scene.colour, "place": scene.place,
-             "time": "|".join(CAPTION_TIMES[scene.time])}
+             "time": "|".join(CAPTIONS[scene.time])}
     words |= {"size": scene.size} if scene.number == 1 else {"number": ("two", "three")[scene.number - 2]}
     return [name for name, pattern in words.items() if not re.search(rf"\b({pattern})\b", caption)]
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import e2e_lib
 from e2e_lib.data.dialogue import parse_dialogue, to_row
-from e2e_lib.data.minichat import smalltalk
 from e2e_lib.data.minichat.chats import (
     HELD_OUT,
     Chat,
@@ -22,6 +21,7 @@ from e2e_lib.data.minichat.chats import (
     photo_seed,
     sample_scene,
 )
+from e2e_lib.data.minichat.english import PHRASES
 from e2e_lib.data.minichat.scenes import COLOURS, PLACES, THINGS, TIMES
 
 # Written here again on purpose, so that a mistake in the phrase tables is found.
@@ -164,7 +164,7 @@ def test_some_second_photos_depend_on_the_first_photo(chats):
 
 
 def test_photo_follows_each_cue_and_nothing_else(chats):
-    cues = [*smalltalk.REQUESTS, *smalltalk.ANNOUNCEMENTS, *smalltalk.ACCEPTANCES, *smalltalk.RESCUES]
+    cues = [cue for name in ("requests", "announcements", "acceptances", "rescues") for cue in PHRASES[name]]
     ends = [re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(cue)) for cue in cues]
     is_cue = re.compile(f"(^|.* )({'|'.join(ends)})$")
     assert len(cues) >= 12 and all(CUE_WORDS.search(cue) for cue in cues)
@@ -173,7 +173,7 @@ def test_photo_follows_each_cue_and_nothing_else(chats):
         for before, turn in zip(turns, turns[1:], strict=False):
             assert bool(is_cue.match(before.text)) == bool(turn.photo), (before.text, turn)
         assert not is_cue.match(turns[-1].text)
-    assert not any(is_cue.match(phrase) for phrase in smalltalk.NO_PHOTO + smalltalk.PITIES)
+    assert not any(is_cue.match(phrase) for phrase in PHRASES["no_photo"] + PHRASES["pities"])
 
 
 QUESTION_PATTERNS = (

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example, examples_of
 from e2e_lib.data.minichat.chats import describe, make_chat, sample_scene
+from e2e_lib.data.minichat.english import QUESTIONS, QUIZ
 from e2e_lib.data.minichat.questions import (
     Question,
     corrupt_words,
@@ -18,7 +19,6 @@ from e2e_lib.data.minichat.questions import (
     stated_value,
 )
 from e2e_lib.data.minichat.scenes import Scene
-from e2e_lib.data.minichat.smalltalk import QUESTIONS, QUIZ_ANSWERS
 
 SCENE = Scene("kite", "red", "beach", 2, "small", "night")
 PHOTO = Turn(0, "Look!", SharedPhoto("p", "some red kites at the beach"))
@@ -30,10 +30,11 @@ def question_in(text, reply, photo=PHOTO):
 
 def test_stated_value_reads_every_answer_of_the_phrase_book():
     answers = [(name, of_question) for name, pairs in QUESTIONS.items() for _, of_question in pairs]
-    for name, by_value in [*answers, *QUIZ_ANSWERS.items()]:
+    answers += [(name, quiz["answers"]) for name, quiz in QUIZ.items()]
+    for name, by_value in answers:
         for key, texts in by_value.items():
             for text in texts:
-                assert stated_value(text, name) == (int(key[1]) if name == "number" else key), text
+                assert stated_value(text, name) == (int(key) if name == "number" else key), text
     assert stated_value("What a nice photo!", "number") is None
     assert stated_value("Two or three.", "number") is None
 
