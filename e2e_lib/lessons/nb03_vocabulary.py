@@ -32,7 +32,8 @@ from e2e_lib.report.plots import Figure, Html, Markdown
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.results import RESULTS, load_json
 
-DIRECTION = "← say more    say less →"  # what gradient descent does to a word's probability
+COLOUR_BAR: dict[str, Any] = {"label": "← say more    say less →",  # where gradient descent goes
+                              "ticks": [-1, 0, 1], "boundaries": np.linspace(-1, 1, 101)}
 KINDS = {"no token looks like it": plots.ORANGE, "looks like a token elsewhere in the sentence": plots.PURPLE,
          "looks like a token over the same characters": plots.SKY}
 
@@ -280,12 +281,8 @@ def heat_figure(panels: Mapping[str, pd.DataFrame], note: str, height: float,
     for ax in axes[len(panels):]:
         ax.axis("off")
     if not texts:
-        _colour_bar(figure, image, list(axes))
+        figure.colorbar(image, ax=list(axes), **COLOUR_BAR)
     return figure
-
-
-def _colour_bar(figure: Figure, image: Any, ax: Any) -> None:
-    figure.colorbar(image, ax=ax, label=DIRECTION, ticks=[-1, 0, 1], boundaries=np.linspace(-1, 1, 101))
 
 
 def matrices_figure(caption: Pair, links: Mapping[str, Tensor], note: str) -> Figure:
@@ -328,7 +325,7 @@ def gradients_figure(photo: Any, caption: Pair, rows: Mapping[str, Tensor], titl
     if marked is not None:
         right.axvline(marked, color="black", linewidth=2)
         right.axvline(marked + 1, color="black", linewidth=2)
-    _colour_bar(figure, image, right)
+    figure.colorbar(image, ax=right, **COLOUR_BAR)
     return figure
 
 

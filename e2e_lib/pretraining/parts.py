@@ -18,6 +18,7 @@ from e2e_lib.config import Config
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.minichat.chats import CAPTION_DETAIL, HELD_OUT, describe, sample_scene
+from e2e_lib.data.minichat.questions import omitted_attributes
 from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene
 from e2e_lib.data.photos import to_image
 from e2e_lib.evaluation.minichat import CORE_ATTRIBUTES
@@ -210,14 +211,8 @@ def attribute_accuracy(predictions: Sequence[Mapping[str, Any]], scenes: Sequenc
 
 def caption_accuracy(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
     """How often captions name the thing, colour and place of their photo's scene."""
-    return attribute_accuracy([named_attributes(caption) for caption in captions], scenes, CORE_ATTRIBUTES)
-
-
-def named_attributes(caption: str) -> dict[str, str | None]:
-    """Which thing, colour and place a caption names; None where it names none."""
-    words = {word.strip(",.").lower() for word in caption.split()}
-    words |= {word.removesuffix("s") for word in words}
-    return {name: next(filter(words.__contains__, ATTRIBUTES[name]), None) for name in CORE_ATTRIBUTES}
+    omitted = [omitted_attributes(scene, caption) for scene, caption in zip(scenes, captions, strict=True)]
+    return {name: float(np.mean([name not in names for names in omitted])) for name in CORE_ATTRIBUTES}
 
 
 def caption_photos(model: PhotoChatModel, config: Config, photos: Tensor) -> list[str]:

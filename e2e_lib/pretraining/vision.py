@@ -14,10 +14,10 @@ from e2e_lib.data.examples import Example, examples_of
 from e2e_lib.data.minichat.chats import CAPTION_DETAIL, Chat, describe
 from e2e_lib.data.minichat.questions import detail_question
 from e2e_lib.data.minichat.scenes import Scene, render_photos
-from e2e_lib.data.photos import to_floats
 from e2e_lib.evaluation.scene_classifier import SceneClassifier
 from e2e_lib.models.end_to_end import merge_image_embeddings
 from e2e_lib.models.hub import load_own
+from e2e_lib.models.language import load_language
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.pretraining import language
 from e2e_lib.pretraining.fit import Pretraining, Probes, attribute_loss, sample_photos
@@ -81,8 +81,7 @@ def train_perceptron(run: Pretraining) -> ImagePerceptron:
     First the queries alone must hold what a photo shows; then the frozen language model must also be able to
     caption it and to chat about it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
-    llama = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
+    llama, tokenizer = load_language(str(run.parts / "language"))
     llama.requires_grad_(False).eval()
     size = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}
     vision = {**size, "num_hidden_layers": 3, "image_size": 64, "patch_size": 8}
@@ -125,8 +124,7 @@ def train_visual_instruction(run: Pretraining) -> tuple[LlamaForCausalLM, ImageP
     (where the chat has one), and a third have captions in place of photos, so that reading those is not
     unlearnt.
     """
-    tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
-    llama = LlamaForCausalLM.from_pretrained(run.parts / "language", dtype=torch.float32)
+    llama, tokenizer = load_language(str(run.parts / "language"))
     perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
     with_photos = PromptFormatter(tokenizer, QUERIES, run.config.data.max_context)
     with_captions = PromptFormatter(tokenizer, 1, run.config.data.max_context, photos_as_captions=True)
@@ -175,13 +173,10 @@ def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
             perceptron.get_submodule(name).state_dict())
     model.query_tokens.requires_grad_(False).copy_(perceptron.query_tokens)
     photos, scenes = sample_photos(run.config.pretrain.photos, run.seed, "captioner photos")
-    hidden = []
+    perceptron.language_projection = nn.Identity()  # the captioner has its own
     with torch.no_grad():
-        for part in photos.split(256):
-            patches = model.vision_model(to_floats(part)).last_hidden_state  # (N, 1 + patches, D)
-            tokens = model.query_tokens.expand(len(part), -1, -1)  # (N, Q, D)
-            hidden.append(model.qformer(query_embeds=tokens, encoder_hidden_states=patches).last_hidden_state)
-    queries, text_model = torch.cat(hidden), model.language_model
+        queries = torch.cat([perceptron(part) for part in photos.split(256)])  # (N, Q, D)
+    text_model = model.language_model
     rng = python_random(run.seed, "captions of photos")
     captions = [tokenizer(describe(scene, rng, CAPTION_DETAIL), add_special_tokens=False) for scene in scenes]
     rows = [torch.tensor([tokenizer.bos_token_id, *caption["input_ids"], tokenizer.eos_token_id])

@@ -57,12 +57,15 @@ def _choose_triple(rng: random.Random, split: str, held_out: list[Triple], other
     return rng.choice(held_out if split == "test" and held_out and rng.random() < _HELD_OUT_SHARE else others)
 
 
+def _sample_number_and_size(rng: random.Random, shares: tuple[int, int, int]) -> tuple[int, str]:
+    number = rng.choices((1, 2, 3), shares)[0]
+    return number, rng.choice(SIZES) if number == 1 else "small"
+
+
 def sample_scene(rng: random.Random, split: str) -> Scene:
     """A scene for a split, in "test" a quarter of the time with a HELD_OUT triple. Raises ValueError."""
     thing, colour, place = _choose_triple(rng, split, _HELD_OUT, _TRAINED)
-    number = rng.choices((1, 2, 3), (60, 25, 15))[0]
-    size = rng.choice(SIZES) if number == 1 else "small"
-    return Scene(thing, colour, place, number, size, rng.choice(TIMES))
+    return Scene(thing, colour, place, *_sample_number_and_size(rng, (60, 25, 15)), rng.choice(TIMES))
 
 
 def _article(words: str) -> str:
@@ -184,7 +187,6 @@ def _lead_to_first_photo(draft: _Draft, several_photos: bool) -> _Photo:
     """From hello to all that the first photo must show; thing, colour and place take at least two turns."""
     rng, scene = draft.rng, sample_scene(draft.rng, draft.split)
     situation = rng.choice([s for s in SITUATIONS.values() if scene.thing not in s.unsuitable_things])
-    interest = situation.interest or PHRASES["interest"]
     details = _sample_details(scene, rng, 0.4)
     slots = _slots(scene, rng, details)
     knower = rng.randrange(2)
@@ -201,7 +203,7 @@ def _lead_to_first_photo(draft: _Draft, several_photos: bool) -> _Photo:
     while missing:
         question, answer = _question(draft, situation, missing.pop(0), slots)
         interested = draft.turns[-1].speaker == knower
-        draft.say(asker, draft.choose(interest, slots, 0.4) if interested else "", question)
+        draft.say(asker, draft.choose(situation.interest, slots, 0.4) if interested else "", question)
         agree = agree and not answer.startswith(("Yes", "No", "That is"))
         draft.say(knower, draft.choose(PHRASES["agreements"], slots) if agree else "", answer)
         agree = False
@@ -212,7 +214,7 @@ def _lead_to_first_photo(draft: _Draft, several_photos: bool) -> _Photo:
     if situation.asker_shares:
         draft.say(asker, draft.choose(situation.asker_shares, slots))
     sharer = asker if situation.asker_shares else knower
-    return _Photo(sharer, scene, slots, details, interest, situation.reactions)
+    return _Photo(sharer, scene, slots, details, situation.interest, situation.reactions)
 
 
 def _lead_to_open_photo(draft: _Draft) -> _Photo:
@@ -236,8 +238,7 @@ def _lead_to_next_photo(draft: _Draft, before: _Photo) -> _Photo:
     held_out, others = [t for t in triples if t in HELD_OUT], [t for t in triples if t not in HELD_OUT]
     triple, number, size = _choose_triple(rng, draft.split, held_out, others), scene.number, scene.size
     if change == "thing":
-        number = rng.choices((1, 2, 3), (70, 20, 10))[0]
-        size = rng.choice(SIZES) if number == 1 else "small"
+        number, size = _sample_number_and_size(rng, (70, 20, 10))
     scene = Scene(*triple, number, size, rng.choice(TIMES))
     # "The same" has as many or is as big as in the photo before.
     same = frozenset(scene.details[:1])
@@ -245,8 +246,8 @@ def _lead_to_next_photo(draft: _Draft, before: _Photo) -> _Photo:
     slots = _slots(scene, rng, details)
     if change == "colour":
         slots |= {"other_colour": before.scene.colour}
-    leads = [lead for lead in english.NEXT_PHOTO[change] if draft.used_phrases.isdisjoint(lead.values())]
-    lead = rng.choice(leads)
+    leads = english.NEXT_PHOTO[change]
+    lead = rng.choice([lead for lead in leads if draft.used_phrases.isdisjoint(lead.values())])
     draft.used_phrases.update(lead.values())
     by_sharer = "sharer" in lead
     speaker = before.sharer if by_sharer else 1 - before.sharer

@@ -7,6 +7,7 @@ from typing import Any
 
 from e2e_lib.data.dialogue import DataError
 
+PATH = Path(__file__).with_name("english.toml")
 Phrases = tuple[str, ...]
 Lists = dict[str, Phrases]
 
@@ -18,8 +19,8 @@ class Situation:
     ``openings`` are texts by speaker, with the attribute that they state, if any, under "states";
     ``questions`` and ``answers`` are about the attributes not stated yet; ``when`` states the time;
     ``asides`` are side remarks; ``asker_shares`` is what the asker says before sharing (without it, the
-    knower shares); ``interest`` and ``reactions`` are what the partner says before and after the photo, in
-    place of the general phrases; ``unsuitable_things`` are those that such a chat is never about.
+    knower shares); ``interest`` and ``reactions`` are what the partner says before and after the photo, if
+    not the general phrases; ``unsuitable_things`` are those that such a chat is never about.
     """
 
     openings: tuple[dict[str, str], ...]
@@ -27,8 +28,8 @@ class Situation:
     answers: Lists
     when: Phrases
     asides: Phrases
+    interest: Phrases
     asker_shares: Phrases = ()
-    interest: Phrases = ()
     reactions: Phrases = ()
     unsuitable_things: Phrases = ()
 
@@ -63,7 +64,7 @@ def load(path: Path) -> Table:
         raise DataError(f"{path}: expected a readable TOML file ({error})") from None
     shared = {f"{{{name}}}": texts for name, texts in file.get("shared", {}).items()}
 
-    def checked(value: Any, where: str, slots: Slots, in_list: bool = False) -> Any:
+    def checked(value: Any, where: str, slots: dict[str, str], in_list: bool = False) -> Any:
         if isinstance(value, dict):
             return Table(where, {checked(name, where, slots, in_list=True):
                                  checked(entry, f"{where}.{name}", slots, in_list)
@@ -86,13 +87,13 @@ def load(path: Path) -> Table:
                                for name, table in file.items()})
     for name, table in tables["situations"].items():
         try:
-            tables["situations"][name] = Situation(**table)
+            tables["situations"][name] = Situation(**{"interest": tables["phrases"]["interest"], **table})
         except TypeError as error:
             raise DataError(f"{table.where}: {error}") from None
     return tables
 
 
-_TABLES = load(Path(__file__).with_name("english.toml"))
+_TABLES = load(PATH)
 AGREEMENT: Lists = _TABLES["agreement"]
 PEOPLE: Lists = _TABLES["people"]
 PLACES: Lists = _TABLES["places"]
