@@ -4,7 +4,6 @@
 inside commands, so that help and mistakes show at once.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +17,6 @@ from e2e_lib.config import Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ("--seeds", "--variants")  # options that take several values: --seeds 0 1 2
-# The tokenizers that `e2e vocabularies` compares, the first of each that can be had, and their short names.
-SOURCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "llama-2", "pip:mistral-common": "mistral"}
-TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
 
 Profile = Annotated[str, Option(help="smoke, mini, small or paper")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
@@ -66,6 +62,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, epilog="Begin with: e2e reproduce --profile smoke")
+say = typer.echo  # which flushes every line
 
 
 @app.callback()
@@ -75,10 +72,8 @@ def quiet_libraries() -> None:
     for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
+    # The bootstrap takes eigenvalues of small matrices: threads only wait for each other there.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def load(profile: str, settings: list[str] | None, system: str | None = None, corpus: bool = True) -> Config:
@@ -182,8 +177,7 @@ def figures(profile: Profile = "mini", seeds: Seeds = None) -> None:
     """Draw the figures from results/."""
     require_root()
     from e2e_lib.report.results_figures import draw_all
-    for path in draw_all(profile, seeds_of(seeds, profile)):
-        say(str(path))
+    say("\n".join(map(str, draw_all(profile, seeds_of(seeds, profile)))))
 
 
 @app.command()
@@ -228,22 +222,8 @@ def show_config(profile: Profile = "mini", settings: Settings = None) -> None:
 def vocabularies(captions: Captions, source: Tokenizer = None, target: Tokenizer = None,
                  name: Name = None) -> None:
     """How two tokenizers disagree about captions, counted."""
-    from e2e_lib.experiments.vocabularies import first_of, read_captions, survey
-    from e2e_lib.repro import results
-    try:
-        texts = read_captions(captions)
-        source, one = first_of([source] if source else list(SOURCES))
-        target, other = first_of([target] if target else list(TARGETS))
-        if not name and not (source in SOURCES and target in TARGETS):
-            raise ValueError("with --source or --target of your own, --name says what to call the result, "
-                             "such as --name qwen_clip")
-        say(f"{source} beside {target}, on {len(texts)} captions")
-        comparison = survey(one, other, texts)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from None
-    path = results.write_vocabularies(name or f"{SOURCES[source]}_{TARGETS[target]}", comparison)
-    say(json.dumps(comparison, indent=1))
-    say(f"wrote {path}")
+    from e2e_lib.experiments.vocabularies import compare
+    say(f"wrote {compare(captions, source, target, name, say)}")
 
 
 @app.command()

@@ -4,12 +4,12 @@ import hashlib
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from e2e_lib.config import SYSTEMS, Config, overrides_of, replace
-from e2e_lib.corpora import prepare
+from e2e_lib.corpora import Echo, prepare
 from e2e_lib.experiments import comparison, propagation
 from e2e_lib.experiments.evaluate import evaluate
 from e2e_lib.models.hub import WEIGHTS
@@ -24,14 +24,11 @@ from e2e_lib.versions import versions
 NOTEBOOKS = ("00_quickstart", "01_data", "02_straight_through_gumbel", "03_vocabulary_matrix",
              "04_joint_training", "05_baselines", "06_results")
 NOTEBOOK_SECONDS = 600
-Echo = Callable[[str], None]
 
 
 def reproduce(config: Config, seeds: Sequence[int], echo: Echo = print, fresh: bool = False) -> None:
     """Runs every stage in order; an interrupted run goes on from where it was, unless it is ``fresh``.
-
-    Raises ConfigError for a profile that cannot run yet, NotebookFailed, and whatever a stage raises.
-    """
+    Raises ConfigError for a profile that cannot run yet, NotebookFailed, and whatever a stage raises."""
     folder = results.RESULTS / config.profile
     if fresh:
         for outdated in (RUNS / config.profile, folder / "runs", folder / "notebooks"):

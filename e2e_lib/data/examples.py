@@ -1,6 +1,6 @@
 """From dialogues to (context, response) examples (section 2.1), and what answers one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -83,3 +83,11 @@ def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoSto
             sound.append(dialogue)
     report.kept = len(sound)
     return sound, store, report
+
+
+def split_examples(folder: Path | str, split: str,
+                   echo: Callable[[str], None] = lambda _: None) -> tuple[list[Example], PhotoStore]:
+    """All examples of a split, and its photos; says what was set aside. Raises DataError."""
+    dialogues, store, report = load_split(folder, split)
+    echo(f"{split} dialogues: {report}")
+    return [example for dialogue in dialogues for example in examples_of(dialogue)], store

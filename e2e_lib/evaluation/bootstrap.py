@@ -24,10 +24,8 @@ def resamplings(dialogue_ids: Sequence[str], draws: int, rng: np.random.Generato
 def paired_difference(one: Array, other: Array) -> dict[str, Any] | None:
     """``one`` minus ``other``: scores (S, 1 + K) of S seeds, of the test set as it is, then of each draw.
 
-    "difference" is that of the means over seeds, "by_seed" that of each seed; "low" and "high" bound the 95 %
-    interval of the former over draws, and "p" is two-sided. Draws with nothing to score (nan) are left out;
-    None where the test set itself has nothing.
-    """
+    "difference": of the means over seeds, with its 95 % interval over draws, "low" to "high", and two-sided
+    "p"; "by_seed": of each seed. Draws without a score (nan) are left out; None if the test set has none."""
     whole, *draws = (one - other).mean(0)
     finite = np.array(draws)[np.isfinite(draws)]
     if not np.isfinite(whole) or not len(finite):

@@ -91,8 +91,7 @@ def kid(drawn: PhotoFeatures, gold: PhotoFeatures) -> tuple[float, float]:
 
 
 class InceptionExtractor:
-    """Inception, from torch-fidelity's file of ``weights``, with TensorFlow's resizing to 299 pixels. Raises
-    ValueError for a file that is missing, damaged or another network's."""
+    """Inception with torch-fidelity's ``weights`` and TensorFlow's resizing. Raises ValueError for others."""
 
     def __init__(self, weights: Path) -> None:
         problem, known = "", {"Mixed_7c.branch_pool.conv.weight", "fc.weight"}

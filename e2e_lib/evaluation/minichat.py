@@ -43,8 +43,7 @@ class MiniChatScores:
         "scene_accuracy": Metric("scene accuracy", "higher", "share of thing, colour and place that are "
                                  "drawn right; no photo is all wrong (0-1)"),
         "details": Metric("detail questions", "higher", "share of right answers to what the photo shows and "
-                          "its caption leaves out (0-1)"),
-    }
+                          "its caption leaves out (0-1)")}
 
     def __init__(self, folder: Path) -> None:
         self.scenes = read_scenes(folder / "scenes.jsonl")
@@ -63,11 +62,9 @@ class MiniChatScores:
         rows: list[dict[str, Any]] = []
         for example, response in zip(examples, responses, strict=True):
             prediction, photo = None if response.photo is None else next(predictions), example.response.photo
-            scene = None
-            if photo and photo.photo_id not in self.open_photos:
-                gold = asdict(self.scenes[photo.photo_id])
-                scene = {"photo_id": photo.photo_id, "gold": gold, "drawn": prediction}
-            rows.append({"scene": scene})
+            determined = photo and photo.photo_id not in self.open_photos
+            rows.append({"scene": {"photo_id": photo.photo_id, "gold": asdict(self.scenes[photo.photo_id]),
+                                   "drawn": prediction} if photo and determined else None})
         return rows
 
     def values(self, row: Mapping[str, Any]) -> dict[str, float]:

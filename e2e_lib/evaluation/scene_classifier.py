@@ -53,11 +53,8 @@ class SceneClassifier(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def extract(self, photos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features (N, 64) and logits for the thing shown (N, 14), of N photos, uint8 (3, H, W) of any size.
-
-        Each photo's features are scaled to a mean square of 1: KID's cubic kernel would turn features of any
-        size into astronomic distances.
-        """
+        """Features (N, 64) and logits of the thing shown (N, 14), of N photos, uint8 (3, H, W) of any size.
+        Features have a mean square of 1: with others, KID's cubic kernel gives astronomic distances."""
         hidden = self._hidden(square(photos, SIDE))
         return nn.functional.normalize(hidden, dim=1) * FEATURES**0.5, self.heads["thing"](hidden)
 

@@ -88,11 +88,8 @@ def answer_row(example: Example, response: Response) -> dict[str, Any]:
 
 def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoFeatures,
            corpus: CorpusScores | None = None) -> Answers:
-    """Reduces saved answers (``answer_row``, with "image" where a photo was drawn) and replies to questions.
-
-    ``drawn`` and ``gold`` are the features of drawn and gold photos in the order of rows. Raises ValueError
-    where photos and rows do not agree in number.
-    """
+    """Reduces saved answers (``answer_row``, with "image" where a photo was drawn) and replies to questions;
+    ``drawn`` and ``gold`` are photos' features by row. Raises ValueError where their number is another."""
     texts = [(row["text"], row["gold_text"]) if row.get("gold_text") else None for row in rows]
     captions = [(row["caption"] or "", row["gold_caption"]) if row.get("gold_photo_id") else None
                 for row in rows]
@@ -106,8 +103,8 @@ def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoF
         counts = [text.ngram_counts(*pair) if pair else [0] * text.COUNTS for pair in pairs]
         return np.array(counts, dtype=np.float64).reshape(-1, text.COUNTS)
 
-    sharing = [sharing_counts(row.get("caption") is not None, bool(row.get("gold_photo_id")))
-               for row in rows]
+    sharing = np.array([sharing_counts(row.get("caption") is not None, bool(row.get("gold_photo_id")))
+                        for row in rows], dtype=np.float64)
     values = [corpus.values(row) if corpus else {} for row in rows]
     names = dict.fromkeys([*(corpus.metrics if corpus else ()), *(name for row in values for name in row)])
     counts = dict(corpus.counts(rows)) if corpus and hasattr(corpus, "counts") else {}
@@ -116,8 +113,7 @@ def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoF
     return Answers(
         [row["dialogue_id"] for row in rows], ngrams(texts),
         np.array([text.rouge_l(*pair) if pair else np.nan for pair in texts]), ngrams(captions),
-        np.array(sharing, dtype=np.float64).reshape(-1, 3),
-        {name: np.array([row.get(name, np.nan) for row in values]) for name in names},
+        sharing.reshape(-1, 3), {name: np.array([row.get(name, np.nan) for row in values]) for name in names},
         drawn, at["drawn"], gold, at["gold"], {"drawn_photos": len(drawn), **counts, "n": n})
 
 

@@ -10,9 +10,7 @@ def sharing_counts(shares: bool, due: bool) -> list[int]:
 
 def intent_scores(counts: Sequence[float]) -> dict[str, float]:
     """Precision, recall and F1 (0 to 1) of sharing a photo, from the sum of responses' ``sharing_counts``.
-
-    A score with nothing to count is 0, as scikit-learn has it by default.
-    """
+    A score with nothing to count is 0, as scikit-learn has it by default."""
     right, shared, due = counts
     return {"intent_precision": right / shared if shared else 0.0,
             "intent_recall": right / due if due else 0.0,

@@ -17,9 +17,7 @@ _ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
 
 def ngram_counts(hypothesis: str, reference: str) -> list[int]:
     """Of a pair: matches of 1-grams and of 2-grams, their totals in the hypothesis, both lengths in words.
-
-    Words are split at white space, case is kept, a match counts at most as often as the reference has it.
-    """
+    Words are split at white space, case is kept, a match counts at most as often as the reference has it."""
     ours, theirs = hypothesis.split(), reference.split()
     grams = [(Counter(ngrams(ours, order)), Counter(ngrams(theirs, order))) for order in (1, 2)]
     return [*((mine & gold).total() for mine, gold in grams), *(mine.total() for mine, _ in grams),
@@ -31,9 +29,7 @@ def bleu(counts: Sequence[float]) -> dict[str, float]:
 
     ``bleu1``, ``bleu2``: brevity penalty × precision of order n **alone**, as the paper's authors compute it.
     ``bleu1_cumulative``, ``bleu2_cumulative``: Papineni et al.'s geometric mean of orders 1 to n. An order
-    without a match scores 0. A hypothesis of one word has no 2-grams and adds none (nltk's ``corpus_bleu``
-    counts one that cannot match, so its BLEU-2 is lower where there are such).
-    """
+    without a match scores 0. One word has no 2-grams (nltk's ``corpus_bleu`` counts a miss: it is lower)."""
     *grams, our_length, their_length = map(int, counts)
     scores = {}
     for order in (1, 2):
@@ -53,7 +49,5 @@ def bleu_signature() -> str:
 
 def rouge_l(hypothesis: str, reference: str) -> float:
     """F1 (0 to 1) of the longest common subsequence of words, without stemming; a set's ROUGE-L is the mean.
-
-    rouge-score lower-cases and takes runs of a-z and 0-9 for words, so text in other scripts scores 0.
-    """
+    rouge-score lower-cases and takes runs of a-z and 0-9 for words, so text in other scripts scores 0."""
     return _ROUGE.score(reference, hypothesis)["rougeL"].fmeasure

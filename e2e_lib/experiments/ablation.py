@@ -12,21 +12,13 @@ from typing import Any
 
 import torch
 
-from e2e_lib import config as configuration
 from e2e_lib import corpora
-from e2e_lib.config import Config
+from e2e_lib.config import Config, replace
 from e2e_lib.data.collate import Collator
+from e2e_lib.data.examples import split_examples
 from e2e_lib.experiments.comparison import differences_record, read_runs
-from e2e_lib.experiments.evaluate import Echo, evaluate, split_examples
-from e2e_lib.experiments.variants import (
-    GROUPS,
-    MAPS,
-    VARIANTS,
-    apply_variant,
-    names_of,
-    reference_of,
-    run_root,
-)
+from e2e_lib.experiments.evaluate import Echo, evaluate
+from e2e_lib.experiments.variants import MAPS, VARIANTS, apply_variant, names_of, reference_of, run_root
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
@@ -41,17 +33,13 @@ ANSWERS = "answers-ablation"
 COMPARED = ("bleu2", "rougeL", "fid", "scene_accuracy", "details")
 
 
-def ablate(config: Config, seeds: Sequence[int], echo: Echo,
-           variants: Sequence[str] = tuple(GROUPS)) -> dict[str, Any]:
-    """Trains and scores variants with every seed into ``results/<profile>/ablations/``; returns their
-    summary.
-
-    Raises ConfigError for a variant that does not exist, and whatever training and evaluation raise.
-    """
+def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[str]) -> dict[str, Any]:
+    """Trains and scores variants (names or groups) with every seed; returns the summary of all of them.
+    Writes ``results/<profile>/ablations/``. Raises ConfigError for a variant that does not exist."""
     names = names_of(variants)
     for number, name in enumerate(names, 1):
         variant, root = apply_variant(config, name), run_root(config, name)
-        scored = configuration.replace(variant, "evaluation.max_text_only_examples", MAX_TEXT_ONLY)
+        scored = replace(variant, "evaluation.max_text_only_examples", MAX_TEXT_ONLY)
         for seed in seeds:
             echo(f"== variant {number} of {len(names)}: {name} ({', '.join(VARIANTS[name])}), seed {seed}")
             train(variant, seed, echo, root=root)
@@ -61,10 +49,7 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo,
 
 def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int = 5000) -> Path | None:
     """Every variant with runs of all ``seeds`` minus its reference: paired bootstrap, as between systems.
-
-    Writes ``results/<profile>/ablation_differences.json``, or nothing where there is no pair. Raises
-    ResultsError where variants have answered different test examples.
-    """
+    Writes ``results/<profile>/ablation_differences.json``, if there is a pair. Raises as ``read_runs``."""
     path = results.RESULTS / config.profile / "ablation_differences.json"
     weights = {(run["system"], run["seed"]): run["provenance"]["weights"]
                for run in results.read_runs(config.profile, folder="ablations")}
@@ -88,17 +73,15 @@ def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int 
 
 def measurement_settings(config: Config) -> dict[str, Any]:
     """What a measurement of gradients or steps depends on, besides its own arguments."""
-    sections = asdict(config)
     return {"numbers": versions("minichat", "training", "gradients"),
-            "settings": {name: sections[name] for name in ("profile", "data", "bridge", "train")}}
+            "settings": {name: asdict(config)[name] for name in ("profile", "data", "bridge", "train")}}
 
 
 def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 16) -> Path:
     """Times a training step with every map, in turn, on one batch half of which shares photos.
 
     Writes ``results/<profile>/steps.json``: median seconds, and the median and standard deviation over
-    ``rounds`` of the ratio to a step without a gradient.
-    """
+    ``rounds`` of the ratio to a step without a gradient."""
     path = results.RESULTS / config.profile / "steps.json"
     settings = {"rounds": rounds, "batch": batch, **measurement_settings(config)}
     if results.is_up_to_date(path, settings, echo):

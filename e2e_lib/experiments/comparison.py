@@ -22,19 +22,15 @@ from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.run_files import RUNS
 
 COMPARED = ("bleu1", "bleu2", "rougeL", "is", "fid")  # and what only the corpus has
-
 Runs = Mapping[str, Sequence[Answers]]  # by name, one per seed
 
 
 def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *,
-                    draws: int = 2000, root: Path = RUNS) -> Path:
+                    draws: int = 2000) -> Path:
     """Every pair of systems in every metric, and FID by the number of photos (of the first seed).
-
-    Writes ``results/<profile>/comparison.json``. All p-values are corrected together. Raises ResultsError for
-    missing answers, and where systems have answered different test examples.
-    """
-    roots = {system: (system, root) for system in systems}
-    runs, rng = read_runs(config, roots, seeds, corpora.prepare(config, echo)), np.random.default_rng(0)
+    Writes ``results/<profile>/comparison.json``; all p are corrected together. Raises as ``read_runs``."""
+    roots, rng = {system: (system, RUNS) for system in systems}, np.random.default_rng(0)
+    runs = read_runs(config, roots, seeds, corpora.prepare(config, echo))
     pairs = itertools.combinations(systems, 2)
     return files.write_json(results.RESULTS / config.profile / "comparison.json", {
         **differences_record(config, seeds, runs, pairs, draws=draws),
@@ -44,9 +40,7 @@ def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str]
 def read_runs(config: Config, roots: Mapping[str, tuple[str, Path]], seeds: Sequence[int], corpus: Path,
               folder: str = "answers") -> dict[str, list[Answers]]:
     """The answers of runs by name, one per seed; ``roots`` has each name's system and folder of all runs.
-
-    Raises ResultsError for missing answers, for a run with fewer than two drawn photos, and where one has
-    answered other test examples than the first.
+    Raises ResultsError for missing answers, fewer than two drawn photos, or other test examples than others'.
     """
     runs: dict[str, list[Answers]] = {name: [] for name in roots}
     first: Answers | None = None
@@ -66,9 +60,7 @@ def read_runs(config: Config, roots: Mapping[str, tuple[str, Path]], seeds: Sequ
 def differences_record(config: Config, seeds: Sequence[int], runs: Runs, pairs: Iterable[tuple[str, str]],
                        metrics: Sequence[str] = (), *, draws: int) -> dict[str, Any]:
     """What a file of differences holds: the rows of ``differences`` as "pairs", and what they were made from.
-
-    ``metrics`` are by default ``COMPARED`` and those that only the corpus has.
-    """
+    ``metrics`` are by default ``COMPARED`` and those that only the corpus has."""
     known, dialogue_ids = corpora.metrics_of(config.data), next(iter(runs.values()))[0].dialogue_ids
     metrics = metrics or [name for name in known if name in COMPARED or name not in METRICS]
     weights = bootstrap.resamplings(dialogue_ids, draws, np.random.default_rng(0))
@@ -83,8 +75,7 @@ def differences(runs: Runs, pairs: Iterable[tuple[str, str]], weights: Array,
     """A row per pair and metric: "system" minus "than", with the numbers of ``bootstrap.paired_difference``.
 
     "p_corrected" is Holm's, for all rows together. ``weights`` (K, E) are the resampled test sets. A run is
-    scored once, however many pairs it is in. A metric with nothing to score is left out.
-    """
+    scored once, however many pairs it is in. A metric with nothing to score is left out."""
     sets = np.vstack([np.ones((1, weights.shape[1])), weights])  # (1 + K, E)
     scored = {(name, metric): np.stack([score(metric, answers, sets) for answers in runs[name]])
               for name in runs for metric in metrics}  # (S, 1 + K) each
@@ -97,8 +88,7 @@ def differences(runs: Runs, pairs: Iterable[tuple[str, str]], weights: Array,
 
 
 def fid_by_number(answers: Answers, rng: np.random.Generator, subsets: int = 20) -> list[dict[str, float]]:
-    """FID by the number N of photos: its mean and standard deviation over subsets of N drawn and N gold
-    ones."""
+    """FID by the number N of photos: mean and standard deviation over subsets of N drawn and N gold ones."""
     most, rows = min(len(answers.drawn), len(answers.gold)), []
     for n in (most * k // 8 for k in (1, 2, 3, 4, 6, 8) if most * k // 8 > 1):
         values = [image.fid(*(photos.take(torch.from_numpy(rng.choice(len(photos), n, replace=False)))

@@ -1,7 +1,7 @@
 """Evaluating a trained run: its answers to test contexts, saved in the run's folder, and their scores."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 
 from e2e_lib import corpora
 from e2e_lib.config import Config, with_defaults
-from e2e_lib.data.examples import Example, examples_of, load_split, subsample
+from e2e_lib.data.examples import Example, split_examples, subsample
 from e2e_lib.data.photos import PhotoStore, to_tensor
 from e2e_lib.evaluation.image import features_of
 from e2e_lib.evaluation.scores import Answers, all_scores, answer_row, reduce
@@ -20,23 +20,20 @@ from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import ResourceMonitor, provenance_record, relativize_paths
 from e2e_lib.repro.randomness import generator
 from e2e_lib.repro.run_files import RUNS, read_answers, read_details, run_folder
-from e2e_lib.training.loop import load_trained
+from e2e_lib.training.loop import Echo, load_trained
 from e2e_lib.versions import versions
-
-Echo = Callable[[str], None]
 
 
 def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", into: str = "runs",
-             answers: str = "answers", results_root: Path = results.RESULTS, runs_root: Path = RUNS,
-             data_root: Path = corpora.DATA) -> Path:
-    """Answers and scores the test set with the trained model of ``seed``; returns the result's file,
-    ``results/<profile>/<into>/<label>-seed<k>.json``, where ``label`` is by default the system.
+             answers: str = "answers", runs_root: Path = RUNS) -> Path:
+    """Answers and scores the test set with the trained model of ``seed``.
 
-    The answers stay in the run's folder, below ``answers``. A result made with the same settings from the
-    same weights is kept. Raises CheckpointError, ConfigError, DataError and files.SaveError."""
-    folder, corpus = run_folder(config, seed, runs_root), corpora.prepare(config, echo, data_root)
+    Writes ``results/<profile>/<into>/<label>-seed<k>.json`` (``label`` is by default the system), unless it
+    is there from the same settings and weights; answers stay in the run's folder, below ``answers``.
+    Raises CheckpointError, ConfigError, DataError and files.SaveError."""
+    folder, corpus = run_folder(config, seed, runs_root), corpora.prepare(config, echo)
     label = label or config.model.system
-    path = results_root / config.profile / into / f"{label}-seed{seed}.json"
+    path = results.RESULTS / config.profile / into / f"{label}-seed{seed}.json"
     settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_shipped_parts(config)},
                 "numbers": {config.data.name: corpora.named(config.data.name).version,
                             **versions("scoring", "decoding", "training")}}
@@ -54,14 +51,13 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
                                data={file.name: file for file in sorted(corpus.glob("*.jsonl"))})
     provenance = {**record, **settings, "evaluation": monitor.as_dict(),
                   "training": {key: done.get(key) for key in ("seconds", "steps", "epochs", "best")}}
-    return results.write_run(config.profile, label, seed, scores, provenance, results_root, into)
+    return results.write_run(config.profile, label, seed, scores, provenance, folder=into)
 
 
 def _shipped_parts(config: Config) -> dict[str, str]:
     """The hashes of the shipped parts that a system may be made of."""
-    names = {"shipped": "mini"}
-    if config.model.system != "end_to_end" or config.model.image_input == "captions":
-        names["baselines"] = "mini-baselines"
+    baselines = config.model.system != "end_to_end" or config.model.image_input == "captions"
+    names = {"shipped": "mini"} | ({"baselines": "mini-baselines"} if baselines else {})
     return {key: files.sha256(hub.WEIGHTS / name / "manifest.json") for key, name in names.items()}
 
 
@@ -72,18 +68,9 @@ def contexts_to_answer(examples: Sequence[Example], max_text_only: int) -> list[
     return sharing + subsample(others, max_text_only or len(others))
 
 
-def split_examples(corpus: Path, split: str, echo: Echo = lambda _: None) -> tuple[list[Example], PhotoStore]:
-    """All examples of a split of a corpus, and its photos; says what was set aside. Raises DataError."""
-    dialogues, store, report = load_split(corpus, split)
-    echo(f"{split} dialogues: {report}")
-    return [example for dialogue in dialogues for example in examples_of(dialogue)], store
-
-
 def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, root: Path) -> None:
     """Saves answers in ``folder``: ``answers.jsonl``, a row per test context, whose photo is ``<row>.png``,
-    and ``details.jsonl``, a row per question of the corpus.
-
-    All questions are asked, but scored by themselves, to weigh no more in other scores than in chats."""
+    and ``details.jsonl``, a row per question of the corpus: all of them, since they are scored apart."""
     every, store = split_examples(corpus, "test", lambda line: echo(f"seed {seed}: {line}"))
     examples = contexts_to_answer(every, config.evaluation.max_text_only_examples)
     own = corpora.scores_of(config.data, corpus)

@@ -1,10 +1,10 @@
 """The image loss's gradient through each map and estimator, next to the exact one (sections 2.4.1-2.4.2).
 
-The exact gradient is known where it can be summed: the few positions of a real caption that the model is
-least sure of may each take one of its likeliest words, and nothing else may change. Each such variant's image
-loss, and its gradient with respect to the text encoder's embeddings, is computed once, with the same noise
-and timesteps for all; after that, estimates cost next to nothing. Axes: N variants, n positions, m words, C
-caption positions, L text-encoder positions, D2 its width, V1 the language model's words."""
+The exact gradient is a sum where only the few positions of a real caption that the model is least sure of
+vary, each among its likeliest words. Each variant's image loss, and its gradient with respect to the text
+encoder's embeddings, is computed once, with the same noise and timesteps for all; then estimates are cheap.
+Axes: N variants, n positions, m words, C caption positions, L text-encoder positions, D2 its width, V1 words.
+"""
 
 import itertools
 import time
@@ -24,8 +24,9 @@ from e2e_lib.bridge.estimators import compare_gradients, reinforce
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.config import Config
 from e2e_lib.data.collate import Batch, Collator
+from e2e_lib.data.examples import split_examples
 from e2e_lib.experiments.ablation import measurement_settings
-from e2e_lib.experiments.evaluate import Echo, split_examples
+from e2e_lib.experiments.evaluate import Echo
 from e2e_lib.experiments.variants import MAPS
 from e2e_lib.models.end_to_end import caption_positions
 from e2e_lib.models.systems import word_list
@@ -82,9 +83,8 @@ def caption_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def caption_variants(model: Any, batch: Batch, *, positions: int, words: int, noises: int,
                      rng: torch.Generator) -> CaptionVariants:
-    """The variants of the one caption in ``batch`` (one response that shares a photo): its ``positions``
-    least certain positions, the ``words`` likeliest words at each, and ``noises`` pairs of noise and timestep
-    for the image loss."""
+    """The variants of the batch's one response caption: the ``words`` likeliest words at its ``positions``
+    least certain positions, with ``noises`` pairs of noise and timestep for the image loss."""
     logits, gold_ids = caption_of(model, batch)
     logits = logits.index_fill(1, torch.tensor(model.tokenizer.all_special_ids), EXCLUDED)  # (C, V1)
     p = logits.softmax(-1)
@@ -104,9 +104,8 @@ def caption_variants(model: Any, batch: Batch, *, positions: int, words: int, no
 
 def image_losses(model: Any, batch: Batch, texts: list[str], noises: int,
                  rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The image loss (N,) of the batch's one photo under each text, and its gradient with respect to the text
-    encoder's embeddings (N, L, D2): means over ``noises`` pairs of noise and timestep, the same for every
-    text."""
+    """The image loss (N,) of the batch's one photo under each text, and its gradient (N, L, D2) with respect
+    to the text encoder's embeddings: means over ``noises`` pairs of noise and timestep, the same for all."""
     image_generator = model.generator
     latents = image_generator.to_latents(batch.target_photos).expand(noises, -1, -1, -1)
     # One timestep in each of ``noises`` equal intervals: as many high as low ones, whatever the number.
@@ -126,8 +125,7 @@ def image_losses(model: Any, batch: Batch, texts: list[str], noises: int,
 
 def bridge_estimates(variants: CaptionVariants, bridge: CaptionBridge, embedding: torch.nn.Embedding,
                      temperature: float, *, draws: int, rng: torch.Generator, batch: int = 128) -> Tensor:
-    """``draws`` estimates (draws, n, m) of the gradient of the expected image loss: sample a caption, then
-    backpropagate its image loss through ``bridge``."""
+    """Estimates (draws, n, m) of that gradient, each from a sampled caption's loss through ``bridge``."""
     estimates, free = [], variants.free_logits  # (n, m)
     for first in range(0, draws, batch):
         size = min(batch, draws - first)
@@ -146,24 +144,17 @@ def bridge_estimates(variants: CaptionVariants, bridge: CaptionBridge, embedding
 
 def reinforce_estimates(variants: CaptionVariants, *, draws: int, samples: int,
                         rng: torch.Generator) -> Tensor:
-    """The same from REINFORCE with leave-one-out, which needs ``samples`` captions' losses and no gradient of
-    them."""
-    estimates = []
-    for _ in range(draws):
-        free = variants.free_logits.clone().requires_grad_()
-        value = reinforce(lambda one_hot: variants.losses[variants.index_of(one_hot)], free, rng=rng,
-                          samples=samples)
-        estimates.append(torch.autograd.grad(value, free)[0])
-    return torch.stack(estimates)
+    """The same from REINFORCE with leave-one-out: from ``samples`` captions' losses, no gradient of them."""
+    free = variants.free_logits.requires_grad_()
+    values = (reinforce(lambda one_hot: variants.losses[variants.index_of(one_hot)], free, rng=rng,
+                        samples=samples) for _ in range(draws))
+    return torch.stack([torch.autograd.grad(value, free)[0] for value in values])
 
 
 def alignment(variants: CaptionVariants, model: Any, cases: Sequence[tuple[str, str, float]], *, draws: int,
               rng: torch.Generator, words: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row per (map, estimator, temperature): ``compare_gradients``'s numbers, and seconds per estimate.
-
-    The estimator "reinforce" needs no map. It and Gumbel-Rao sample 16 times per estimate, and make an eighth
-    as many.
-    """
+    "reinforce" needs no map. It and Gumbel-Rao sample 16 times per estimate, and make an eighth as many."""
     _, exact = variants.exact_gradient()
     embedding = model.generator.text_encoder.get_input_embeddings()
     rows = []
@@ -184,10 +175,8 @@ def alignment(variants: CaptionVariants, model: Any, cases: Sequence[tuple[str, 
 
 def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positions: int = 2, words: int = 5,
             noises: int = 16, draws: int = 2048) -> Path:
-    """Measures every map and estimator on dev captions of the trained model of ``seed``.
-
-    Writes ``results/<profile>/gradients.json``, a row each: mean, standard deviation and number over
-    captions. Raises CheckpointError."""
+    """Measures every map and estimator on dev captions of the trained model of ``seed``. Writes
+    ``results/<profile>/gradients.json``: mean, deviation, number of captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"
     settings = {"captions": captions, "positions": positions, "words": words, "noises": noises,
                 "draws": draws, "seed": seed, **measurement_settings(config),

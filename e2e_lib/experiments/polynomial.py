@@ -21,8 +21,7 @@ def polynomial(name: str, temperature: float, *, steps: int, learning_rate: floa
     """Binary latents x learn to minimise the mean of |x - 0.45|^p; the optimum 0.45^p is x = 0 throughout.
 
     Returns its exact expectation before each of ``steps`` steps of Adam and after the last. A step evaluates
-    the objective of ``batch`` rows, whatever the estimator (REINFORCE's come in groups of 16).
-    """
+    the objective of ``batch`` rows, whatever the estimator (REINFORCE's come in groups of 16)."""
     rng, logits = generator(seed, "polynomial", name), torch.zeros(latents, 2, requires_grad=True)
     optimizer = torch.optim.Adam([logits], learning_rate)
     rows = batch // 16 if name == "reinforce" else batch
@@ -53,7 +52,7 @@ def measure(echo: Echo, *, steps: int = 8000, learning_rate: float = 1e-3, seed:
     return files.write_json(path, {"command": "e2e ablate", "asked": settings, "rows": rows})
 
 
-def long_polynomial(root: Path | str = results.RESULTS) -> dict[tuple[str, float], float]:
+def long_polynomial() -> dict[tuple[str, float], float]:
     """What ``measure`` wrote, by (name, τ). Raises ResultsError if that is missing."""
-    rows = results.load_json(Path(root) / FILE)["rows"]
+    rows = results.load_json(results.RESULTS / FILE)["rows"]
     return {(row["estimator"], row["temperature"]): row["end"] for row in rows}

@@ -1,5 +1,4 @@
-"""Do errors propagate (section 1)? Photos drawn from MiniChat's captions with a growing share of wrong words,
-and from gold ones."""
+"""Do errors propagate (section 1)? Photos from captions with more and more wrong words, or from gold ones."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from e2e_lib import config as configuration
 from e2e_lib import corpora
-from e2e_lib.config import Config
-from e2e_lib.data.examples import subsample
+from e2e_lib.config import Config, replace
+from e2e_lib.data.examples import split_examples, subsample
 from e2e_lib.data.minichat.chats import caption_words
 from e2e_lib.data.minichat.corpus import read_scenes
 from e2e_lib.data.minichat.questions import corrupt_words
@@ -22,7 +20,7 @@ from e2e_lib.evaluation.image import features_of, fid
 from e2e_lib.evaluation.minichat import CORE_ATTRIBUTES, scene_values
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
 from e2e_lib.evaluation.scores import Array
-from e2e_lib.experiments.evaluate import Echo, split_examples
+from e2e_lib.experiments.evaluate import Echo
 from e2e_lib.inference.respond import draw_photos
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
@@ -35,20 +33,18 @@ from e2e_lib.versions import versions
 SHARES = (0.0, 0.25, 0.5, 0.75)
 
 
-def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *, photos: int = 48,
-              root: Path = RUNS) -> Path:
-    """Draws the gold captions of ``photos`` test photos, evenly spaced, with a share of their words replaced:
-    by the same words for every system and seed.
+def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *,
+              photos: int = 48) -> Path:
+    """Draws ``photos`` gold test captions with a share of wrong words, the same for every system and seed.
 
     Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals
-    over photos; "caption" is the share of thing, colour and place that the caption itself still names. Raises
-    CheckpointError and ResultsError."""
-    path, by_system = results.RESULTS / config.profile / "propagation.json", _configs(config, systems)
+    over photos; "caption" is what captions themselves still name. Raises CheckpointError, ResultsError."""
+    path = results.RESULTS / config.profile / "propagation.json"
     settings = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds),
-                "weights": _weights(by_system, seeds, root)}
+                "weights": _weights(config, seeds, systems)}
     if results.is_up_to_date(path, settings, echo):
         return path
-    answers = read_answers(config.profile, seeds[:1], root, systems[0])[seeds[0]]
+    answers = read_answers(config.profile, seeds[:1], RUNS, systems[0])[seeds[0]]
     rows = subsample([row for row in answers if row.get("scene")], photos)
     if not rows:
         raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is "
@@ -61,7 +57,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
     for system in systems:
         runs: list[list[list[float]]] = []
         for seed in seeds:
-            model = load_trained(by_system[system], seed, root=root)
+            model = load_trained(replace(config, "model.system", system), seed)
             runs.append([])
             for texts in captions:
                 rng = generator(seed, "corrupt_words")
@@ -75,17 +71,14 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
                                    "systems": scored, "provenance": provenance_record(config, seeds=seeds)})
 
 
-def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *,
-             root: Path = RUNS) -> Path:
-    """How much of FID is the drawing, and how much the words? Every system and seed draws all gold test
-    captions.
+def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo) -> Path:
+    """How much of FID is the drawing, how much the words? Every system and seed draws all gold test captions.
 
-    Writes ``results/<profile>/gold_fid.json``: for each system, a number per seed, "from_gold" captions, the
-    same "before" the system was trained (seeds are then those of drawing alone), and "from_own" captions (as
-    its run was scored); and "drawn_anew", what the same scenes have when MiniChat itself draws them with
-    other accidents. Raises CheckpointError and ResultsError."""
-    path, by_system = results.RESULTS / config.profile / "gold_fid.json", _configs(config, systems)
-    settings = {"seeds": list(seeds), "weights": _weights(by_system, seeds, root),
+    Writes ``results/<profile>/gold_fid.json``: a number per system and seed "from_gold" captions, "before" it
+    was trained (seeds are then those of drawing alone) and "from_own" captions (its run's); and "drawn_anew",
+    by MiniChat itself, the same scenes with other accidents. Raises CheckpointError and ResultsError."""
+    path = results.RESULTS / config.profile / "gold_fid.json"
+    settings = {"seeds": list(seeds), "weights": _weights(config, seeds, systems),
                 "numbers": versions("minichat", "scoring", "decoding", "training")}
     if results.is_up_to_date(path, settings, echo):
         return path
@@ -102,10 +95,10 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     fids_by_system: dict[str, dict[str, list[float]]] = {}
     for system in systems:
         fids: dict[str, list[float]] = {"before": [], "from_gold": []}
-        untrained = build(by_system[system]).eval()
+        own = replace(config, "model.system", system)
+        untrained = build(own).eval()
         for seed in seeds:
-            trained = load_trained(by_system[system], seed, root=root)
-            for name, model in (("before", untrained), ("from_gold", trained)):
+            for name, model in (("before", untrained), ("from_gold", load_trained(own, seed))):
                 fids[name].append(fid_of(draw_photos(model.generator, [photo.caption for photo in shared],
                                                      config.inference, generator(seed, "gold"))))
             echo(f"gold captions, {system}, seed {seed}: FID* {fids['before'][-1]:.3f}, "
@@ -118,15 +111,11 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
         "systems": fids_by_system, "provenance": provenance_record(config, seeds=seeds)})
 
 
-def _configs(config: Config, systems: Sequence[str]) -> dict[str, Config]:
-    return {system: configuration.replace(config, "model.system", system) for system in systems}
-
-
-def _weights(by_system: Mapping[str, Config], seeds: Sequence[int], root: Path) -> dict[str, str]:
-    """The hash of every trained run's weights. Raises CheckpointError for a run that is missing or
-    damaged."""
-    return {f"{system}-seed{seed}": files.weights_hash(run_folder(config, seed, root) / "best")
-            for system, config in by_system.items() for seed in seeds}
+def _weights(config: Config, seeds: Sequence[int], systems: Sequence[str]) -> dict[str, str]:
+    """The hash of every trained run's weights. Raises CheckpointError for one that is missing or damaged."""
+    folders = {f"{system}-seed{seed}": run_folder(replace(config, "model.system", system), seed)
+               for system in systems for seed in seeds}
+    return {name: files.weights_hash(folder / "best") for name, folder in folders.items()}
 
 
 def named_share(caption: str, gold: Mapping[str, Any]) -> float:
@@ -135,8 +124,7 @@ def named_share(caption: str, gold: Mapping[str, Any]) -> float:
 
 
 def by_share(values: Array, draws: int = 2000) -> dict[str, Any]:
-    """Values (shares, photos), 0 to 1, as means by share and the slope of a least-squares line, with
-    intervals."""
+    """Values (shares, photos), 0 to 1: means by share and a least-squares line's slope, with intervals."""
     centred = np.array(SHARES) - np.mean(SHARES)
     slopes = centred @ values / np.square(centred).sum()  # per photo; their mean is the slope of the means
     indices = np.random.default_rng(0).integers(values.shape[1], size=(draws, values.shape[1]))

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2e_lib import config as configuration
-from e2e_lib.config import Config, ConfigError
+from e2e_lib.config import Config, ConfigError, replace
 from e2e_lib.repro.run_files import RUNS
 
 # What a variant changes of the profile, which is the paper's way: "sentence" changes nothing.
 MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span")
 VARIANTS: dict[str, tuple[str, ...]] = {
     **{name: (f"bridge.mapping={name}",) for name in MAPS},
-    # Estimators, with the map that tells words apart. ReinMax needs a temperature of at least 1, so it and
-    # its rivals have no annealing. "soft" would be "gumbel" again: the bridge gives the text encoder whole
-    # tokens. REINFORCE would draw many photos for each caption. "straight_through" and "decoupled" are alike
-    # as long as the caption that is drawn is the gold one: a check that training repeats itself.
+    # Estimators, with the map that tells words apart. ReinMax needs a temperature of at least 1, so none is
+    # annealed. "soft" would be "gumbel" again, as the text encoder gets whole tokens; REINFORCE would draw
+    # many photos per caption. With gold captions "straight_through" must equal "decoupled": a check.
     **{f"span_{name}": ("bridge.mapping=span", f"bridge.estimator={name}", "bridge.temperature_end=1")
        for name in ("straight_through", "gumbel", "decoupled", "gumbel_rao", "reinmax")},
     # The other ingredients, one at a time.
@@ -47,7 +45,7 @@ def apply_variant(config: Config, name: str) -> Config:
     """The configuration of a variant."""
     for override in VARIANTS[name]:
         key, _, value = override.partition("=")
-        config = configuration.replace(config, key, value)
+        config = replace(config, key, value)
     return config
 
 
@@ -60,6 +58,5 @@ def reference_of(name: str) -> str:
 
 
 def run_root(config: Config, name: str) -> Path:
-    """The folder of a variant's runs. One that changes nothing is the profile's own run, not trained
-    twice."""
+    """The folder of a variant's runs; the profile's own for one that changes nothing."""
     return RUNS if apply_variant(config, name) == config else RUNS / "ablations" / name

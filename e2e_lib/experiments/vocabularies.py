@@ -17,21 +17,44 @@ from transformers import AutoTokenizer, CLIPTokenizer, LlamaTokenizer
 
 from e2e_lib.bridge import vocabulary
 from e2e_lib.bridge.alignment import Encoding, check_tokenizer, encode_with_offsets, overlap, word_spans
+from e2e_lib.config import ConfigError
+from e2e_lib.experiments.evaluate import Echo
 from e2e_lib.models.hub import LOADING, unreachable
 from e2e_lib.pretraining.tokenizers import clip_tokenizer
+from e2e_lib.repro import results
 from e2e_lib.repro.files import CheckpointError
 
 CLIP_MERGES = 48_894  # CLIP's vocabulary is 512 bytes, its file's first merges, and two marks: 49,408
 # Real vocabularies that pip installs (extra "vocabularies"), for machines that reach no model hub.
 PACKAGED = {"pip:mistral-common": ("mistral_common", "data/tokenizer.model.v1"),
             "pip:openai-clip": ("clip", "bpe_simple_vocab_16e6.txt.gz")}
+# What `compare` takes by default, the first of each that can be had, and their short names.
+SOURCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "llama-2", "pip:mistral-common": "mistral"}
+TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
+
+
+def compare(captions: Path, source: str | None, target: str | None, name: str | None, echo: Echo) -> Path:
+    """Surveys two tokenizers, by default Llama's and CLIP's, into ``results/vocabularies/<name>.json``.
+    Raises ConfigError for captions or tokenizers that cannot be compared, or with no name for the result."""
+    try:
+        texts = read_captions(captions)
+        source, one = first_of([source] if source else list(SOURCES))
+        target, other = first_of([target] if target else list(TARGETS))
+        if not name and not (source in SOURCES and target in TARGETS):
+            raise ValueError("with --source or --target of your own, --name says what to call the result, "
+                             "such as --name qwen_clip")
+        echo(f"{source} beside {target}, on {len(texts)} captions")
+        comparison = survey(one, other, texts)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
+    path = results.write_vocabularies(name or f"{SOURCES[source]}_{TARGETS[target]}", comparison)
+    echo(json.dumps(comparison, indent=1))
+    return path
 
 
 def load_tokenizer(source: str) -> Any:
     """A tokenizer from a folder, a hub id or a pip package (one of ``PACKAGED``).
-
-    Raises CheckpointError if it cannot be loaded, TypeError if it gives no character offsets.
-    """
+    Raises CheckpointError if it cannot be loaded, TypeError if it gives no character offsets."""
     folder = Path(source)
     try:
         if source in PACKAGED:
@@ -47,8 +70,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def first_of(sources: Sequence[str]) -> tuple[str, Any]:
-    """The first of ``sources`` that can be loaded, and its tokenizer; the last one's CheckpointError if none
-    can."""
+    """The first of ``sources`` that can be loaded, and its tokenizer; else the last one's CheckpointError."""
     for source in sources[:-1]:
         with contextlib.suppress(CheckpointError):
             return source, load_tokenizer(source)
@@ -81,12 +103,10 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
     """What each vocabulary map keeps of two tokenizers on real captions, as shares unless said otherwise.
 
     ``static``: source tokens whose text is also a target token's, in the vocabulary (a count) and among the
-    captions' tokens; "in_caption" only where the caption's own target tokens have it, else the token is
-    "lost". ``density``: entries of the V1 × V2 matrix that are not 0. ``words``: tokens per word, and words
-    that are one token on both sides. ``characters``: target tokens with exactly the characters of one source
-    token, source tokens that a target token touches (a mean), and target tokens that touch none. Raises
-    ValueError without captions.
-    """
+    captions' tokens; "in_caption" where the caption's own target tokens have it, else "lost". ``density``:
+    entries of the V1 × V2 matrix that are not 0. ``words``: tokens per word, and words of one token on both
+    sides. ``characters``: target tokens with exactly one source token's characters, source tokens that one
+    touches (a mean), and target tokens that touch none. Raises ValueError without captions."""
     if not captions:
         raise ValueError("no captions to survey")
     (a, _), (b, _) = (encode_with_offsets(side, captions, special=False) for side in (source, target))
@@ -110,8 +130,7 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
                        "source_tokens_touched": float(touched.sum() / b_count),
                        "touching_none": float((~touched.any(-1) & b.token_mask).sum() / b_count)},
         "sha256": {"source": tokenizer_hash(source), "target": tokenizer_hash(target),
-                   "captions": hashlib.sha256("\n".join(captions).encode()).hexdigest()},
-    }
+                   "captions": hashlib.sha256("\n".join(captions).encode()).hexdigest()}}
 
 
 def _static_shares(source: Any, target: Any, a: Encoding, b: Encoding) -> dict[str, float]:
@@ -126,8 +145,7 @@ def _static_shares(source: Any, target: Any, a: Encoding, b: Encoding) -> dict[s
 
 
 def _densities(source: Any, target: Any, captions: list[str], a: Encoding, b: Encoding) -> dict[str, float]:
-    entries = {}
-    words = {word for caption in captions for word in caption.split()}
+    entries, words = {}, {word for caption in captions for word in caption.split()}
     for name, static in (("static_piece", vocabulary.static_piece(source, target)),
                          ("static_word", vocabulary.static_word(source, target, words))):
         sides = (static.source_terms, static.target_terms)
@@ -149,8 +167,7 @@ def _without_blanks(captions: list[str], spans: Tensor) -> Tensor:
 
 
 def read_captions(path: Path) -> list[str]:
-    """Captions of a text file, one per line, or of JSON lines with "caption" or "captions". Raises ValueError
-    naming file and line."""
+    """Captions of a file: one per line, or JSON lines with "caption" or "captions". Raises ValueError."""
     captions: list[str] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

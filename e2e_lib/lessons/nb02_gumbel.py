@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_rgb
@@ -19,18 +18,8 @@ from torch.nn import functional as F
 
 from e2e_lib.bridge.estimators import ESTIMATORS, Estimator, Objective, Rng, bias_and_variance
 from e2e_lib.bridge.gumbel import softmax_with_temperature, straight_through
-from e2e_lib.data.collate import PromptFormatter
-from e2e_lib.data.examples import Example
-from e2e_lib.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Figure, style_axes
+from e2e_lib.report import plots
 from e2e_lib.repro import randomness
-
-# Estimator: its colour, marker and name in figures.
-STYLES = {
-    "straight_through": (GREY, "x", "straight-through argmax"), "decoupled": (SKY, "v", "decoupled"),
-    "gumbel": (VERMILLION, "o", "straight-through Gumbel (the paper)"),
-    "gumbel_rao": (ORANGE, "s", "Gumbel-Rao"), "soft": (GREEN, "^", "soft"),
-    "reinmax": (BLUE, "D", "ReinMax"), "reinforce": (PURPLE, "*", "REINFORCE, leave-one-out"),
-}
 
 
 def confirm(claim: str, holds: bool, numbers: str) -> None:
@@ -50,14 +39,13 @@ def confirm_bias(claim: str, report: Mapping[str, Any], expected: float) -> None
 class PaintProblem:
     """A caption lacks its colour word; a picture in that word's colour is compared with the photo's colour.
 
-    An objective as ``bridge.estimators`` takes it: vectors (…, 1, V) over the words to the mean of |colour -
-    photo|^``exponent`` over red, green and blue, (…), in percent. A mixture of words paints a mixture of
-    their colours.
+    An objective of ``bridge.estimators``: vectors (…, 1, V) over the words to the mean of |colour -
+    photo|^``exponent`` over red, green and blue, (…), in percent. A mixture paints a mixture of colours.
     """
 
     exponent: float = 2.0
     words: tuple[str, ...] = ("orange", "pink", "blue")
-    hexes: tuple[str, ...] = (ORANGE, PURPLE, BLUE)
+    hexes: tuple[str, ...] = (plots.ORANGE, plots.PURPLE, plots.BLUE)
     mixture: tuple[float, ...] = (0.6, 0.4, 0.0)  # the photo's colour, as a mixture of the words'
 
     def colour(self, vectors: Tensor) -> Tensor:
@@ -78,8 +66,7 @@ class PaintProblem:
         return self(torch.eye(len(self.words), dtype=torch.float64)[:, None])
 
     def between_words(self) -> pd.DataFrame:
-        """The loss on the way from the second word to the third (index 0 to 1), and lines with its end
-        slopes."""
+        """The loss between the second word and the third (index 0 to 1), and lines with its end slopes."""
         start, end = torch.eye(3, dtype=torch.float64)[1:]
         x = torch.linspace(0, 1, 51, dtype=torch.float64).requires_grad_()
         y = self((start + x[:, None] * (end - start))[:, None])  # (51,)
@@ -118,7 +105,7 @@ def sweep(objective: Objective, logits: Tensor, temperatures: Sequence[float], d
     """
     means = max(5, min(50, draws // 100))
     copies, reports = max(1, draws // means), {}
-    for name, t in itertools.product(STYLES, temperatures):
+    for name, t in itertools.product(plots.ESTIMATOR_STYLES, temperatures):
         if t == 1 or name != "reinforce" and (t > 1 or name != "reinmax"):
             rng = randomness.generator(seed, "sweep", name, t)
             reports[name, t] = bias_and_variance(averaged(ESTIMATORS[name], copies), objective, logits,
@@ -127,38 +114,19 @@ def sweep(objective: Objective, logits: Tensor, temperatures: Sequence[float], d
     return pd.DataFrame(list(reports.values()), pd.MultiIndex.from_tuples(reports, names=["estimator", "τ"]))
 
 
-def read_caption(model: Any, tokenizer: Any, example: Example, max_context: int) -> tuple[Tensor, Tensor]:
-    """A response caption's tokens (C,) and the logits (C, V) for them, under teacher forcing (Eq. 2).
-
-    Raises ValueError for a context with a photo, which takes a perceptron, and for a response without one.
-    """
-    if example.response.photo is None or any(turn.photo for turn in example.context):
-        raise ValueError(f"dialogue {example.dialogue_id}, turn {example.index}: "
-                         "a photo is needed in the response and none in the context")
-    formatter = PromptFormatter(tokenizer, 1, max_context)
-    context, _ = formatter.context(example.context, example.response.speaker)
-    response, is_caption = formatter.response(example.response)
-    with torch.no_grad():
-        logits = model(torch.tensor([context + response])).logits[0]  # (T, V)
-    at = torch.tensor(is_caption).nonzero().squeeze(1)  # (C,)
-    return torch.tensor(response)[at], logits[at + len(context) - 1].float()  # logits at t - 1 are for t
-
-
 def words(tokenizer: Any, ids: Tensor) -> list[str]:
     """Token ids (C,) one by one as text; white space as ␣."""
     return [tokenizer.decode([i]).strip() or "␣" for i in ids.tolist()]
 
 
 def slopes_of_sampled_words(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
-    """How y of each sampled word changes with its own logit, y(1 - y)/τ: (C, V) and noise (K, C, V) to (K,
-    C).
+    """How y of each sampled word changes with its logit, y(1 - y)/τ: (C, V), noise (K, C, V) to (K, C).
 
     It is at most 1/(4τ). As τ goes to 0, its mean goes to (1 - Σ p²)/2.
     """
     free = logits.expand_as(noise).clone().requires_grad_()
-    y = softmax_with_temperature(free, temperature, noise)
-    ids = y.detach().argmax(-1, keepdim=True)  # (K, C, 1)
-    return torch.autograd.grad(y.gather(-1, ids).sum(), free)[0].gather(-1, ids).squeeze(-1)
+    y, ids = softmax_with_temperature(free, temperature, noise).max(-1, keepdim=True)  # each (K, C, 1)
+    return torch.autograd.grad(y.sum(), free)[0].gather(-1, ids).squeeze(-1)
 
 
 def to_plane(points: Tensor) -> np.ndarray:
@@ -177,10 +145,9 @@ def _triangle(ax: Axes, problem: PaintProblem, title: str) -> None:
     ax.axis("off")
 
 
-def choice_figure(problem: PaintProblem, logits: Tensor, note: str) -> Figure:
-    """Left, distributions over three words, coloured by argmax; right, the loss as the first logit
-    changes."""
-    figure = Figure(9.5, 3.6, note)
+def choice_figure(problem: PaintProblem, logits: Tensor, note: str) -> plots.Figure:
+    """Left, distributions over three words, coloured by argmax; right, the loss by the first logit."""
+    figure = plots.Figure(9.5, 3.6, note)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     _triangle(left, problem, "Where argmax takes which word")
     one_hot, p = torch.eye(3), F.softmax(logits[0], -1).float()
@@ -188,27 +155,25 @@ def choice_figure(problem: PaintProblem, logits: Tensor, note: str) -> Figure:
         edges = [(one_hot[i] + one_hot[j]) / 2 for j in range(3) if j != i]
         region = torch.stack([one_hot[i], edges[0], one_hot.mean(0), edges[1]])
         left.fill(*to_plane(region).T, color=colour, alpha=0.3, linewidth=0)
-    arrow = {"arrowstyle": "->", "linestyle": ":"}
-    left.annotate("", to_plane(one_hot[p.argmax()]), to_plane(p), arrowprops=arrow)
-    left.plot(*to_plane(p), "k*", markersize=11, zorder=4)
-    left.text(*to_plane(p) + (0, 0.05), "softmax(z)", fontsize=8, ha="center")
-    first, losses = torch.linspace(-4, 4, 801, dtype=torch.float64), problem.losses()
+    path = to_plane(torch.stack([p, one_hot[p.argmax()]]))
+    left.plot(*path.T, "k*:", markersize=11, markevery=[0], zorder=4)
+    left.text(*path[0] + (0, 0.05), "softmax(z)", fontsize=8, ha="center")
+    first, losses = torch.linspace(-4, 4, 801, dtype=torch.float64), problem.losses()  # (801,), (V,)
     rows = torch.cat([first[:, None], logits[:, 1:].expand(801, -1)], 1)  # (801, V)
-    right.plot(first, losses[rows.argmax(-1)], color=VERMILLION, label="loss of the likeliest word (argmax)")
-    right.plot(first, F.softmax(rows, -1) @ losses, color=BLUE, linestyle="--",
+    right.plot(first, losses[rows.argmax(-1)], color=plots.VERMILLION, label="loss of the likeliest word")
+    right.plot(first, F.softmax(rows, -1) @ losses, "--", color=plots.BLUE,
                label="expected loss of a word sampled from softmax(z)")
     right.axvline(float(logits[0, 0]), color="black", linewidth=0.8, linestyle=":")
-    style_axes(right, "A step, and what we can differentiate instead",
-               f"logit of “{problem.words[0]}” (dotted: where it is)", "loss of the picture")
+    plots.style_axes(right, "A step, and what we can differentiate instead",
+                     f"logit of “{problem.words[0]}” (dotted: where it is)", "loss of the picture")
     right.legend(frameon=False, fontsize=8)
     return figure
 
 
 def simplex_figure(problem: PaintProblem, logits: Tensor, temperatures: Sequence[float], noise: Tensor,
-                   note: str) -> Figure:
-    """Eq. 5 at each temperature for the same noise (K, 1, 3): one dot per sample, coloured by its largest
-    word."""
-    figure = Figure(2.6 * len(temperatures), 3, note)
+                   note: str) -> plots.Figure:
+    """Eq. 5 at each temperature for the same noise (K, 1, 3): a dot per sample, coloured by largest word."""
+    figure = plots.Figure(2.6 * len(temperatures), 3, note)
     for ax, temperature in zip(figure.subplots(1, len(temperatures)), temperatures, strict=True):
         y = softmax_with_temperature(logits, temperature, noise)[:, 0]  # (K, 3)
         _triangle(ax, problem, f"τ = {temperature:g}")
@@ -216,31 +181,30 @@ def simplex_figure(problem: PaintProblem, logits: Tensor, temperatures: Sequence
     return figure
 
 
-def tangent_figure(problem: PaintProblem, temperatures: Sequence[float], note: str) -> Figure:
+def tangent_figure(problem: PaintProblem, temperatures: Sequence[float], note: str) -> plots.Figure:
     """Two words: the loss of the one that leads, noise included, and the slope that autograd reports."""
-    figure = Figure(10, 2.9, note)
-    at, step = torch.linspace(-4, 4, 33, dtype=torch.float64), problem.losses()[[1, 0]]
+    figure = plots.Figure(10, 2.9, note)
     for ax, temperature in zip(figure.subplots(1, len(temperatures), sharey=True), temperatures, strict=True):
-        lead = at.clone().requires_grad_()
+        lead = torch.linspace(-4, 4, 33, dtype=torch.float64).requires_grad_()
         rows = torch.stack([lead, torch.zeros_like(lead), torch.full_like(lead, -1e4)], -1)[:, None]
         values = problem(straight_through(softmax_with_temperature(rows, temperature)))  # (33,)
         slopes, = torch.autograd.grad(values.sum(), lead)
-        ax.plot([-4, 0, 0, 4], step.repeat_interleave(2), color=GREY, lw=1, label="loss of the chosen word")
+        at, values = lead.detach(), values.detach()
+        ax.step(at, values, where="post", color=plots.GREY, lw=1, label="loss of the chosen word")
         width = 0.1 / (1 + (slopes / 5) ** 2).sqrt()  # about equally long however steep
-        ends = torch.stack([values - slopes * width, values + slopes * width]).detach()
-        ax.plot(torch.stack([at - width, at + width]), ends, color=VERMILLION, lw=2,
-                label=["slope reported by autograd"] + [None] * (len(at) - 1))
+        ends = torch.stack([values - slopes * width, values + slopes * width])  # (2, 33)
+        lines = ax.plot(torch.stack([at - width, at + width]), ends, color=plots.VERMILLION, lw=2)
+        lines[0].set_label("slope reported by autograd")
         numbers = f"steepest {float(slopes.abs().max()):.2g}; at a lead of 2, {float(slopes[24]):.2g}"
-        style_axes(ax, f"τ = {temperature:g}\n{numbers}",
-                   f"lead of “{problem.words[0]}” over “{problem.words[1]}”", "loss of the picture")
+        plots.style_axes(ax, f"τ = {temperature:g}\n{numbers}",
+                         f"lead of “{problem.words[0]}” over “{problem.words[1]}”", "loss of the picture")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
 class Panel(NamedTuple):
-    """A chart of ``lines``: x is the index, a column is a line, named as in the legend; ``errors`` are
-    standard errors of the same shape, ``level`` a labelled horizontal line, ``log`` names the logarithmic
-    axes."""
+    """A chart with a line per column of ``lines``, against the index; ``errors`` are standard errors of the
+    same shape, ``level`` is a labelled horizontal line, ``log`` names the logarithmic axes."""
 
     title: str
     x: str
@@ -251,46 +215,41 @@ class Panel(NamedTuple):
     level: tuple[str, float] | None = None
 
 
-def panels_figure(panels: Sequence[Panel], note: str, height: float = 3.4, markers: bool = True) -> Figure:
-    """Panels in one row with one legend. Lines named as in STYLES keep colour and marker, dashed if ", τ = …"
-    follows."""
-    figure, legend = Figure(4 * len(panels) + 3, height, note), dict[str, Any]()
-    styles = {label: (colour, marker) for colour, marker, label in STYLES.values()}
-    spare = itertools.cycle(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY), "osD^v*", strict=True))
+def panels_figure(panels: Sequence[Panel], note: str, markers: bool = True) -> plots.Figure:
+    """Panels in one row. Estimators have their own colour and marker; dashed if ", τ = …" follows."""
+    figure = plots.Figure(4 * len(panels) + 3, 3.4, note)
+    styles = {label: (colour, marker) for label, colour, marker in plots.ESTIMATOR_STYLES.values()}
+    spare = itertools.cycle(reversed(list(styles.values())))
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         ax.set(**{f"{axis}scale": "log" for axis in panel.log})
         for label, line in panel.lines.items():
             name, _, temperature = str(label).partition(", τ = ")
             colour, marker = styles[name] = styles.get(name) or next(spare)
             errors = None if panel.errors is None else panel.errors[label]
-            legend[str(label)] = ax.errorbar(
-                line.index, line, errors, color=colour, marker=marker if markers else "", markersize=5,
-                linestyle="-" if temperature in ("", "1") else "--")
+            ax.errorbar(line.index, line, errors, color=colour, marker=marker if markers else "",
+                        markersize=5, linestyle="-" if temperature in ("", "1") else "--", label=label)
         if panel.level:
-            legend[panel.level[0]] = ax.axhline(panel.level[1], color="black", linewidth=1, linestyle=":")
-        style_axes(ax, panel.title, panel.x, panel.y)
-    ax.legend(legend.values(), legend, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+            ax.axhline(panel.level[1], color="black", linewidth=1, linestyle=":", label=panel.level[0])
+        plots.style_axes(ax, panel.title, panel.x, panel.y)
+    plots.legend_on_the_right(figure)
     return figure
 
 
 def sweep_panel(reports: pd.DataFrame, key: str, title: str, y: str, **options: Any) -> Panel:
     """One column of a ``sweep`` against τ; what is exactly 0 is left out of a logarithmic chart."""
-    labels = {name: label for name, (_, _, label) in STYLES.items() if name in reports.index}
-    lines, errors = (reports[column].unstack("estimator")[list(labels)].rename(columns=labels)
-                     for column in (key, "standard_error"))
+    labels = {name: label for name, (label, _, _) in plots.ESTIMATOR_STYLES.items() if name in reports.index}
+    wide = reports.unstack("estimator").rename(columns=labels)
+    lines, errors = (wide[column][list(labels.values())] for column in (key, "standard_error"))
     if options.setdefault("log", "x") == "xy":
         lines = lines.where(lines > 1e-9).dropna(axis="columns", how="all")
     return Panel(title, "temperature τ", y, lines, errors if key == "relative_bias" else None, **options)
 
 
-def slope_map(slopes: pd.DataFrame, note: str) -> Figure:
-    """Slopes of one sample's words (columns) per temperature (rows), in powers of ten; below 1e-6 is
-    black."""
-    figure = Figure(9, 0.32 * len(slopes) + 1.5, note)
-    ax = sns.heatmap(slopes.clip(lower=1e-6), norm=LogNorm(1e-6, 30), cmap="inferno", ax=figure.subplots(),
-                     cbar_kws={"label": "slope (log)"})
-    ax.set(xlabel="", ylabel="temperature τ")
-    ax.set_title("Slope of each sampled word, y(1 - y)/τ, for one noise sample", fontsize=10, loc="left")
-    ax.tick_params("x", rotation=30)
-    ax.tick_params("y", rotation=0)
+def slope_map(slopes: pd.DataFrame, note: str) -> plots.Figure:
+    """Slopes of one sample's words (columns) per temperature (rows), in powers of ten from 1e-6 (black)."""
+    figure = plots.Figure(9, 0.32 * len(slopes) + 1.5, note)
+    ax, title = figure.subplots(), "Slope of each sampled word, y(1 - y)/τ, for one noise sample"
+    image = plots.heat_map(ax, slopes.clip(lower=1e-6), title, norm=LogNorm(1e-6, 30), cmap="inferno")
+    figure.colorbar(image, ax=ax, label="slope (log)")
+    ax.set_ylabel("temperature τ")
     return figure

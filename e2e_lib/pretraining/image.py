@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderDC, DDPMScheduler, UNet2DConditionModel, VQModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, GPT2Config, GPT2LMHeadModel
 
 from e2e_lib.data.minichat.chats import CAPTION_DETAIL, describe
@@ -15,7 +14,7 @@ from e2e_lib.data.photos import to_floats, to_pixels
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.translator import ImageTranslator, drop_captions
 from e2e_lib.pretraining.fit import Pretraining, Probes, sample_photos
-from e2e_lib.pretraining.language import CAPTION_LIMIT, special_tokens
+from e2e_lib.pretraining.language import CAPTION_LIMIT, token_settings
 from e2e_lib.repro.randomness import python_random, seeded
 
 LATENT_CHANNELS = 8
@@ -59,7 +58,7 @@ def train_autoencoder(run: Pretraining) -> AutoencoderDC:
         crops = random_crops(photos, 48, rng)
         latents = autoencoder.encode(crops).latent
         if torch.rand((), generator=rng) < 1 / 3:
-            latents, crops = F.avg_pool2d(latents, 2), F.avg_pool2d(crops, 2)
+            latents, crops = (nn.functional.avg_pool2d(batch, 2) for batch in (latents, crops))
         noise = 0.02 * latents.detach().std() * torch.randn(latents.shape, generator=rng)
         penalty = 1e-3 * latents.square().mean()  # on growing, which would make the noise meaningless
         return reconstruction_loss(autoencoder.decode(latents + noise).sample, crops) + penalty
@@ -100,8 +99,8 @@ def captioned_photos(run: Pretraining) -> tuple[Tensor, list[Scene], list[list[s
 
 def new_generator_parts(tokenizer: Any) -> tuple[CLIPTextModel, UNet2DConditionModel, DDPMScheduler]:
     text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=CAPTION_LIMIT, **special_tokens(tokenizer)))
+        hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CAPTION_LIMIT, **token_settings(tokenizer)))
     # The pooled caption is added to the timestep (as in DeepFloyd IF), and both scale what every block
     # computes: with cross-attention alone, which thing to draw is learnt long after colour and place.
     unet = UNet2DConditionModel(
@@ -152,14 +151,13 @@ def train_generator(run: Pretraining) -> ImageGenerator:
         index = torch.randint(len(latents), (BATCH_SIZE,), generator=rng)
         high_noise = torch.rand(BATCH_SIZE if high_noise_share else 0, generator=rng) < high_noise_share
         kinds = torch.randint(len(DETAILS), (BATCH_SIZE,), generator=rng)
-        if high_noise_share:
-            kinds = torch.where(high_noise, full, kinds)
         drop = torch.rand(BATCH_SIZE, 1, generator=rng) < 0.1
-        ids = torch.where(drop, empty, captions[kinds, index])  # (B, L)
         timesteps = (torch.randn(BATCH_SIZE, generator=rng).sigmoid() * timestep_count).long()
         if high_noise_share:
+            kinds = torch.where(high_noise, full, kinds)
             last = torch.randint(timestep_count * 4 // 5, timestep_count, (BATCH_SIZE,), generator=rng)
             timesteps = torch.where(high_noise, last, timesteps)
+        ids = torch.where(drop, empty, captions[kinds, index])  # (B, L)
         batch = latents[index].contiguous(memory_format=torch.channels_last)  # (B, C, s, s)
         return generator.denoising_loss(batch, generator.encode(ids), rng, timesteps)
 
@@ -197,9 +195,8 @@ def train_vqvae(run: Pretraining) -> VQModel:
             index = torch.randint(len(vectors), (len(unused),), generator=rng)
             vqvae.quantize.embedding.weight[unused] = vectors[index]
             usage[unused] = 1.0
-        quantized, commitment, _ = vqvae.quantize(latents)
-        photos_again = vqvae.decode(quantized, force_not_quantize=True).sample
-        return reconstruction_loss(photos_again, crops) + commitment
+        latents, commitment, _ = vqvae.quantize(latents)
+        return reconstruction_loss(vqvae.decode(latents, force_not_quantize=True).sample, crops) + commitment
 
     run.fit("vqvae", modules, loss_of, 2e-3)
     return vqvae

@@ -38,15 +38,14 @@ def train_tokenizers(config: Config, folder: Path) -> None:
     turns = [turn for chat in chats for turn in chat.dialogue.turns]
     captions = [turn.photo.caption for turn in turns if turn.photo]
     texts = [f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text]
-    llama = train_llama_like(texts + captions, vocabulary=LLAMA_VOCABULARY)
-    llama.save_pretrained(folder / "language")
-    clip = train_clip_like(captions, merges=CLIP_MERGES, limit=CAPTION_LIMIT)
-    clip.save_pretrained(folder / "generator" / "tokenizer")
+    train_llama_like(texts + captions, LLAMA_VOCABULARY).save_pretrained(folder / "language")
+    train_clip_like(captions, CLIP_MERGES, CAPTION_LIMIT).save_pretrained(folder / "generator" / "tokenizer")
 
 
-def special_tokens(tokenizer: Any) -> dict[str, Any]:
-    """The token ids that every model configuration names."""
-    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+def token_settings(tokenizer: Any) -> dict[str, Any]:
+    """What every configuration of a model says of its tokens: how many, and the ids of the special ones."""
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"vocab_size": len(tokenizer), **ids}
 
 
 def sample_example(chat: Chat, rng: random.Random) -> Example:
@@ -70,14 +69,13 @@ def tokenize_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: i
     In a share ``full_captions`` (0 to 1) of chats the captions of context photos leave nothing out, so that
     answers to questions about them can be learnt. They have no loss: they are given, not predicted.
     """
-    photos = chat.dialogue.photos
-    full = {photo.photo_id: describe(chat.scenes[photo.photo_id], rng, 1.0) for photo in photos}
+    full = {photo.photo_id: SharedPhoto(photo.photo_id, describe(chat.scenes[photo.photo_id], rng, 1.0))
+            for photo in chat.dialogue.photos}
     is_captioning = rng.random() < 0.2 * bool(full_captions)
     example = captioning_example(chat, rng) if is_captioning else sample_example(chat, rng)
     turns = example.context
     if rng.random() >= 1 - full_captions or (len(turns) == 1 and full_captions):
-        turns = tuple(replace(turn, photo=SharedPhoto(turn.photo.photo_id, full[turn.photo.photo_id]))
-                      if turn.photo else turn for turn in turns)
+        turns = tuple(replace(turn, photo=turn.photo and full[turn.photo.photo_id]) for turn in turns)
     formatter = PromptFormatter(tokenizer, 1, max_context, photos_as_captions=True)
     context, _ = formatter.context(turns, example.response.speaker)
     response, _ = formatter.response(example.response)
@@ -105,22 +103,17 @@ def pad_rows(ids: Sequence[list[int]], labels: Sequence[list[int]], pad_token_id
 
 def train_language(run: Pretraining) -> LlamaForCausalLM:
     """The Llama of the end-to-end model and the pipeline; half of its chats have full captions."""
-    stages = ("language", "answers")
-    return _train_chat_model(run, stages, 0.5, lambda tokenizer: LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
-        **special_tokens(tokenizer))))
+    return _train_chat_model(run, ("language", "answers"), 0.5, lambda ids: LlamaForCausalLM(LlamaConfig(
+        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=512, tie_word_embeddings=True, **ids)))
 
 
 def train_dialogue(run: Pretraining) -> GPT2LMHeadModel:
-    """Divter's dialogue model, in DialoGPT's architecture, with as many chats and steps as the Llama.
-
-    It is as wide and a layer shallower, and never gets more than the captions of chats.
-    """
+    """Divter's dialogue model in DialoGPT's architecture, as long trained as the Llama; no full captions."""
     stages = ("dialogue", "dialogue_answers")
-    return _train_chat_model(run, stages, 0.0, lambda tokenizer: GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(tokenizer), n_embd=128, n_layer=3, n_head=4, n_positions=320, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, **special_tokens(tokenizer))))
+    return _train_chat_model(run, stages, 0.0, lambda ids: GPT2LMHeadModel(GPT2Config(
+        n_embd=128, n_layer=3, n_head=4, n_positions=320, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        **ids)))
 
 
 def _train_chat_model(run: Pretraining, stages: tuple[str, str], full_captions: float,
@@ -131,7 +124,7 @@ def _train_chat_model(run: Pretraining, stages: tuple[str, str], full_captions: 
     """
     tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
     with seeded(run.seed, stages[0]):
-        model = new_model(tokenizer)
+        model = new_model(token_settings(tokenizer))
     rng = python_random(run.seed, "written chats")
     chats = [tokenize_chat(chat, tokenizer, rng, run.config.data.max_context, full_captions)
              for chat in make_chats(run.config, run.config.pretrain.chats)]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from e2e_lib import config as configuration
 from e2e_lib.config import Config
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
@@ -49,9 +48,8 @@ def pretrain(config: Config, echo: Callable[[str], None], out: Path | None = Non
     Writes them with their manifest, and what they reach to ``results/<profile>/pretraining.json``. Raises
     files.SaveError and CheckpointError, and ValueError if the parts are too large to ship.
     """
-    work = WORK / config.profile
-    out = out or work / "parts"
-    train_parts(Pretraining(config, work, out, echo))
+    out = out or WORK / config.profile / "parts"
+    train_parts(Pretraining(config, WORK / config.profile, out, echo))
     write_manifest(config, out, STAGES, MAX_BYTES)
     echo("measuring what the parts reach on unseen photos …")
     return _write_results("pretraining", config, echo, out, measure(config, out))
@@ -59,13 +57,9 @@ def pretrain(config: Config, echo: Callable[[str], None], out: Path | None = Non
 
 def pretrain_baselines(config: Config, echo: Callable[[str], None], shipped: Path,
                        out: Path | None = None) -> Path:
-    """The same for the parts that only the baselines have, made from the ``shipped`` parts.
-
-    What they reach goes to ``results/<profile>/pretraining_baselines.json``.
-    """
-    work = WORK / config.profile
-    out = out or work / "baselines"
-    train_baselines(Pretraining(config, work, shipped, echo), out)
+    """The same for the baselines' parts, from the ``shipped`` ones; see ``pretraining_baselines.json``."""
+    out = out or WORK / config.profile / "baselines"
+    train_baselines(Pretraining(config, WORK / config.profile, shipped, echo), out)
     write_manifest(config, out, BASELINE_STAGES, MAX_BASELINE_BYTES)
     return _write_results("pretraining_baselines", config, echo, out, measure_baselines(config, shipped, out))
 
@@ -123,10 +117,7 @@ def save_part(part: Any, folder: Path) -> None:
 
 
 def write_manifest(config: Config, folder: Path, stages: Sequence[str], max_bytes: int) -> None:
-    """Writes ``manifest.json``: the SHA-256 of every file, and the time, settings and versions behind them.
-
-    Raises ValueError over ``max_bytes`` bytes.
-    """
+    """Writes manifest.json: SHA-256 of files, time, settings, versions. ValueError over ``max_bytes``."""
     states = {name: json.loads((WORK / config.profile / name / "state.json").read_text()) for name in stages}
     (folder / "manifest.json").unlink(missing_ok=True)
     hashes = files.sha256_folder(folder)
@@ -145,8 +136,8 @@ def write_manifest(config: Config, folder: Path, stages: Sequence[str], max_byte
 
 def measure(config: Config, parts: Path) -> dict[str, Any]:
     """What the saved parts reach on unseen photos and scenes: accuracies (0 to 1) by attribute, and PSNR."""
-    for part in ("language", "perceptron", "generator"):
-        config = configuration.replace(config, f"model.{part}", str((parts / part).resolve()))
+    own = {part: str((parts / part).resolve()) for part in ("language", "perceptron", "generator")}
+    config = replace(config, model=replace(config.model, **own))
     classifier = load_own(SceneClassifier, str(parts / "scene_reader")).eval()
     model, seed = build(config).eval(), config.pretrain.seed
     every_triple, every_scene = sample_photos(COUNT, seed, "unseen photos", every_triple=True)
@@ -186,13 +177,10 @@ def gold_scene(kind: str, index: int, seed: int) -> Scene:
     return replace(scene, thing=thing, colour=colour, place=place)
 
 
-def drawn_accuracy(drawer: Any, classifier: SceneClassifier, config: Config, kind: str, *, count: int = COUNT,
-                   detail: float = CAPTION_DETAIL,
-                   names: Iterable[str] = CORE_ATTRIBUTES) -> dict[str, float]:
-    """How often photos that a generator or translator draws from gold captions show their ``gold_scene``.
-
-    The captions name each detail with probability ``detail`` (0 to 1), by default as in dialogues.
-    """
+def drawn_accuracy(
+        drawer: Any, classifier: SceneClassifier, config: Config, kind: str, *, count: int = COUNT,
+        detail: float = CAPTION_DETAIL, names: Iterable[str] = CORE_ATTRIBUTES) -> dict[str, float]:
+    """How often photos drawn from gold captions show their scene; ``detail``: share of details named."""
     seed = config.pretrain.seed
     scenes = [gold_scene(kind, i, seed) for i in range(count)]
     captions = [describe(scene, python_random(seed, "gold caption", i), detail)
@@ -220,9 +208,7 @@ def caption_photos(model: PhotoChatModel, config: Config, photos: Tensor) -> lis
     album = PhotoAlbum()
     turns = [Turn(0, "", SharedPhoto(album.add(to_image(photo)), "?")) for photo in photos]
     examples = [Example("look", 1, (turn,), Turn(1, "")) for turn in turns]
-    settings, captions = replace(config.inference, do_sample=False), []
-    for first in range(0, len(examples), 64):
-        rng = generator(config.pretrain.seed, "tell")
-        responses = generate_texts(model, examples[first:first + 64], album, settings, rng)
-        captions += [response.caption or "" for response in responses]
-    return captions
+    settings = replace(config.inference, do_sample=False)
+    batches = (examples[first:first + 64] for first in range(0, len(examples), 64))
+    return [response.caption or "" for batch in batches for response in generate_texts(
+        model, batch, album, settings, generator(config.pretrain.seed, "tell"))]

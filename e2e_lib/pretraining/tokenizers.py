@@ -58,8 +58,8 @@ def clip_tokenizer(merges: list[Any], limit: int) -> CLIPTokenizer:
     and the start and end tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merged = (left + right for left, right in merges)
-    tokens = [*alphabet, *(byte + WORD_END for byte in alphabet), *merged, CLIP_START, CLIP_END]
+    words = (byte + WORD_END for byte in alphabet)
+    tokens = [*alphabet, *words, *map("".join, merges), CLIP_START, CLIP_END]
     ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=ids, merges=cast(Any, merges), model_max_length=limit, pad_token=CLIP_END)
 

@@ -1,7 +1,7 @@
 """Vision from scratch: the scene classifier that judges photos, the perceptron, the baselines' captioner."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,7 @@ def visual_chat_loss(llama: LlamaForCausalLM, perceptron: ImagePerceptron, forma
 def train_perceptron(run: Pretraining) -> ImagePerceptron:
     """BLIP-2's two stages, with linear probes of the attributes in place of image-text matching.
 
-    First the queries alone must hold what a photo shows; then the frozen language model must also be able to
-    caption it and to chat about it.
+    First the queries alone must hold what a photo shows; then the frozen language model must chat about it.
     """
     llama, tokenizer = load_language(str(run.parts / "language"))
     llama.requires_grad_(False).eval()
@@ -121,8 +120,7 @@ def train_visual_instruction(run: Pretraining) -> tuple[LlamaForCausalLM, ImageP
 
     Before it, the query embeddings hold what a question asks for, but the language model does not look it up
     there. A quarter of the responses caption a photo in full; of the others, half answer a detail question
-    (where the chat has one), and a third have captions in place of photos, so that reading those is not
-    unlearnt.
+    (where the chat has one), and a third have captions in place of photos, lest reading those is unlearnt.
     """
     llama, tokenizer = load_language(str(run.parts / "language"))
     perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
@@ -144,11 +142,9 @@ def train_visual_instruction(run: Pretraining) -> tuple[LlamaForCausalLM, ImageP
         rows.append(visual_row(chat, example, formatter))
     rows.sort(key=lambda row: len(row[0]))
 
-    def loss_of(rng: torch.Generator) -> Tensor:
-        return visual_chat_loss(llama, perceptron, with_photos, rows, rng)[0]
-
     modules = nn.ModuleDict({"language": llama, "perceptron": perceptron})
-    run.fit("looking", modules, loss_of, 1e-3)
+    loss_of = partial(visual_chat_loss, llama, perceptron, with_photos, rows)
+    run.fit("looking", modules, lambda rng: loss_of(rng)[0], 1e-3)
     return llama, perceptron
 
 
@@ -159,15 +155,14 @@ def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
     """
     tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
     perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
-    text = {"model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 96, "word_embed_proj_dim": 96,
-            "ffn_dim": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
-            "dropout": 0.0, **language.special_tokens(tokenizer)}
-    image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    text = {"model_type": "opt", "hidden_size": 96, "word_embed_proj_dim": 96, "ffn_dim": 256,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64, "dropout": 0.0,
+            **language.token_settings(tokenizer)}
     with seeded(run.seed, "captioner"):
         model = Blip2ForConditionalGeneration(Blip2Config(
             vision_config=perceptron.vision_model.config.to_dict(),
             qformer_config=perceptron.qformer.config.to_dict(), num_query_tokens=QUERIES,
-            image_token_index=image_token_id, text_config=text))
+            image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN], text_config=text))
     for name in ("vision_model", "qformer"):
         model.get_submodule(name).requires_grad_(False).load_state_dict(
             perceptron.get_submodule(name).state_dict())

@@ -15,7 +15,6 @@ from e2e_lib.report.plots import BLUE, ORANGE, STYLES, VERMILLION, Figure, escap
 
 Row = Mapping[str, Any]  # one test answer, as run_files.read_answers returns it
 Answers = Mapping[str, Mapping[int, Sequence[Row]]]  # system: seed: answers
-
 CAUSES = {"right": BLUE, "wrong words": ORANGE, "wrong drawing": VERMILLION, "no photo": "#bbbbbb"}
 
 
@@ -62,9 +61,8 @@ def scene_bars(answers: Answers, profile: str) -> Figure:
     sns.barplot(seeds, errorbar=None, palette=[BLUE, ORANGE], saturation=1, **style)
     sns.stripplot(seeds, dodge=True, jitter=False, palette=["black"] * 2, size=3, legend=False, **style)
     chance = [1 / len(values) for values in ATTRIBUTES.values()]
-    places = range(len(ATTRIBUTES))
-    left, right = ([x + side for x in places] for side in (-0.42, 0.42))
-    ax.hlines(chance, left, right, color=VERMILLION, label="guessing")
+    places = pd.Series(range(len(ATTRIBUTES)))
+    ax.hlines(chance, places - 0.42, places + 0.42, color=VERMILLION, label="guessing")
     ax.set_ylim(0, 1.02)
     style_axes(ax, "Is it what it should be? Photos by the scene classifier", "", "share of gold photos")
     ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.1))

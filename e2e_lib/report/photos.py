@@ -36,22 +36,20 @@ def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profi
     common = set.intersection(*map(set, rows_of.values()))
     due = [key for key, row in first.items() if row["gold_photo_id"] and key in common]
     due = [key for key in due if first[key].get("scene")] or due
-    images: list[Any] = []
-    titles, colours = [], []
+    cells: list[tuple[Any, str, str]] = []  # photo, title, the title's colour
     for key in subsample(due, count):
-        images.append(store.load(first[key]["gold_photo_id"]))
-        titles.append(f"gold: {first[key]['gold_caption']}")
-        colours.append("black")
+        gold = first[key]
+        cells.append((store.load(gold["gold_photo_id"]), f"gold: {gold['gold_caption']}", "black"))
         for system, row in ((system, rows[key]) for system, rows in rows_of.items()):
             scene = row.get("scene")
             wrong = ", ".join(wrong_attributes(scene)) if scene else ""
             verdict = f"wrong {wrong}" if wrong else "right" if scene else "drawn"
             verdict = "no photo" if row["image"] is None else verdict
             who = f"{STYLES[system][0]}, " if len(answers) > 1 else ""
-            images.append(row["image"])
-            titles.append(f"{who}{verdict}: {row['caption'] or 'shares no photo'}")
-            colours.append(VERMILLION if wrong else BLUE)
+            title = f"{who}{verdict}: {row['caption'] or 'shares no photo'}"
+            cells.append((row["image"], title, VERMILLION if wrong else BLUE))
     note = footer(profile, [seed], f"{min(count, len(due))} of {len(due)} test photos, evenly spaced")
+    images, titles, colours = ([cell[i] for cell in cells] for i in range(3))
     return photo_grid(images, titles, columns=columns, colours=colours, note=note,
                       heading="Gold photos, and what was drawn from a model's own caption")
 
@@ -64,18 +62,18 @@ def gallery_over_epochs(profile: str, seed: int, corpus: Path, runs: Path = RUNS
         folders = [folders[round(i * (len(folders) - 1) / most)] for i in range(most + 1)]
     pages = [load_json(path / "gallery.json") for path in folders]
     store = PhotoStore(corpus / "photos")
-    images: list[Any] = []
-    titles: list[str] = []
-    for i, gold in enumerate(pages[0] if pages else ()):
-        images.append(store.load(gold["photo_id"]))
-        titles.append(f"gold: {gold['gold']}")
+    cells: list[tuple[Any, str]] = []  # photo, title
+    chats = pages[0] if pages else []
+    for i, gold in enumerate(chats):
+        cells.append((store.load(gold["photo_id"]), f"gold: {gold['gold']}"))
         for path, rows in zip(folders, pages, strict=True):
             when = "before" if path.name == "epoch-0" else path.name.replace("-", " ")
-            images.append(path / f"{i}.png" if rows[i]["drawn"] else None)
-            titles.append(f"{when}: {rows[i]['caption'] or 'shares no photo'}")
+            photo = path / f"{i}.png" if rows[i]["drawn"] else None
+            cells.append((photo, f"{when}: {rows[i]['caption'] or 'shares no photo'}"))
+    images, titles = ([cell[i] for cell in cells] for i in range(2))
     return photo_grid(images, titles, columns=len(folders) + 1,
                       heading="The same dev chats, before and during joint training",
-                      note=footer(profile, [seed], f"{len(pages[0]) if pages else 0} dev chats"))
+                      note=footer(profile, [seed], f"{len(chats)} dev chats"))
 
 
 def example_chat(answers: Sequence[dict[str, Any]], corpus: Path, profile: str, seed: int) -> Html:

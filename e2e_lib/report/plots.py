@@ -19,6 +19,7 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -34,32 +35,31 @@ STYLES = {"end_to_end": ("End-to-end", BLUE), "pipeline": ("Pipeline", PURPLE), 
 MAP_STYLES = {"static_piece": ("static, by piece (Eq. 8)", SKY), "static_word": ("static, by word", BLUE),
               "sentence": ("sentence (Eq. 10)", VERMILLION), "word": ("word", ORANGE),
               "span": ("span", GREEN), "all": ("no map needed", PURPLE)}
+# A gradient estimator: its name in figures, its colour and its marker.
+ESTIMATOR_STYLES = {
+    "straight_through": ("straight-through argmax", GREY, "x"), "decoupled": ("decoupled", SKY, "v"),
+    "gumbel": ("straight-through Gumbel", VERMILLION, "o"), "gumbel_rao": ("Gumbel-Rao", ORANGE, "s"),
+    "soft": ("soft", GREEN, "^"), "reinmax": ("ReinMax", BLUE, "D"),
+    "reinforce": ("REINFORCE, leave-one-out", PURPLE, "*")}
 PhotoOf = Callable[[str], Image.Image]  # a photo id to its image, such as PhotoStore.load
 
 
 def style_of(name: str) -> tuple[str, str]:
     """Label and colour of a system, or of a variant of joint training, which has the colour of its map."""
-    if name in STYLES:
-        return STYLES[name]
     colour = MAP_STYLES.get(name, MAP_STYLES.get(name.partition("_")[0], ("", PURPLE)))[1]
-    return name.replace("_", " ") + (" (Eq. 10)" if name == "sentence" else ""), colour
+    return STYLES.get(name, (name.replace("_", " ") + " (Eq. 10)" * (name == "sentence"), colour))
 
 
 class Html(str):
     """HTML that a notebook shows as such."""
 
-    def _repr_html_(self) -> str:
-        return str(self)
+    _repr_html_ = str.__str__
 
 
 class Markdown(str):
     """Markdown that a notebook shows as such."""
 
-    def _repr_markdown_(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return str(self)
+    _repr_markdown_ = __repr__ = str.__str__
 
 
 class Figure(matplotlib.figure.Figure):
@@ -111,6 +111,31 @@ def style_axes(ax: Axes, title: str, x: str, y: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def legend_on_the_right(figure: Figure) -> None:
+    """One legend for all panels, outside them; each label once."""
+    panels = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes]
+    handles = {label: handle for panel in panels for handle, label in panel}
+    figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=8)
+
+
+def heat_map(ax: Axes, frame: pd.DataFrame, title: str, texts: pd.DataFrame | None = None,
+             **options: Any) -> Any:
+    """Numbers as colours, with ``texts`` in the cells, by default from purple over white to orange.
+
+    ``options`` are those of ``seaborn.heatmap``. Returns the artist that a colour bar is made for.
+    """
+    escaped = frame.rename(index=lambda key: escape_mathtext(str(key)),
+                           columns=lambda key: escape_mathtext(str(key)))
+    sns.heatmap(escaped, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 8}, xticklabels=True,
+                yticklabels=True, linewidths=0.5, linecolor="#dddddd",
+                **{"cmap": "PuOr_r", "cbar": False, **options})
+    ax.set(xlabel="", ylabel="")
+    ax.set_title(escape_mathtext(title), fontsize=10, loc="left")
+    ax.tick_params("x", rotation=90)
+    ax.tick_params("y", rotation=0)
+    return ax.collections[0]
+
+
 def annotate_empty(ax: Axes, text: str) -> None:
     """Says in the middle of a panel why there is nothing in it."""
     ax.text(0.5, 0.5, escape_mathtext(text, 40), transform=ax.transAxes, ha="center", va="center", fontsize=9,
@@ -120,10 +145,7 @@ def annotate_empty(ax: Axes, text: str) -> None:
 def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6, heading: str = "",
                note: str = "", colours: Sequence[str] | None = None, side: float = 1.4,
                wrap: int = 24) -> Figure:
-    """Photos (PIL images, arrays or files) at their own pixels, ``side`` inches wide, with titles above.
-
-    None stands for a photo that was not drawn.
-    """
+    """Photos (PIL images, arrays, files; None: not drawn), ``side`` inches wide, titles above."""
     lines = max((len(textwrap.wrap(title, wrap)) for title in titles), default=1)
     rows, gap, above = max(1, math.ceil(len(images) / columns)), 0.15, 0.15 + 0.13 * lines  # inches
     head, foot = 0.1 + 0.25 * bool(heading), 0.05 + 0.3 * bool(note)
@@ -135,18 +157,15 @@ def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6
         "top": 1 - (head + above) / height, "wspace": gap / side, "hspace": above / side}).ravel()
     for ax in axes:
         ax.axis("off")
-    colours = colours or ["black"] * len(images)
+    empty, colours = np.full((64, 64, 3), 242, np.uint8), colours or ["black"] * len(images)
     for ax, image, title, colour in zip(axes, images, titles, colours, strict=False):
         photo = Image.open(image) if isinstance(image, Path) else image
-        empty = np.full((64, 64, 3), 242, np.uint8)
         ax.imshow(empty if photo is None else np.asarray(photo), interpolation="nearest")
         annotate_empty(ax, "no photo" if photo is None else "")
         ax.set_title(escape_mathtext(title, wrap), fontsize=7.5, color=colour)
     figure.text(0.1 / width, 1 - 0.2 / height, escape_mathtext(heading), fontsize=11, va="center")
     return figure
 
-
-# ------------------------------------------------------------------------------------------------------- HTML
 
 def image_tag(image: Image.Image, side: int = 128, alt: str = "photo") -> str:
     """An <img> with the photo inside it, enlarged without blurring."""
@@ -198,8 +217,6 @@ def tokens_html(rows: Mapping[str, Sequence[str]],
     return Html("\n".join(out))
 
 
-# --------------------------------------------------------------------------------------------------- Markdown
-
 def sides(texts: pd.DataFrame) -> list[str]:
     """ "right" for a column of numbers (no text of it has a letter), "left" for every other."""
     return ["left" if texts[column].str.contains(r"[^\W\d_]").any() else "right" for column in texts]
@@ -227,12 +244,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
 
 
 def if_measured(profile: str, name: str, view: Callable[[Any], Any], root: Path = RESULTS) -> Any:
-    """``view`` of the content of ``results/<profile>/<name>.json``; without the file, which command makes it.
-
-    Raises ResultsError for a damaged file.
-    """
-    path = root / profile / f"{name}.json"
-    if path.is_file():
+    """``view`` of ``results/<profile>/<name>.json``, or which command makes it. Raises ResultsError."""
+    if (path := root / profile / f"{name}.json").is_file():
         return view(load_json(path))
     command = {"benchmarks": "make bench", "gold_fid": f"e2e compare --profile {profile}"}.get(
         name, f"e2e ablate --profile {profile}")

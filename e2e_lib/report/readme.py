@@ -9,16 +9,13 @@ from e2e_lib.report.plots import markdown
 from e2e_lib.repro import files
 from e2e_lib.repro.results import RESULTS, load_json, read_summary
 
-MEASURED = ("ablations", "gradients", "steps", "ablation_differences")
-
 
 def results_table(profile: str, root: Path) -> str:
     """The scores of a profile, a row per metric, and whom the intervals of the differences favour."""
     summary = read_summary(profile, root)
     scores = tables.score_table(tables.scores(summary), "metric", "system")
     page = markdown(scores, tables.summary_footer(summary))
-    path = root / profile / "comparison.json"
-    if not path.is_file():
+    if not (path := root / profile / "comparison.json").is_file():
         return page
     comparison = load_json(path)
     frame = tables.differences(comparison)
@@ -34,11 +31,11 @@ def ablation_table(profile: str, root: Path) -> str:
     Cosine: of its gradient (the paper's estimator, τ = 1) with the true one. Scores: after joint training.
     Time: of a training step, over one without a gradient. Raises ResultsError for missing results.
     """
-    paths = (root / profile / f"{name}.json" for name in MEASURED)
-    ablations, gradients, steps, comparison = map(load_json, paths)
+    names = ("ablations", "gradients", "steps", "ablation_differences")
+    ablations, gradients, steps, comparison = (load_json(root / profile / f"{name}.json") for name in names)
     times = pd.DataFrame(steps["rows"]).set_index("mapping")
-    cosines = pd.DataFrame([{"map": row["mapping"], **row["cosine"]} for row in gradients["rows"]
-                            if (row["estimator"], row["temperature"]) == ("gumbel", 1.0)]).set_index("map")
+    cosines = pd.DataFrame({row["mapping"]: row["cosine"] for row in gradients["rows"]
+                            if (row["estimator"], row["temperature"]) == ("gumbel", 1.0)}).T
     cosines = cosines.reindex(times.index)
     scores = tables.scores(ablations, ("scene_accuracy", "fid", "caption_bleu"))
     table = tables.score_table(scores).set_index("system").reindex(times.index).fillna("–")
@@ -63,10 +60,7 @@ def transcript(profile: str, root: Path) -> str:
 
 
 def update(path: Path | str = "README.md", profile: str = "mini", root: Path | str = RESULTS) -> Path:
-    """Rewrites the blocks between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
-
-    Raises ResultsError for missing results and ValueError for a missing marker.
-    """
+    """Rewrites the marked blocks. Raises ResultsError for missing results, ValueError without a marker."""
     path, root = Path(path), Path(root)
     text = path.read_text(encoding="utf-8")
     for name, block in (("results", results_table), ("ablation", ablation_table), ("reproduce", transcript)):

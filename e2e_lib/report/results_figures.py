@@ -9,17 +9,8 @@ import pandas as pd
 import seaborn as sns
 
 from e2e_lib.corpora import DATA
-from e2e_lib.report import minichat_figures, photos, tables, training_curves
-from e2e_lib.report.plots import (
-    GREY,
-    MAP_STYLES,
-    STYLES,
-    Figure,
-    escape_mathtext,
-    footer,
-    style_axes,
-    style_of,
-)
+from e2e_lib.report import minichat_figures, photos, plots, tables, training_curves
+from e2e_lib.report.plots import ESTIMATOR_STYLES, MAP_STYLES, STYLES, Figure, footer, style_axes, style_of
 from e2e_lib.report.tables import METRICS
 from e2e_lib.repro import files
 from e2e_lib.repro.results import ResultsError
@@ -27,9 +18,6 @@ from e2e_lib.repro.run_files import RUNS, read_answers, read_logs
 
 FIGURES = Path("figures")
 SCORES = ("scene_accuracy", "fid", "caption_bleu")
-ESTIMATORS = {"straight_through": "straight-through argmax", "decoupled": "decoupled", "soft": "soft",
-              "gumbel": "straight-through Gumbel", "gumbel_rao": "Gumbel-Rao", "reinmax": "ReinMax",
-              "reinforce": "REINFORCE, leave-one-out"}
 
 
 def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lines: int,
@@ -69,7 +57,7 @@ def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (
     frame = tables.differences(comparison).rename(columns={"difference": "value"}).assign(
         label=[f"{style_of(pair['system'])[0]} − {style_of(pair['than'])[0]}" for pair in pairs],
         by_seed=[pair["by_seed"] for pair in pairs], colour=[style_of(pair["system"])[1] for pair in pairs])
-    frame.loc[frame.better == "neither", "colour"] = GREY
+    frame.loc[frame.better == "neither", "colour"] = plots.GREY
     units = ["worse ← → better" if higher[metric] else "better ← → worse" for metric in metrics]
     note = tables.comparison_footer(comparison) + " · ticks: single seeds"
     figure = _interval_panels(frame, metrics, note, lines, units)
@@ -137,9 +125,9 @@ def propagation_figure(propagation: Mapping[str, Any]) -> Figure:
 
 def gradient_frame(gradients: Mapping[str, Any], key: str) -> pd.DataFrame:
     """Of ``gradients.json``: a quantity's mean and sd over captions, by map, estimator and temperature."""
-    return pd.DataFrame([(MAP_STYLES[row["mapping"]][0], ESTIMATORS[row["estimator"]], row["temperature"],
-                          row[key]["mean"], row[key]["std"]) for row in gradients["rows"]],
-                        columns=["map", "estimator", "temperature", "mean", "sd"])
+    rows = [(MAP_STYLES[row["mapping"]][0], ESTIMATOR_STYLES[row["estimator"]][0], row["temperature"],
+             row[key]["mean"], row[key]["std"]) for row in gradients["rows"]]
+    return pd.DataFrame(rows, columns=["map", "estimator", "temperature", "mean", "sd"])
 
 
 def estimators_figure(gradients: Mapping[str, Any], key: str, title: str, log: bool = False) -> Figure:
@@ -156,11 +144,8 @@ def estimators_figure(gradients: Mapping[str, Any], key: str, title: str, log: b
     figure = Figure(10, 1.3 + 0.45 * len(values), footer(asked["settings"]["profile"], [asked["seed"]], n))
     ax = figure.subplots()
     limit = 1.4 * (values.abs().max(axis=None) or 1)  # the palette's ends are too dark to tell apart
-    sns.heatmap(values, annot=texts.fillna(""), fmt="", cmap="PuOr_r", vmin=-limit, vmax=limit, cbar=False,
-                ax=ax, annot_kws={"fontsize": 8})
+    plots.heat_map(ax, values, title, texts.fillna(""), vmin=-limit, vmax=limit)
     ax.tick_params(labelsize=8, rotation=0)
-    ax.set(xlabel="", ylabel="")
-    ax.set_title(escape_mathtext(title), fontsize=10, loc="left")
     return figure
 
 
@@ -178,9 +163,7 @@ def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Pat
     if any(row.get("scene") for rows in answers.values() for row in rows):
         figures["scene_accuracy"] = minichat_figures.scene_bars({"end_to_end": answers}, profile)
         figures["errors"] = minichat_figures.causes_figure({"end_to_end": answers}, profile)
-    figures |= {
-        "gallery": photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0]),
-        "gallery_over_epochs": photos.gallery_over_epochs(profile, seeds[0], corpus, runs),
-    }
+    figures["gallery"] = photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0])
+    figures["gallery_over_epochs"] = photos.gallery_over_epochs(profile, seeds[0], corpus, runs)
     return [files.write_bytes(out / profile / f"{name}.{kind}", figure.to_bytes(kind))
             for name, figure in figures.items() for kind in ("png", "pdf")]

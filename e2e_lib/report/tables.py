@@ -28,17 +28,12 @@ LATEX = str.maketrans({"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "�
 
 
 def mean_and_sd(mean: float | None, sd: float | None = None, digits: int | None = None) -> str:
-    """ "mean ± standard deviation", the latter left out where there is none; "–" without a mean.
-
-    ``digits`` is by default 3 where the mean is between -2 and 2, and 2 elsewhere.
-    """
+    """ "mean ± sd", or "mean", or "–" for none; ``digits``: by default 3 from -2 to 2, and 2 elsewhere."""
     if mean is None or math.isnan(mean):
         return "–"
     digits = digits if digits is not None else 3 if abs(mean) < 2 else 2
     return f"{mean:.{digits}f}" + ("" if sd is None or math.isnan(sd) else f" ± {sd:.{digits}f}")
 
-
-# ------------------------------------------------------------------------------------------------- scores
 
 def scores(summary: Mapping[str, Any], metrics: Iterable[str] = tuple(METRICS)) -> pd.DataFrame:
     """One row per system (or variant) and metric of what ``results.summarise`` returns, NaN without a score.
@@ -46,12 +41,9 @@ def scores(summary: Mapping[str, Any], metrics: Iterable[str] = tuple(METRICS)) 
     Columns: system, metric (labels), mean, sd (sample standard deviation over seeds), seeds (their number).
     Systems have the paper's order, variants that of their maps; all others follow by name.
     """
-    def place(name: str) -> tuple[int, str]:
-        return (ORDER.index(name) if name in ORDER else len(ORDER)), name
-
-    rows = []
-    for name in sorted(summary["systems"], key=place):
-        entries = summary["systems"][name]
+    rows, systems = [], summary["systems"]
+    for name in [name for name in dict.fromkeys([*ORDER, *sorted(systems)]) if name in systems]:
+        entries = systems[name]
         seeds = max((entry["n"] for entry in entries.values()), default=0)
         for key in metrics:
             entry = entries.get(key, {"mean": None, "std": None})
@@ -84,12 +76,10 @@ def summary_footer(summary: Mapping[str, Any]) -> str:
     return footer(summary["profile"], seeds, counts) + earlier
 
 
-# ---------------------------------------------------------------------------------------------- the paper
-
 def published_numbers(paper: Mapping[str, Any]) -> pd.DataFrame:
     """The paper's Table 1 or 2, as ``results.published`` reads it, with a column for what follows a ±."""
-    columns = paper["columns"]
-    names = {key: f"{columns[key[:-4]]} sd" if key.endswith("_std") else columns[key] for key in columns}
+    names = {key: f"{paper['columns'][key[:-4]]} sd" if key.endswith("_std") else name
+             for key, name in paper["columns"].items()}
     return pd.DataFrame([{name: row.get(key) for key, name in names.items()} for row in paper["rows"]])
 
 
@@ -111,8 +101,6 @@ def table_1(splits: Mapping[str, Mapping[str, Any]], paper: Mapping[str, Any]) -
     return pd.DataFrame([{"split": split, **{name: row[key] for key, name in names.items()}}
                          for split, row in splits.items()], dtype=object)
 
-
-# -------------------------------------------------------------------------------------------- differences
 
 def differences(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """One row per pair and metric of ``comparison.json`` or ``ablation_differences.json``: system minus than.
@@ -160,8 +148,6 @@ def difference_groups(comparison: Mapping[str, Any]) -> pd.DataFrame:
     return counts.groupby("variants", sort=False).sum().reset_index()
 
 
-# ------------------------------------------------------------------------------------ single measurements
-
 def slopes_table(propagation: Mapping[str, Any]) -> pd.DataFrame:
     """Of ``propagation.json``: each system's slope with its 95 % interval."""
     return pd.DataFrame([{
@@ -178,8 +164,8 @@ def gold_fid_table(gold_fid: Mapping[str, Any]) -> Markdown:
              "from_own": "from own captions, trained"}
     means = {SYSTEMS[name]: {label: mean_and_sd(np.mean(fids[kind]), pd.Series(fids[kind]).std(), 3)
                              for kind, label in kinds.items()} for name, fids in gold_fid["systems"].items()}
-    again = mean_and_sd(gold_fid["drawn_anew"], digits=3)
-    means["MiniChat itself, the same scenes"] = {kinds["before"]: again}
+    anew = mean_and_sd(gold_fid["drawn_anew"], digits=3)
+    means["MiniChat itself, the same scenes"] = {kinds["before"]: anew}
     frame = pd.DataFrame(means).T.fillna("–").rename_axis("FID* of photos drawn by").reset_index()
     note = footer(gold_fid["profile"], gold_fid["asked"]["seeds"], f"{gold_fid['photos']} gold photos")
     return markdown(frame, note)
@@ -237,8 +223,6 @@ def pretraining_table(reached: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)[["part", *reached["scene_reader"], "PSNR (dB)", "N"]]
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
 def latex(frame: pd.DataFrame, caption: str, label: str) -> str:
     """A table of texts as a LaTeX float that needs the package booktabs alone; small, to fit a page."""
     columns = ["p{10em}" if frame[name].str.len().max() > 30 else side[0]
@@ -283,14 +267,10 @@ def forms(name: str, content: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataF
 
 
 def write_tables(profile: str, root: Path | str = RESULTS, echo: Callable[[str], None] = print) -> list[Path]:
-    """Writes every table whose JSON is there, says which is left out, and returns the files written.
-
-    Raises ResultsError for damaged JSON and files.SaveError.
-    """
+    """Writes every table whose JSON is there, names the others. Raises ResultsError and files.SaveError."""
     written = []
     for name, (source, title) in TABLES.items():
-        path = Path(root) / source.format(profile)
-        if not path.is_file():
+        if not (path := Path(root) / source.format(profile)).is_file():
             echo(f"table {name!r} is left out: {path} is not there yet")
             continue
         numbers, texts, note = forms(name, load_json(path))

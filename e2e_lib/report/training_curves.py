@@ -40,10 +40,7 @@ def curve_frame(logs: Logs, kind: str, labels: Mapping[str, str]) -> pd.DataFram
 
 
 def curves(name: str, logs: Logs, profile: str) -> plots.Figure:
-    """One of the figures of ``PANELS``: a thin line per seed and a thick one for their mean.
-
-    On the logarithmic axis of gradients, zeros have no place and are left out.
-    """
+    """A figure of ``PANELS``: thin lines for seeds, a thick one for their mean; log axes leave out zeros."""
     kind, panels, logarithmic = "dev" if name == "dev" else "step", PANELS[name], name == "gradient_norms"
     lines = [line for of_seed in logs.values() for line in of_seed if line["kind"] == kind]
     n = f"{lines[0]['n'] if lines else 0} dev responses" if kind == "dev" else \
@@ -65,7 +62,6 @@ def curves(name: str, logs: Logs, profile: str) -> plots.Figure:
                      **style)
         sns.lineplot(frame.drop_duplicates(["line", "epoch"]), y="mean", linewidth=2, errorbar=None,
                      legend="auto" if len(keys) > 1 else False, **style)
-        ax.set(xlabel="epoch", ylabel=unit)
         if kind == "dev":
             ax.set_xticks(sorted(frame.epoch.unique()))
         if logarithmic:  # once a softmax has settled, what is left of a gradient is rounding

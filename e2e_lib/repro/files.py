@@ -42,17 +42,14 @@ def _explained(path: Path) -> Iterator[None]:
     """Turns a system error while ``path`` is saved into a SaveError that says what to do."""
     try:
         yield
-    except SaveError:
-        raise
-    except Exception as error:
+    except Exception as error:  # a SaveError has no errno and goes through
         # safetensors reports an error of the system as one of its own, with the number in its message.
         number = re.search(r"\(os error (\d+)\)", str(error))
         code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
         if code is None:
             raise
         advice = ADVICE.get(code, os.strerror(code))
-        raise SaveError(f"could not save {path}: {advice}. "
-                        "What was saved there before is untouched.") from error
+        raise SaveError(f"could not save {path}: {advice}. What was there before is untouched.") from error
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -60,18 +57,14 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
     path = Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.",
+                                         ignore_cleanup_errors=True) as folder:
+            with open(Path(folder) / path.name, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from other users
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+            os.chmod(file.name, 0o644)  # other users may read results
+            os.replace(file.name, path)
     return path
 
 
@@ -82,10 +75,9 @@ def write_text(path: Path | str, text: str) -> Path:
 
 def append_text(path: Path | str, text: str) -> Path:
     """Adds ``text`` to the end of ``path``. Not atomic: a kill can cut off a line. Raises SaveError."""
-    path = Path(path)
-    with _explained(path), open(path, "a", encoding="utf-8") as file:
+    with _explained(Path(path)), open(path, "a", encoding="utf-8") as file:
         file.write(text)
-    return path
+    return Path(path)
 
 
 def write_json(path: Path | str, value: Any) -> Path:
@@ -139,10 +131,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        os.chmod(temporary, 0o755)
-        try:
-            yield temporary
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.",
+                                         ignore_cleanup_errors=True) as temporary:
+            os.chmod(temporary, 0o755)
+            yield Path(temporary)
             os.sync()  # one flush for thousands of files: a flush for each would take most of the time
             # A rename cannot replace a full folder, so the old one steps aside first. A kill between the two
             # renames leaves it under its ".old" name, from which `recover_folder` puts it back.
@@ -152,9 +144,6 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 os.replace(path, aside)
             os.replace(temporary, path)
             shutil.rmtree(aside, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
 
 def recover_folder(path: Path | str) -> Path:
@@ -175,8 +164,7 @@ def sha256(path: Path | str) -> str:
 
 def sha256_folder(folder: Path | str) -> dict[str, str]:
     """The SHA-256 of every file below ``folder``, keyed by its path relative to it, in sorted order."""
-    folder = Path(folder)
-    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 def check(folder: Path | str) -> dict[str, str]:

@@ -27,8 +27,7 @@ from e2e_lib.repro.provenance import clock
 
 EXECUTION = {
     "kernel_name": "python3", "progress_bar": False,
-    # Under load a kernel may take long to start, or to send what a finished cell printed.
-    "start_timeout": 120, "iopub_timeout": 60,
+    "start_timeout": 120, "iopub_timeout": 60,  # under load a kernel starts and sends outputs slowly
     # Sockets in the file system: nobody else on the machine can listen, and no two runs want the same port.
     "config": Config({"KernelManager": {"transport": "ipc"}}),
 }
@@ -137,11 +136,10 @@ def run_notebooks(paths: Sequence[Path], output: Path, *, parameters: Mapping[st
                   echo: Callable[[str], None] = print) -> list[Path]:
     """Runs notebooks in order; saves the executed copies in the folder ``output`` and returns them.
 
-    Every notebook must know all ``parameters``, runs in its own folder, as in Jupyter, and has ``timeout_s``
-    seconds. One that is done and whose cells, parameters and ``inputs`` are unchanged is skipped unless
-    ``fresh``; once one has run, those after it run too, since they may read what it wrote. Raises
-    NotebookError before anything has run (no such notebook, unknown parameter) and NotebookFailed when a cell
-    raises, runs out of time or loses its kernel; what was finished is kept.
+    Every notebook must know all ``parameters``, runs in its own folder and has ``timeout_s`` seconds. One
+    that is done (see above) is skipped unless ``fresh``; once one has run, those after it run too, since they
+    may read what it wrote. Raises NotebookError before anything has run (no such notebook, unknown parameter)
+    and NotebookFailed when a cell raises, runs out of time or loses its kernel; what was finished is kept.
     """
     copies = [output / path.name for path in paths]
     depends_on = [_depends_on(path, parameters, inputs) for path in paths]
@@ -149,16 +147,16 @@ def run_notebooks(paths: Sequence[Path], output: Path, *, parameters: Mapping[st
     start, ran = time.monotonic(), fresh
     for i, (path, executed) in enumerate(zip(paths, copies, strict=True)):
         label, stamp = f"notebook {i + 1} of {len(paths)}: {path.stem}", _stamp(executed)
-        if not ran and executed.is_file() and (depends_on[i], files.sha256(executed)) == (
-                stamp.get("depends_on"), stamp.get("executed")):
+        is_same = stamp.get("depends_on") == depends_on[i] and executed.is_file()
+        if not ran and is_same and stamp.get("executed") == files.sha256(executed):
             echo(f"{label} already done, skipped")
             continue
         ran = True
         for later in copies[i:]:
             later.with_suffix(".done.json").unlink(missing_ok=True)
         remaining = _remaining(seconds[:i], seconds[i:])
-        echo(f"{label} (elapsed {clock(time.monotonic() - start)}"
-             + (f", about {clock(remaining)} remaining)" if remaining is not None else ")"))
+        to_go = "" if remaining is None else f", about {clock(remaining)} remaining"
+        echo(f"{label} (elapsed {clock(time.monotonic() - start)}{to_go})")
         seconds[i] = _run(path.resolve(), executed, parameters, timeout_s, depends_on[i])
         echo(f"{label} done in {clock(seconds[i])}")
     return copies
@@ -172,7 +170,7 @@ def _remaining(finished: Sequence[float], earlier: Sequence[float | None]) -> fl
 
 
 def publish(executed: Path, target: Path) -> Path:
-    """Copies an executed notebook without what changes from run to run (times, warnings, logs) to ``target``.
+    """Copies a notebook without what changes from run to run (times, warnings, logs) to ``target``.
 
     Two like runs give the same bytes. Raises NotebookError if the notebook did not run to its end.
     """

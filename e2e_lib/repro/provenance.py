@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -26,16 +27,16 @@ LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "
 ROOT = Path(__file__).resolve().parents[2]
 # A run writes into these folders itself, so changes there say nothing about the code that ran.
 WRITTEN_BY_RUNS = ("results", "figures", "notebooks")
+Hashes = Mapping[str, Path | str] | None  # the SHA-256 of something, or a file to hash, by name
 
 
 def library_versions() -> dict[str, str | None]:
     """The versions of Python and of the libraries that decide numbers; None for one that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("e2e_lib", *LIBRARIES):
-        try:
+        versions[name] = None
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
@@ -70,13 +71,9 @@ def git_state() -> dict[str, Any]:
 def _processor() -> str:
     """The processor's model name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        if name := re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("latin-1"), re.M):
+            return name[1].strip()
     return platform.processor() or platform.machine()
-
-
-Hashes = Mapping[str, Path | str] | None
 
 
 def _hashes(items: Hashes) -> dict[str, str]:
@@ -87,25 +84,15 @@ def provenance_record(config: Any, *, seeds: Mapping[str, int] | Sequence[int], 
                       weights: Hashes = None) -> dict[str, Any]:
     """Everything needed to make a result again, as JSON values.
 
-    ``config`` is a dataclass of dataclasses; ``data`` and ``weights`` map names to a SHA-256 or to the Path
-    of a file to hash. A missing library, git or checkout is recorded as None.
+    ``config`` is a dataclass of dataclasses. A missing library, git or checkout is recorded as None.
     """
-    return {
-        "config": relativize_paths(dataclasses.asdict(config)),
-        "seeds": seeds,
-        "versions": library_versions(),
-        "git": git_state(),
-        "data": _hashes(data),
-        "weights": _hashes(weights),
-        "platform": {
-            "system": platform.system(),
-            "machine": platform.machine(),
-            "cpu_count": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        },
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    machine = {"system": platform.system(), "machine": platform.machine(), "cpu_count": os.cpu_count(),
+               "threads": torch.get_num_threads(), "device": device}
+    return {"config": relativize_paths(dataclasses.asdict(config)), "seeds": seeds,
+            "versions": library_versions(), "git": git_state(), "data": _hashes(data),
+            "weights": _hashes(weights), "platform": machine,
+            "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def clock(seconds: float) -> str:
@@ -123,9 +110,6 @@ def peak_memory_bytes() -> int:
 
 class ResourceMonitor:
     """Wall time of a ``with`` block in seconds, and ``peak_memory_bytes`` at its end."""
-
-    wall_seconds: float
-    peak_memory_bytes: int
 
     def __enter__(self) -> "ResourceMonitor":
         self._start = time.perf_counter()

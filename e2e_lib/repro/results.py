@@ -30,8 +30,7 @@ def load_json(path: Path | str) -> Any:
 
 def is_up_to_date(path: Path, settings: Mapping[str, Any], echo: Callable[[str], None]) -> bool:
     """Whether ``path`` holds a measurement made with these ``settings`` (its "asked"); says so if it does."""
-    same = path.is_file() and load_json(path).get("asked") == json.loads(json.dumps(settings))
-    if same:
+    if same := path.is_file() and load_json(path).get("asked") == json.loads(json.dumps(settings)):
         echo(f"{path} is there already")
     return same
 
@@ -80,18 +79,20 @@ def write_run(profile: str, system: str, seed: int, metrics: Mapping[str, Any], 
 
 def read_runs(profile: str, root: Path | str = RESULTS, folder: str = "runs") -> list[dict[str, Any]]:
     """All runs of a profile, by system and seed. Raises ResultsError naming a file that is damaged."""
-    runs = []
-    for path in (Path(root) / profile / folder).glob("*.json"):
-        run = load_json(path)
+    runs = {path: load_json(path) for path in (Path(root) / profile / folder).glob("*.json")}
+    for path, run in runs.items():
         if problem := _problem(run, profile, path.name):
             raise ResultsError(f"{path}: {problem}; delete the file and make the run again with "
                                f"`e2e {COMMANDS[folder]} --profile {profile}`")
-        runs.append(run)
-    return sorted(runs, key=lambda run: (run["system"], run["seed"]))
+    return sorted(runs.values(), key=lambda run: (run["system"], run["seed"]))
 
 
 def _name(run: Mapping[str, Any]) -> str:
     return f"{run['system']}-seed{run['seed']}.json"
+
+
+def _shipped(run: Mapping[str, Any]) -> str | None:
+    return run["provenance"].get("weights", {}).get("shipped")
 
 
 def _check_comparable(first: Mapping[str, Any], other: Mapping[str, Any], again: str) -> None:
@@ -101,11 +102,10 @@ def _check_comparable(first: Mapping[str, Any], other: Mapping[str, Any], again:
         if now.get(name, version) != version:
             raise ResultsError(f"{_name(other)} was made by {name} version {version}, which is {now[name]} "
                                f"now; make it again with `{again}`, or move it away")
-    for what, (one, two) in {
-            "version of the code": [run["provenance"].get("numbers") for run in (first, other)],
-            "shipped parts": [run["provenance"].get("weights", {}).get("shipped") for run in (first, other)],
-            "test set": [run["metrics"].get("n") for run in (first, other)]}.items():
-        if one != two:
+    made_of = [{"version of the code": run["provenance"].get("numbers"), "shipped parts": _shipped(run),
+                "test set": run["metrics"].get("n")} for run in (first, other)]
+    for what, one in made_of[0].items():
+        if one != (two := made_of[1][what]):
             raise ResultsError(f"{_name(other)} has another {what} than {_name(first)} ({two}, not {one}); "
                                f"make one of them again with `{again}`, or move it away")
 
@@ -115,9 +115,8 @@ def _check_settings(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     configs = [with_defaults(run["provenance"]["config"]) for run in (first, other)]
     one, two = ({f"{section}.{key}": value for section, settings in config.items() if section != "profile"
                  for key, value in settings.items() if key != "seed"} for config in configs)
-    differences = [f"{key} is {one.get(key)!r} there and {two.get(key)!r} here"
-                   for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
-    if differences:
+    if differences := [f"{key} is {one.get(key)!r} there and {two.get(key)!r} here"
+                       for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]:
         raise ResultsError(f"{_name(other)} was made with another configuration than {_name(first)}: "
                            f"{'; '.join(differences[:3])}. Runs are only averaged over seeds: make one of "
                            "them again, or move it away")
@@ -155,8 +154,7 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs",
                            if all(type(value) in (int, float) for value in values)}
     summary = {"profile": profile, "systems": systems, "runs": [_name(run) for run in runs],
                "test": runs[0]["metrics"].get("n") or {}}
-    if shipped := runs[0]["provenance"].get("weights", {}).get("shipped"):
-        summary["shipped"] = shipped
+    summary |= {"shipped": _shipped(runs[0])} if _shipped(runs[0]) else {}
     name = "summary.json" if folder == "runs" else f"{folder}.json"
     files.write_json(Path(root) / profile / name, summary)
     return summary

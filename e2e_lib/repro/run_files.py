@@ -29,8 +29,7 @@ def read_log(folder: Path) -> Rows:
 
 def read_logs(profile: str, seeds: Sequence[int], root: Path = RUNS) -> dict[int, Rows]:
     """The training log of each seed. Raises ResultsError if one is missing or damaged."""
-    return {seed: read_json_lines(seed_folder(root, profile, "end_to_end", seed) / "log.jsonl",
-                                  f"e2e train --profile {profile}") for seed in seeds}
+    return _read(profile, seeds, root, "end_to_end", "log.jsonl", "train")
 
 
 def read_answers(profile: str, seeds: Sequence[int], root: Path = RUNS, system: str = "end_to_end",
@@ -50,9 +49,10 @@ def read_details(profile: str, seeds: Sequence[int], root: Path = RUNS, system: 
     return _read(profile, seeds, root, system, f"{folder}/details.jsonl")
 
 
-def _read(profile: str, seeds: Sequence[int], root: Path, system: str, name: str) -> dict[int, Rows]:
+def _read(profile: str, seeds: Sequence[int], root: Path, system: str, name: str,
+          command: str = "evaluate") -> dict[int, Rows]:
     return {seed: read_json_lines(seed_folder(root, profile, system, seed) / name,
-                                  f"e2e evaluate --profile {profile}") for seed in seeds}
+                                  f"e2e {command} --profile {profile}") for seed in seeds}
 
 
 def keyed(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -23,7 +23,7 @@ from transformers import get_constant_schedule_with_warmup
 from e2e_lib.config import Bridge, Config
 from e2e_lib.corpora import DATA, prepare
 from e2e_lib.data.collate import Batch, Collator
-from e2e_lib.data.examples import Example, examples_of, load_split
+from e2e_lib.data.examples import Example, split_examples
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.models.losses import Output, trainable_weights
@@ -41,8 +41,7 @@ POOL = 16  # batches among which examples of similar length are put together
 
 @dataclass
 class Step:
-    """What one batch did: its number since the run began, losses, τ, learning rate and, where logged, gradient
-    norms."""
+    """What one batch did: its number in the run, losses, τ, learning rate and, if logged, gradient norms."""
 
     number: int
     output: Output
@@ -313,10 +312,7 @@ class _Run:
 
 def _read(corpus: Path, split: str, model: PhotoChatModel, echo: Echo) -> tuple[list[Example], PhotoStore]:
     """A split's examples as the model reads them, and its photos."""
-    dialogues, store, report = load_split(corpus, split)
-    if report.problems:
-        echo(f"{split}: {report}")
-    examples = [example for dialogue in dialogues for example in examples_of(dialogue)]
+    examples, store = split_examples(corpus, split, echo)
     return with_captions(examples, model.captioner, store) if model.captioner else examples, store
 
 

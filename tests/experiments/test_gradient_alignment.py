@@ -29,6 +29,20 @@ def case(config, corpus):
     return model, batch, gradients.caption_variants(model, batch, positions=2, words=3, noises=4, rng=generator("family"))
 
 
+def test_logits_of_a_caption_are_those_before_each_of_its_tokens(config, examples):
+    rows, store = examples
+    example = next(e for e in rows if e.response.photo and not any(turn.photo for turn in e.context))
+    model = build(config).eval()
+    context, _ = model.formatter.context(example.context, example.response.speaker)
+    response, is_caption = model.formatter.response(example.response)
+    with torch.no_grad():
+        logits = model.language(torch.tensor([context + response])).logits[0]
+    at = [len(context) + n for n, of_caption in enumerate(is_caption) if of_caption]
+    caption_logits, ids = gradients.caption_of(model, Collator(model.formatter, store)([example]))
+    torch.testing.assert_close(caption_logits, logits[[n - 1 for n in at]])
+    assert model.tokenizer.decode(ids).strip() == example.response.photo.caption
+
+
 def test_variants_are_every_choice_of_words_at_their_positions(case):
     model, _, variants = case
     assert variants.choices.tolist() == [[i, j] for i in range(3) for j in range(3)]

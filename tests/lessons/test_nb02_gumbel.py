@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from e2e_lib.bridge.estimators import ESTIMATORS, RELAXATIONS, bias_and_variance, exact_gradient
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.data.collate import Collator, PromptFormatter
 from e2e_lib.experiments import polynomial
 from e2e_lib.lessons import nb02_gumbel
-from e2e_lib.models.end_to_end import caption_positions
 from e2e_lib.models.language import load_language
+from e2e_lib.report import plots
 from e2e_lib.repro.randomness import generator
 
 LOGITS = torch.tensor([[0.2, 1.0, -0.5]], dtype=torch.float64)
@@ -92,7 +91,7 @@ def test_an_average_of_estimates_keeps_the_mean_and_divides_the_variance():
 
 def test_a_sweep_has_each_estimator_at_the_temperatures_it_is_defined_for():
     reports = nb02_gumbel.sweep(nb02_gumbel.PaintProblem(), LOGITS, (3, 1, 0.1), draws=12, seed=0)
-    assert set(nb02_gumbel.STYLES) == set(ESTIMATORS)
+    assert set(plots.ESTIMATOR_STYLES) == set(ESTIMATORS)
     assert {name: set(reports.loc[name].index) for name in reports.index.levels[0]} == {
         **dict.fromkeys(ESTIMATORS, {3, 1, 0.1}), "reinmax": {3, 1}, "reinforce": {1}}
     variance = reports["relative_variance"]
@@ -117,27 +116,13 @@ def test_short_polynomial_programming_ends_near_long_training():
 
 # --------------------------------------------------------------------------------------------------------------- captions
 
-def test_a_caption_is_read_as_joint_training_reads_it(config, examples):
-    rows, store = examples
-    example = next(e for e in rows if e.response.photo and not any(turn.photo for turn in e.context))
-    model, tokenizer = load_language(config.model.language)
-    caption_ids, caption_logits = nb02_gumbel.read_caption(model.eval(), tokenizer, example, config.data.max_context)
-    batch = Collator(PromptFormatter(tokenizer, 4, config.data.max_context), store)([example])
-    with torch.no_grad():
-        logits, ids, real = caption_positions(model(batch.input_ids, attention_mask=batch.attention_mask).logits, batch)
-    torch.testing.assert_close(caption_logits, logits[0])
-    assert torch.equal(caption_ids, ids[0]) and real.all()
-    assert tokenizer.decode(caption_ids).strip() == example.response.photo.caption
-    texts = nb02_gumbel.words(tokenizer, caption_ids)
-    assert [text for text in texts if text != "␣"] == [
-        tokenizer.decode([i]).strip() for i in caption_ids if tokenizer.decode([i]).strip()]
-
-
-def test_captions_that_cannot_be_read_are_refused(config, examples):
-    model, tokenizer = load_language(config.model.language)
-    for unfit in (next(e for e in examples[0] if not e.response.photo), next(e for e in examples[0] if any(turn.photo for turn in e.context))):
-        with pytest.raises(ValueError, match=f"dialogue {unfit.dialogue_id}, turn {unfit.index}"):
-            nb02_gumbel.read_caption(model, tokenizer, unfit, config.data.max_context)
+def test_the_words_of_a_caption_are_its_tokens_as_text(config, examples):
+    rows, _ = examples
+    caption = next(e.response.photo.caption for e in rows if e.response.photo)
+    _, tokenizer = load_language(config.model.language)
+    ids = torch.tensor(tokenizer(caption, add_special_tokens=False)["input_ids"])
+    texts = nb02_gumbel.words(tokenizer, ids)
+    assert len(texts) == len(ids) and all(texts) and "".join(texts).replace("␣", "") == caption.replace(" ", "")
 
 
 def test_slopes_of_sampled_words_are_y_times_one_minus_y_over_the_temperature():
@@ -183,7 +168,7 @@ def test_what_has_no_variance_is_left_out_of_a_logarithmic_chart():
     reports = pd.DataFrame({"relative_variance": [0.0, 2.0, 0.0], "standard_error": 1.0}, pd.MultiIndex.from_tuples(
         [("straight_through", 1), ("gumbel", 1), ("gumbel", 0.1)], names=["estimator", "τ"]))
     panel = nb02_gumbel.sweep_panel(reports, "relative_variance", "t", "y", log="xy")
-    label = nb02_gumbel.STYLES["gumbel"][2]
+    label = plots.ESTIMATOR_STYLES["gumbel"][0]
     assert list(panel.lines) == [label] and panel.lines[label].dropna().to_dict() == {1: 2.0}
 
 
