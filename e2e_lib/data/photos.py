@@ -172,8 +172,8 @@ def _to_square(photo: Tensor, side: int) -> Tensor:
     height, width = photo.shape[1:]
     if (height, width) == (side, side):
         return photo
-    scale = side / min(width, height)
-    width, height = max(side, round(width * scale)), max(side, round(height * scale))
+    shorter = min(width, height)
+    width, height = (max(side, round(length * side / shorter)) for length in (width, height))
     left, top = (width - side) // 2, (height - side) // 2
     scaled = to_image(photo).resize((width, height), Image.Resampling.BICUBIC)
     return to_tensor(scaled.crop((left, top, left + side, top + side))).to(photo.device)  # (3, side, side)
