@@ -54,7 +54,7 @@ class Politeness:
         return [{"polite": "please" in response.text} for response in responses]
 
     def values(self, row):
-        return {"politeness": float(row["polite"])} if "polite" in row else {"asked": 0.5}
+        return {"politeness": float(row["polite"])} if "polite" in row else {"arguments": 0.5}
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_corpus_of_twenty_lines_is_trained_on_and_scored(tiny, system):
 def test_what_only_a_corpus_can_score_comes_with_it(tiny, monkeypatch):
     monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, scores=Politeness))
     metrics = run_of(tiny)
-    assert metrics["politeness"] == 0 and metrics["asked"] == 0.5
+    assert metrics["politeness"] == 0 and metrics["arguments"] == 0.5
     assert [row["polite"] for row in read_answers("smoke", [0])[0]] == [False] * 12
     (reply,) = read_details("smoke", [0])[0]
     assert reply["about"] == "colours" and reply["right"] is False

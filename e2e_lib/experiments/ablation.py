@@ -66,7 +66,7 @@ def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int 
         return None
     if not results.is_up_to_date(path, settings, echo):
         runs = read_runs(config, roots, seeds, corpora.prepare(config, echo), ANSWERS)
-        files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "asked": settings,
+        files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "arguments": settings,
                                 **differences_record(config, seeds, runs, pairs, COMPARED, draws=draws)})
     return path
 
@@ -103,5 +103,5 @@ def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 1
         rows.append({"mapping": name, "seconds": statistics.median(seconds[name]),
                      "over_none": statistics.median(ratios), "std": statistics.stdev(ratios)})
     return files.write_json(path, {
-        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "rows": rows,
+        "command": f"e2e ablate --profile {config.profile}", "arguments": settings, "rows": rows,
         "threads": torch.get_num_threads(), "provenance": provenance_record(config, seeds={})})

@@ -168,7 +168,7 @@ def alignment(variants: CaptionVariants, model: Any, cases: Sequence[tuple[str, 
                                    words=words, length=model.generator.max_length)
             estimates = bridge_estimates(variants, bridge, embedding, temperature, draws=count, rng=rng)
         rows.append({"mapping": mapping, "estimator": estimator, "temperature": temperature, "draws": count,
-                     "seconds_a_draw": (time.perf_counter() - began) / count,
+                     "seconds_per_draw": (time.perf_counter() - began) / count,
                      **compare_gradients(estimates, exact)})
     return rows
 
@@ -202,7 +202,7 @@ def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positi
     groups = pd.DataFrame(rows).drop(columns="draws").groupby(case, sort=False)
     spread = groups.agg(["mean", "std"]).stack(0)  # a row per case and number: mean, std
     return files.write_json(path, {
-        "command": f"e2e ablate --profile {config.profile}", "asked": settings, "captions": lines,
+        "command": f"e2e ablate --profile {config.profile}", "arguments": settings, "captions": lines,
         "rows": [{**dict(zip(case, key, strict=True)), "n": len(group),
                   **spread.loc[key].to_dict("index")} for key, group in groups],
         "provenance": provenance_record(config, seeds={"training": seed})})

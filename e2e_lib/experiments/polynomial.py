@@ -49,7 +49,7 @@ def measure(echo: Echo, *, steps: int = 8000, learning_rate: float = 1e-3, seed:
         end = polynomial(name, temperature, steps=steps, learning_rate=learning_rate, seed=seed)[-1]
         rows.append({"estimator": name, "temperature": temperature, "end": end})
         echo(f"polynomial programming, {name} at {temperature:g}: {end:.4f}")
-    return files.write_json(path, {"command": "e2e ablate", "asked": settings, "rows": rows})
+    return files.write_json(path, {"command": "e2e ablate", "arguments": settings, "rows": rows})
 
 
 def long_polynomial() -> dict[tuple[str, float], float]:

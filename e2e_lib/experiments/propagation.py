@@ -67,7 +67,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
             means = ", ".join(f"{np.mean(values):.2f}" for values in runs[-1])
             echo(f"errors, {system}, seed {seed}: scene accuracy {means}")
         scored[system] = by_share(np.mean(runs, 0))
-    return files.write_json(path, {"profile": config.profile, "asked": settings, "photos": len(rows),
+    return files.write_json(path, {"profile": config.profile, "arguments": settings, "photos": len(rows),
                                    "systems": scored, "provenance": provenance_record(config, seeds=seeds)})
 
 
@@ -107,7 +107,7 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     anew = render_photos([scenes[photo.photo_id] for photo in shared],
                          [seed_of("drawn anew", i) for i in range(len(shared))])
     return files.write_json(path, {
-        "profile": config.profile, "asked": settings, "photos": len(gold), "drawn_anew": fid_of(anew),
+        "profile": config.profile, "arguments": settings, "photos": len(gold), "drawn_anew": fid_of(anew),
         "systems": fids_by_system, "provenance": provenance_record(config, seeds=seeds)})
 
 

@@ -44,7 +44,7 @@ def ablation_table(profile: str, root: Path) -> str:
     table["step time, × none"] = list(map(tables.mean_and_sd, times.over_none, times["std"]))
     table = table.rename({"sentence": "sentence (Eq. 10, the default)"}).rename_axis("map").reset_index()
     note = (f"Scores: {tables.summary_footer(ablations)}. Cosine: {len(gradients['captions'])} dev captions, "
-            f"seed {gradients['asked']['seed']}. Time: medians of {steps['asked']['rounds']} rounds, "
+            f"seed {gradients['arguments']['seed']}. Time: medians of {steps['arguments']['rounds']} rounds, "
             f"{steps['threads']} threads.")
     groups = markdown(tables.difference_groups(comparison), tables.comparison_footer(comparison))
     return f"{markdown(table, note)}\n\n{groups}"

@@ -107,17 +107,17 @@ def fid_figure(comparison: Mapping[str, Any]) -> Figure:
 
 def propagation_frame(propagation: Mapping[str, Any]) -> pd.DataFrame:
     """Of ``propagation.json``: share of wrong words (x), mean scene accuracy and its 95 % interval."""
-    rows = []
+    rows, shares = [], propagation["arguments"]["shares"]
     for name, entry in propagation["systems"].items():
         label, colour = STYLES.get(name, ("named by the caption itself", "black"))
         rows += [{"label": label, "colour": colour, "x": share, **accuracy}
-                 for share, accuracy in zip(propagation["asked"]["shares"], entry["accuracy"], strict=True)]
+                 for share, accuracy in zip(shares, entry["accuracy"], strict=True)]
     return pd.DataFrame(rows)
 
 
 def propagation_figure(propagation: Mapping[str, Any]) -> Figure:
     """Scene accuracy against the share of wrong words, and what the captions still name."""
-    note = footer(propagation["profile"], propagation["asked"]["seeds"],
+    note = footer(propagation["profile"], propagation["arguments"]["seeds"],
                   f"{propagation['photos']} test photos; bands: 95 % over photos")
     return _bands(propagation_frame(propagation), note, "Wrong words make wrong photos",
                   "share of the caption's words replaced", "thing, colour and place right")
@@ -138,10 +138,11 @@ def estimators_figure(gradients: Mapping[str, Any], key: str, title: str, log: b
     frame["text"] = frame["mean"].map(f"{{:{form}}}".format) + "\n± " + frame.sd.map(f"{{:{form}}}".format)
     frame["colour"] = np.log10(frame["mean"].where(frame["mean"] > 0)) if log else frame["mean"]
     wide = frame.pivot(index="map", columns="column", values=["colour", "text"])
-    rows, columns, asked = frame["map"].unique(), frame.column.unique(), gradients["asked"]
+    rows, columns, arguments = frame["map"].unique(), frame.column.unique(), gradients["arguments"]
     values, texts = wide["colour"].loc[rows, columns].astype(float), wide["text"].loc[rows, columns]
-    n = f"{asked['captions']} captions, {asked['draws']:,} samples each; mean ± sd over captions"
-    figure = Figure(10, 1.3 + 0.45 * len(values), footer(asked["settings"]["profile"], [asked["seed"]], n))
+    n = f"{arguments['captions']} captions, {arguments['draws']:,} samples each; mean ± sd over captions"
+    note = footer(arguments["settings"]["profile"], [arguments["seed"]], n)
+    figure = Figure(10, 1.3 + 0.45 * len(values), note)
     ax = figure.subplots()
     limit = 1.4 * (values.abs().max(axis=None) or 1)  # the palette's ends are too dark to tell apart
     plots.heat_map(ax, values, title, texts.fillna(""), vmin=-limit, vmax=limit)

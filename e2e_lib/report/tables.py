@@ -167,7 +167,7 @@ def gold_fid_table(gold_fid: Mapping[str, Any]) -> Markdown:
     anew = mean_and_sd(gold_fid["drawn_anew"], digits=3)
     means["MiniChat itself, the same scenes"] = {kinds["before"]: anew}
     frame = pd.DataFrame(means).T.fillna("–").rename_axis("FID* of photos drawn by").reset_index()
-    note = footer(gold_fid["profile"], gold_fid["asked"]["seeds"], f"{gold_fid['photos']} gold photos")
+    note = footer(gold_fid["profile"], gold_fid["arguments"]["seeds"], f"{gold_fid['photos']} gold photos")
     return markdown(frame, note)
 
 
@@ -205,7 +205,7 @@ def systems_cost(benchmarks: Mapping[str, Any]) -> Markdown:
         for task, memory in row["memory"].items():
             megabytes = memory["beyond_libraries_bytes"] / 1e6
             columns[label][f"peak memory beyond the libraries, {task} (MB)"] = f"{megabytes:.0f}"
-    note = (f"medians of {bench['rounds']} rounds; {bench['tokens_a_reply']} tokens per reply; "
+    note = (f"medians of {bench['rounds']} rounds; {bench['tokens_per_reply']} tokens per reply; "
             f"{bench['threads']} threads, device {bench['device']}")
     return markdown(pd.DataFrame(columns, dtype=object).rename_axis("").reset_index(), note)
 

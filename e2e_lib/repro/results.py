@@ -29,8 +29,8 @@ def load_json(path: Path | str) -> Any:
 
 
 def is_up_to_date(path: Path, settings: Mapping[str, Any], echo: Callable[[str], None]) -> bool:
-    """Whether ``path`` holds a measurement made with these ``settings`` (its "asked"); says so if it does."""
-    if same := path.is_file() and load_json(path).get("asked") == json.loads(json.dumps(settings)):
+    """Whether ``path`` holds a measurement with these ``settings`` ("arguments"); says so if it does."""
+    if same := path.is_file() and load_json(path).get("arguments") == json.loads(json.dumps(settings)):
         echo(f"{path} is there already")
     return same
 

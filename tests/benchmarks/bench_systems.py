@@ -184,7 +184,7 @@ def main() -> None:
             for case in replies:
                 print(f"    {case:30} {median[case]:8.3f} s   {ratio[case]:.2f} ± {spread[case]:.2f} × the pipeline's")
     print(json.dumps({
-        "benchmark": "systems", "profile": config.profile, "systems": rows, "tokens_a_reply": TOKENS,
+        "benchmark": "systems", "profile": config.profile, "systems": rows, "tokens_per_reply": TOKENS,
         "batch": [1, BATCH], "rounds": ROUNDS, "threads": torch.get_num_threads(),
         "device": str(next(models["pipeline"].parameters()).device),
         "target": "end_to_end's reply_over_pipeline at most 1"}))

@@ -121,7 +121,7 @@ def test_every_map_and_estimator_is_measured_once(config, shipped, tmp_path, mon
         *((name, estimator) for name in MAPS if name != "none" for estimator in ("gumbel", "reinmax")), ("all", "reinforce")]
     for row in record["rows"]:
         assert row["n"] == 2 and -1 <= row["cosine"]["mean"] <= 1 and row["relative_variance"]["mean"] >= 0
-        assert row["seconds_a_draw"]["mean"] > 0
+        assert row["seconds_per_draw"]["mean"] > 0
     # With one position there is one gradient that sums to zero over three words, and REINFORCE must point along it.
     assert record["rows"][-1]["cosine"]["mean"] > 0.8 and len(record["captions"]) == 2
     gradients.measure(config, 0, lines.append, **small)

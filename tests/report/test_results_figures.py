@@ -34,7 +34,7 @@ def test_fid_by_number_has_bands_of_one_standard_deviation():
 
 def test_propagation_has_a_point_per_system_and_share():
     accuracy = [{"mean": 1.0, "low": 0.9, "high": 1.0}, {"mean": 0.5, "low": 0.4, "high": 0.6}]
-    frame = results_figures.propagation_frame({"asked": {"shares": [0, 0.75]}, "systems": {
+    frame = results_figures.propagation_frame({"arguments": {"shares": [0, 0.75]}, "systems": {
         name: {"accuracy": accuracy} for name in ("caption", "divter")}})
     assert frame.label.tolist() == ["named by the caption itself"] * 2 + ["Divter"] * 2
     assert frame[frame.label == "Divter"][["x", "mean", "low"]].to_numpy().tolist() == [[0, 1.0, 0.9], [0.75, 0.5, 0.4]]
@@ -42,7 +42,7 @@ def test_propagation_has_a_point_per_system_and_share():
 
 def test_gradients_have_a_row_per_map_estimator_and_temperature():
     rows = [{"mapping": "span", "estimator": "gumbel", "temperature": 0.1, "bias": {"mean": 0.0, "std": 0.5}}]
-    gradients = {"rows": rows, "asked": {"captions": 5, "draws": 64, "seed": 0, "settings": {"profile": "mini"}}}
+    gradients = {"rows": rows, "arguments": {"captions": 5, "draws": 64, "seed": 0, "settings": {"profile": "mini"}}}
     assert results_figures.gradient_frame(gradients, "bias").to_numpy().tolist() == [
         ["span", "straight-through Gumbel", 0.1, 0.0, 0.5]]
     results_figures.estimators_figure(gradients, "bias", "title", log=True).to_bytes("png")  # zero has no logarithm

@@ -202,7 +202,7 @@ def test_runs_from_earlier_parts_are_outdated(tmp_path):
 
 
 def test_a_measurement_is_up_to_date_only_with_the_same_settings(tmp_path):
-    path, lines = files.write_json(tmp_path / "steps.json", {"asked": {"rounds": 3, "maps": ["none"]}}), []
+    path, lines = files.write_json(tmp_path / "steps.json", {"arguments": {"rounds": 3, "maps": ["none"]}}), []
     assert results.is_up_to_date(path, {"rounds": 3, "maps": ("none",)}, lines.append) and lines == [f"{path} is there already"]
     assert not results.is_up_to_date(path, {"rounds": 4, "maps": ("none",)}, lines.append)
     assert not results.is_up_to_date(tmp_path / "gone.json", {}, lines.append) and len(lines) == 1
