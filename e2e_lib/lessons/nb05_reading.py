@@ -42,8 +42,6 @@ def components_table(models: Mapping[str, Any]) -> Markdown:
     return table(["system", "component", "class", "weights", "trained"], rows)
 
 
-# ------------------------------------------------------------------------------- what stands for a photo
-
 def context_tokens(model: PhotoChatModel, example: Example, store: PhotoSource) -> list[tuple[str, bool]]:
     """The tokens that a system reads of an example's context, each with whether it stands for a photo."""
     if model.captioner:
@@ -87,8 +85,6 @@ def photos_html(photos: Iterable[Image.Image], lines: Iterable[Sequence[str]], n
     grid = f'<div style="display:flex;flex-wrap:wrap;gap:12px;font-size:13px">{"".join(cells)}</div>'
     return Html(f'{grid}<p style="color:#777;font-size:80%">{html.escape(note)}</p>')
 
-
-# ------------------------------------------------------------------------------------------ linear probe
 
 @torch.no_grad()
 def photo_features(model: Any, train: Sequence[Tensor], test: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -139,8 +135,6 @@ def probe_accuracy(features: Mapping[str, tuple[Tensor, Tensor]], train: Sequenc
         accuracy[name] = rows
     return accuracy
 
-
-# --------------------------------------------------------------------------------------------- gradients
 
 def gradient_norms(model: Any, batch: Batch, rng: torch.Generator) -> dict[str, dict[str, float | None]]:
     """The norm of each loss's gradient ("text", "image") with respect to each component's trained weights.

@@ -143,8 +143,6 @@ class _Run:
                                       "seconds": 0.0}
         self.began = time.monotonic()
 
-    # ------------------------------------------------------------------------------------ one epoch, one step
-
     @property
     def examples_per_batch(self) -> int:
         """Over all processes."""
@@ -203,8 +201,6 @@ class _Run:
                 self.schedule.step()
             self.optimizer.zero_grad()
         return Step(number, output, temperature, learning_rate, norms)
-
-    # ----------------------------------------------------------------------------------------- what is logged
 
     def image_gradient_norm(self, image_loss: Tensor) -> float | None:
         """The norm of the language model's gradient from the image loss alone; None without such a path."""
@@ -265,8 +261,6 @@ class _Run:
 
     def seconds(self) -> float:
         return self.state["seconds"] + time.monotonic() - self.began
-
-    # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
         """Writes ``latest``, from which the run goes on exactly."""
