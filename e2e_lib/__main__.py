@@ -21,6 +21,7 @@ LISTS = ("--seeds", "--variants")  # options that take several values: --seeds 0
 Profile = Annotated[str, Option(help="smoke, mini, small or paper")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
 Seeds = Annotated[list[int] | None, Option(min=0, help="one run each  [default: 0 1 2; smoke: 0]")]
+Seed = Annotated[int, Option(min=0, help="seed of the sampled words and photos")]
 FiveSeeds = Annotated[list[int] | None, Option(min=0, help="one run each  [default: 0 1 2 3 4; smoke: 0]")]
 System = Annotated[str | None, Option(help="end_to_end, pipeline or divter")]
 Fresh = Annotated[bool, Option("--fresh", help="do everything again instead of keeping what is done")]
@@ -68,7 +69,7 @@ say = typer.echo  # which flushes every line
 @app.callback()
 def quiet_libraries() -> None:
     """A chat partner that reads and draws photos, trained as one model."""
-    # Small parts load in a blink, and a machine without a hub would read of every attempt to reach it.
+    # Progress bars and warnings of the hub are noise for parts this small.
     for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -117,7 +118,7 @@ def data(profile: Profile = "mini", settings: Settings = None) -> None:
 @app.command()
 def pretrain(profile: Profile = "mini", settings: Settings = None, out: Out = None,
              baselines: Baselines = False) -> None:
-    """Make the pretrained parts from scratch (up to two hours)."""
+    """Make the pretrained parts from scratch (about two hours, and two more for --baselines)."""
     config = load(profile, settings)
     from e2e_lib.models.hub import WEIGHTS
     from e2e_lib.pretraining import parts
@@ -202,13 +203,12 @@ def notebooks(profile: Profile = "mini", settings: Settings = None, seeds: Seeds
 
 
 @app.command()
-def chat(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
-         system: System = None) -> None:
+def chat(profile: Profile = "mini", settings: Settings = None, seed: Seed = 0, system: System = None) -> None:
     """Chat with the shipped model in the terminal."""
     config = load(profile, settings, system, corpus=False)
     from e2e_lib.inference.chat import ChatPartner, chat_in_terminal
     from e2e_lib.models.systems import build
-    chat_in_terminal(ChatPartner(build(config), config.inference, (seeds or [0])[0]), say)
+    chat_in_terminal(ChatPartner(build(config), config.inference, seed), say)
 
 
 @app.command("config")

@@ -105,7 +105,7 @@ class Train:
     max_grad_norm: float = setting(1.0, "largest gradient norm (the released code clips at 400)", low=1e-6)
     image_loss_weight: float = setting(1.0, "λ, the weight of the image loss in Eq. 13", low=0)
     mixed_precision: str = setting("no", "number format of the forward pass", choices=("no", "fp16", "bf16"))
-    patience: int = setting(4, "epochs without a better dev BLEU-2 or FID before stopping", low=1)
+    patience: int = setting(4, "epochs without a better dev score before stopping", low=1)
     dev_examples: int = setting(64, "dev examples scored after each epoch", low=4)
     log_every: int = setting(10, "steps between two lines of the training log", low=1)
     checkpoint_every: int = setting(50, "steps between two checkpoints", low=1)

@@ -28,9 +28,9 @@ Echo = Callable[[str], None]
 class Corpus:
     """``write(settings, folder, echo)`` writes train.jsonl, dev.jsonl, test.jsonl and photos/ into a folder.
 
-    ``feature_extractor()`` is by whose features photos are scored, and ``scores(folder)`` are those that only
-    this corpus has (see ``evaluation.scores.CorpusScores``). ``version`` is raised when the same settings
-    give other files."""
+    ``feature_extractor()`` gives the features that photos are scored with, and ``scores(folder)`` are those
+    that only this corpus has (see ``evaluation.scores.CorpusScores``). ``version`` is raised when the same
+    settings give other files."""
 
     write: Callable[[Data, Path, Echo], None]
     feature_extractor: Callable[[], FeatureExtractor]

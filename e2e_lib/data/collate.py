@@ -89,7 +89,7 @@ class PromptFormatter:
         return [self.image_token_id] * self.queries
 
     def context(self, turns: Sequence[Turn], answering: int) -> tuple[list[int], list[Turn]]:
-        """The context's tokens (at most ``max_context``) and the turns kept: the latest, at least one."""
+        """The tokens of the latest turns that fit ``max_context`` (always the last one), and those turns."""
         cue = self.tokenize("Assistant:")
         kept: list[Turn] = []
         ids: list[int] = []

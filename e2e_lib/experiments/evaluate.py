@@ -90,7 +90,7 @@ def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, r
     details: list[dict[str, Any]] = [
         {"dialogue_id": example.dialogue_id, "index": example.index, **question, "text": reply.text}
         for (example, question), reply in zip(questions, replies, strict=True)]
-    for row in details:  # right is a reply none of whose values is below 1
+    for row in details:  # a reply is right if all its values are 1
         row["right"] = not any(value < 1 for value in (own.values(row) if own else {}).values())
     with files.atomic_folder(folder) as new:
         for i, response in enumerate(responses):

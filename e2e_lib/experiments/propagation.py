@@ -41,6 +41,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
     over photos; "caption" is what captions themselves still name. Raises CheckpointError, ResultsError."""
     path = results.RESULTS / config.profile / "propagation.json"
     settings = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds),
+                "numbers": versions("minichat", "scoring", "decoding", "training"),
                 "weights": _weights(config, seeds, systems)}
     if results.is_up_to_date(path, settings, echo):
         return path
@@ -76,7 +77,7 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
 
     Writes ``results/<profile>/gold_fid.json``: a number per system and seed "from_gold" captions, "before" it
     was trained (seeds are then those of drawing alone) and "from_own" captions (its run's); and "drawn_anew",
-    by MiniChat itself, the same scenes with other accidents. Raises CheckpointError and ResultsError."""
+    by MiniChat itself, the same scenes with other random details. Raises CheckpointError and ResultsError."""
     path = results.RESULTS / config.profile / "gold_fid.json"
     settings = {"seeds": list(seeds), "weights": _weights(config, seeds, systems),
                 "numbers": versions("minichat", "scoring", "decoding", "training")}

@@ -23,7 +23,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
     "weight_0.1": ("train.image_loss_weight=0.1",),
     "weight_10": ("train.image_loss_weight=10",),
-    # At λ = 1 the image's gradient is about a hundredth of the text's (notebook 04); here they are alike.
+    # At λ = 1 the image's gradient is about a fiftieth of the whole (notebook 04); here both are alike.
     # Since gradients are clipped together, λ also turns the text's own gradient down, with or without a map.
     "weight_100_none": ("train.image_loss_weight=100", "bridge.mapping=none"),
     "weight_100": ("train.image_loss_weight=100",),

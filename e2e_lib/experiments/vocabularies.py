@@ -120,11 +120,11 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
     equal = ((b_spans[:, :, None] == a_spans[:, None]).all(-1) & touched).any(-1)  # (N, L)
     return {
         "captions": len(captions), "vocabulary": {"source": len(source), "target": len(target)},
-        "tokens_a_caption": {"source": a_count / len(captions), "target": float(b_count / len(captions))},
+        "tokens_per_caption": {"source": a_count / len(captions), "target": float(b_count / len(captions))},
         "static": _static_shares(source, target, a, b),
         "density": _densities(source, target, captions, a, b),
-        "words": {"source_tokens_a_word": float(a_words.mean()),
-                  "target_tokens_a_word": float(b_words.mean()),
+        "words": {"source_tokens_per_word": float(a_words.mean()),
+                  "target_tokens_per_word": float(b_words.mean()),
                   "one_token_on_both_sides": float(((a_words == 1) & (b_words == 1)).double().mean())},
         "characters": {"same_span": float(equal.sum() / b_count),
                        "source_tokens_touched": float(touched.sum() / b_count),

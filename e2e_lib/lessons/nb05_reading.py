@@ -26,8 +26,8 @@ COMPONENTS = ("reads photos", "writes text", "draws photos")
 
 def components(model: Any) -> dict[str, nn.Module]:
     """A system's components by what they do, the ``COMPONENTS``."""
-    reader = model.captioner.model if model.captioner else model.perceptron
-    return dict(zip(COMPONENTS, (reader, model.language, model.generator), strict=True))
+    vision = model.captioner.model if model.captioner else model.perceptron
+    return dict(zip(COMPONENTS, (vision, model.language, model.generator), strict=True))
 
 
 def components_table(models: Mapping[str, Any]) -> Markdown:

@@ -1,4 +1,4 @@
-"""The image captioner of both baselines (section 3.1.4): between a photo and a model that cannot see.
+"""The image captioner of both baselines (section 3.1.4): photos to captions for a text-only model.
 
 The paper's pipeline captions the photos of a context with BLIP-2 and lets the language model read the
 captions; so do we, with the same class at every scale. Captions are made once per photo, before any batch,

@@ -1,7 +1,4 @@
-"""The image perceptron (section 2.3, Eq. 3):
-
-BLIP-2's ViT and Q-Former, and a projection into the language model.
-"""
+"""The image perceptron (section 2.3, Eq. 3): BLIP-2's ViT, Q-Former and projection to the language model."""
 
 from collections.abc import Sequence
 from typing import Any

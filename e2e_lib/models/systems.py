@@ -58,7 +58,7 @@ def build(config: Config) -> PhotoChatModel:
     """The system of a configuration, from its pretrained parts.
 
     Raises CheckpointError when a part is missing or damaged, and ConfigError where two do not belong together
-    or the language model cannot read as much as is asked of it.
+    or context and answer exceed the language model's positions.
     """
     parts, context = config.model, config.data.max_context
     is_divter = parts.system == "divter"

@@ -77,7 +77,7 @@ def _write_results(name: str, config: Config, echo: Callable[[str], None], out: 
 
 
 def train_parts(run: Pretraining) -> None:
-    """Trains the five parts and saves each below ``run.parts`` in the hub's own layout, in half precision."""
+    """Trains all parts and saves each below ``run.parts`` in the hub's own layout, in half precision."""
     out = run.parts
     save_part(vision.train_scene_classifier(run), out / "scene_reader")
     save_part(image.train_autoencoder(run), out / "generator" / "vae")

@@ -11,7 +11,7 @@ from e2e_lib.repro.results import RESULTS, load_json, read_summary
 
 
 def results_table(profile: str, root: Path) -> str:
-    """The scores of a profile, a row per metric, and whom the intervals of the differences favour."""
+    """The scores of a profile, a row per metric, and the system that each interval favours."""
     summary = read_summary(profile, root)
     scores = tables.score_table(tables.scores(summary), "metric", "system")
     page = markdown(scores, tables.summary_footer(summary))

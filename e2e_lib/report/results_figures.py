@@ -50,7 +50,7 @@ def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lin
 def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2) -> Figure:
     """Of ``comparison.json`` or ``ablation_differences.json``: differences with their intervals.
 
-    All ``metrics`` by default, in so many ``lines`` of panels; intervals that hold zero are grey.
+    All ``metrics`` by default, in ``lines`` rows of panels; intervals that contain zero are grey.
     """
     pairs, higher = comparison["pairs"], comparison["higher_is_better"]
     metrics = metrics or list(dict.fromkeys(pair["metric"] for pair in pairs))

@@ -52,7 +52,8 @@ def read_details(profile: str, seeds: Sequence[int], root: Path = RUNS, system: 
 def _read(profile: str, seeds: Sequence[int], root: Path, system: str, name: str,
           command: str = "evaluate") -> dict[int, Rows]:
     return {seed: read_json_lines(seed_folder(root, profile, system, seed) / name,
-                                  f"e2e {command} --profile {profile}") for seed in seeds}
+                                  f"e2e {command} --profile {profile} --system {system}")
+            for seed in seeds}
 
 
 def keyed(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -48,7 +48,7 @@ def test_the_counts_are_those_of_plain_loops():
     assert found["density"]["sentence"] == pytest.approx(pairs / len(captions) / size)
     assert found["density"]["word"] == pytest.approx(word_pairs / len(captions) / size)
     words = [word for caption in captions for word in caption.split()]
-    assert found["words"]["target_tokens_a_word"] == pytest.approx(
+    assert found["words"]["target_tokens_per_word"] == pytest.approx(
         sum(len(target(w, add_special_tokens=False)["input_ids"]) for w in words) / len(words))
     assert 0 < found["characters"]["same_span"] < 1 and found["characters"]["touching_none"] == 0
 
@@ -136,6 +136,6 @@ def test_llama_2_and_clip_disagree_as_is_known():
     assert (len(source), len(target)) == (32000, 49408)
     assert found["static"]["vocabulary_tokens"] == pytest.approx(18643, abs=20)
     assert found["static"]["in_caption"] == pytest.approx(0.69, abs=0.02)
-    assert found["tokens_a_caption"]["source"] == pytest.approx(13.8, abs=0.3) and found["tokens_a_caption"]["target"] == pytest.approx(11.5, abs=0.3)
+    assert found["tokens_per_caption"]["source"] == pytest.approx(13.8, abs=0.3) and found["tokens_per_caption"]["target"] == pytest.approx(11.5, abs=0.3)
     stored = json.loads((Path(__file__).parents[2] / "results" / "vocabularies" / "llama-2_clip.json").read_text())
     assert stored["static"] == pytest.approx(found["static"]) and stored["sha256"] == found["sha256"]

@@ -25,9 +25,9 @@ def test_a_running_log_may_end_in_a_line_that_was_cut_off(tmp_path):
     with open(write(folder / "log.jsonl", {"step": 1}, {"step": 2}), "a") as log:
         log.write('{"step": ')
     assert run_files.read_log(folder) == [{"step": 1}, {"step": 2}]
-    with pytest.raises(ResultsError, match=r"log\.jsonl, row 3: damaged, .*make it again with `e2e train --profile smoke`"):
+    with pytest.raises(ResultsError, match=r"log\.jsonl, row 3: damaged, .*make it again with `e2e train --profile smoke --system end_to_end`"):
         run_files.read_logs("smoke", [0], tmp_path)
-    with pytest.raises(ResultsError, match=r"seed-7/log\.jsonl: no such file in .*; `e2e train --profile smoke` makes it"):
+    with pytest.raises(ResultsError, match=r"seed-7/log\.jsonl: no such file in .*; `e2e train --profile smoke --system end_to_end` makes it"):
         run_files.read_logs("smoke", [7], tmp_path)
 
 
@@ -41,5 +41,5 @@ def test_answers_come_with_the_file_of_their_drawn_photo(tmp_path):
     assert answers == [{**rows[0], "image": None}, {**rows[1], "image": folder / "1.png"}]
     assert run_files.keyed(answers)["a", 3] is answers[1]
     assert run_files.read_details("smoke", [2], tmp_path, "pipeline")[2][0]["right"]
-    with pytest.raises(ResultsError, match="`e2e evaluate --profile smoke` makes it"):
+    with pytest.raises(ResultsError, match="`e2e evaluate --profile smoke --system divter` makes it"):
         run_files.read_answers("smoke", [2], tmp_path, "divter")
