@@ -276,10 +276,10 @@ def table(config: Config) -> list[dict[str, str]]:
              "allowed": _allowed(f), "meaning": f.metadata["meaning"]} for section, f in _settings()]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """"; did you mean 'mini'?" with the known name closest to a misspelt one, "" where none is close."""
     names = list(known)
-    close = difflib.get_close_matches(word, names, 1, 0.4)
+    close = difflib.get_close_matches(word, names, 1, cutoff)
     if not close:  # a right name under a wrong section is the other common slip
         close = [n for n in names if n.partition(".")[2] == word.rpartition(".")[2]][:1]
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -46,8 +46,8 @@ CORPORA: dict[str, Corpus] = {
 def named(name: str) -> Corpus:
     """The corpus called ``name``. Raises ConfigError."""
     if name not in CORPORA:
-        raise ConfigError(f"data.name = {name!r}: there is no such corpus; there are: {', '.join(CORPORA)}"
-                          f"{did_you_mean(name, CORPORA)}. A corpus is added to e2e_lib.corpora.CORPORA")
+        raise ConfigError(f"data.name = {name!r}: there is no such corpus; there are: {', '.join(CORPORA)} "
+                          f"(one is added to e2e_lib.corpora.CORPORA){did_you_mean(name, CORPORA, 0.7)}")
     return CORPORA[name]
 
 

@@ -113,7 +113,7 @@ def test_a_result_is_kept_until_the_corpus_has_another_version(tiny, monkeypatch
 
 def test_a_corpus_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match="data.name = 'minicaht': there is no such corpus; there are: minichat"
-                                          ".*did you mean 'minichat'.*e2e_lib.corpora.CORPORA"):
+                                          ".*e2e_lib.corpora.CORPORA.*did you mean 'minichat'"):
         corpora.named("minicaht")
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from PIL import Image
 from torch import Tensor
 
-from e2e_lib.data.dialogue import Dialogue, Problem, Report, Turn, read_dialogues
+from e2e_lib.data.dialogue import DataError, Dialogue, Problem, Report, Turn, read_dialogues
 from e2e_lib.data.photos import PhotoStore, to_image
 
 Row = TypeVar("Row")
@@ -82,6 +82,8 @@ def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoSto
         else:
             sound.append(dialogue)
     report.kept = len(sound)
+    if not sound:
+        raise DataError(f"{folder / split}.jsonl: the photos of no dialogue could be read; {report}")
     return sound, store, report
 
 

@@ -234,7 +234,7 @@ def latex(frame: pd.DataFrame, caption: str, label: str) -> str:
     return f"% \\usepackage{{booktabs}}\n{small}"
 
 
-STAR = "*: with the features of MiniChat's scene classifier, not Inception's."
+STAR = "*: with the features of the corpus's own extractor, not Inception's."
 OVER_SEEDS = f"Mean ± standard deviation over seeds. Of FID* less is better, of all else more. {STAR}"
 INTERVALS = ("Intervals and two-sided p-values: paired bootstrap over dialogues, means over seeds; p-values "
              "are corrected by Holm for all rows, intervals are not. Better: the one favoured by an interval "
