@@ -17,7 +17,7 @@ from e2e_lib.config import Config, replace
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.examples import split_examples
 from e2e_lib.experiments.comparison import differences_record, read_runs
-from e2e_lib.experiments.evaluate import Echo, evaluate
+from e2e_lib.experiments.evaluate import Echo, evaluate, versions_of_answers
 from e2e_lib.experiments.variants import MAPS, VARIANTS, apply_variant, names_of, reference_of, run_root
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
@@ -60,7 +60,7 @@ def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int 
     echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} "
          f"and are compared; without: {missing}")
     settings = {"draws": draws, "seeds": list(seeds),
-                "numbers": versions("minichat", "scoring", "decoding", "training"),
+                "numbers": versions_of_answers(config),
                 "weights": {f"{name}-seed{seed}": weights[name, seed] for name in roots for seed in seeds}}
     if not pairs:
         return None

@@ -35,8 +35,7 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     label = label or config.model.system
     path = results.RESULTS / config.profile / into / f"{label}-seed{seed}.json"
     settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_shipped_parts(config)},
-                "numbers": {config.data.name: corpora.named(config.data.name).version,
-                            **versions("scoring", "decoding", "training")}}
+                "numbers": versions_of_answers(config)}
     if path.is_file() and (folder / answers).is_dir():
         recorded = results.load_json(path).get("provenance", {})
         if with_defaults(recorded.get("config", {})) == relativize_paths(asdict(config)) \
@@ -52,6 +51,12 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     provenance = {**record, **settings, "evaluation": monitor.as_dict(),
                   "training": {key: done.get(key) for key in ("seconds", "steps", "epochs", "best")}}
     return results.write_run(config.profile, label, seed, scores, provenance, folder=into)
+
+
+def versions_of_answers(config: Config) -> dict[str, int]:
+    """The versions of all that decides the scores of a run's answers, its corpus among them."""
+    return {config.data.name: corpora.named(config.data.name).version,
+            **versions("scoring", "decoding", "training")}
 
 
 def _shipped_parts(config: Config) -> dict[str, str]:

@@ -20,7 +20,7 @@ from e2e_lib.evaluation.image import features_of, fid
 from e2e_lib.evaluation.minichat import CORE_ATTRIBUTES, scene_values
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
 from e2e_lib.evaluation.scores import Array
-from e2e_lib.experiments.evaluate import Echo
+from e2e_lib.experiments.evaluate import Echo, versions_of_answers
 from e2e_lib.inference.respond import draw_photos
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
@@ -28,7 +28,6 @@ from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.randomness import generator, python_random, seed_of
 from e2e_lib.repro.run_files import RUNS, read_answers, run_folder
 from e2e_lib.training.loop import load_trained
-from e2e_lib.versions import versions
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 
@@ -41,7 +40,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
     over photos; "caption" is what captions themselves still name. Raises CheckpointError, ResultsError."""
     path = results.RESULTS / config.profile / "propagation.json"
     settings = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds),
-                "numbers": versions("minichat", "scoring", "decoding", "training"),
+                "numbers": versions_of_answers(config),
                 "weights": _weights(config, seeds, systems)}
     if results.is_up_to_date(path, settings, echo):
         return path
@@ -80,7 +79,7 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     by MiniChat itself, the same scenes with other random details. Raises CheckpointError and ResultsError."""
     path = results.RESULTS / config.profile / "gold_fid.json"
     settings = {"seeds": list(seeds), "weights": _weights(config, seeds, systems),
-                "numbers": versions("minichat", "scoring", "decoding", "training")}
+                "numbers": versions_of_answers(config)}
     if results.is_up_to_date(path, settings, echo):
         return path
     runs = results.read_runs(config.profile)

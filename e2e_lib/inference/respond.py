@@ -25,8 +25,7 @@ def seeded_from(rng: torch.Generator) -> Iterator[None]:
 
 @torch.no_grad()
 def generate_texts(model: PhotoChatModel, examples: Sequence[Example], store: PhotoSource,
-                   settings: Inference,
-                   rng: torch.Generator) -> list[Response]:
+                   settings: Inference, rng: torch.Generator) -> list[Response]:
     """The words of the answers, captions included, nothing drawn yet. One batch, KV-cached.
 
     Where the model reads photos as captions, the contexts carry them (see ``captioner.with_captions``).

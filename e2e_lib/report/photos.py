@@ -9,7 +9,7 @@ from PIL import Image
 from e2e_lib.config import Data
 from e2e_lib.corpora import DATA, folder_of
 from e2e_lib.data.dialogue import SharedPhoto, Turn
-from e2e_lib.data.examples import examples_of, load_split, subsample
+from e2e_lib.data.examples import split_examples, subsample
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.minichat import wrong_attributes
 from e2e_lib.report.plots import BLUE, STYLES, VERMILLION, Figure, Html, chat_html, footer, photo_grid
@@ -78,9 +78,9 @@ def gallery_over_epochs(profile: str, seed: int, corpus: Path, runs: Path = RUNS
 
 def example_chat(answers: Sequence[dict[str, Any]], corpus: Path, profile: str, seed: int) -> Html:
     """The first test context with a photo whose reply should share one too, and what the model answered."""
-    dialogues, store, _ = load_split(corpus, "test")
+    examples, store = split_examples(corpus, "test")
     rows = keyed([row for row in answers if row["image"]])
-    for example in (example for dialogue in dialogues for example in examples_of(dialogue)):
+    for example in examples:
         row, me = rows.get((example.dialogue_id, example.index)), example.response.speaker
         if row and example.response.photo and any(turn.photo for turn in example.context):
             turns = [Turn(int(turn.speaker == me), turn.text, turn.photo) for turn in example.context]

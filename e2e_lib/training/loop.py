@@ -129,6 +129,8 @@ class _Run:
             corpus = prepare(config, echo, data_root)
             self.examples, store = _read(corpus, "train", self.model, echo)
             dev, dev_store = _read(corpus, "dev", self.model, echo)
+        self.lengths = [sum(len(turn.text) + 40 * bool(turn.photo) for turn in (*e.context, e.response))
+                        for e in self.examples]
         self.dev = DevSet(config, seed, dev, dev_store, folder / "gallery")
         self.collate = Collator(self.model.formatter, store)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -158,9 +160,7 @@ class _Run:
         rng = generator(self.seed, "order", epoch)
         order = torch.randperm(len(self.examples),
                                generator=rng)[:self.config.train.epoch_examples or None].tolist()
-        lengths = [sum(len(turn.text) + 40 * bool(turn.photo) for turn in (*e.context, e.response))
-                   for e in self.examples]
-        order = by_length(order, lengths, self.config.train.batch_size, rng)
+        order = by_length(order, self.lengths, self.config.train.batch_size, rng)
         rows: Subset[Example] = Subset(self.examples, order)  # type: ignore[arg-type]
         return self.accelerator.prepare(DataLoader(rows, self.config.train.batch_size,
                                                    collate_fn=self.collate))
@@ -222,8 +222,7 @@ class _Run:
         self._write_line({
             "kind": "step", "step": self.state["step"] - int(self.accelerator.sync_gradients), "epoch": epoch,
             "text_loss": output.text_loss.item(), "image_loss": image_loss, "temperature": step.temperature,
-            **step.norms, "learning_rate": step.learning_rate,
-            "captions_truncated": output.truncated,
+            **step.norms, "learning_rate": step.learning_rate, "captions_truncated": output.truncated,
             "examples_per_second": examples / seconds})
         batches_left = self.batches_per_epoch * self.config.train.epochs - step.number - 1
         self.echo(f"seed {self.seed}: step {self.state['step']}, epoch {epoch:.2f} of "
@@ -238,8 +237,8 @@ class _Run:
             scores = self.dev.score(self.model, epoch)
             score = scores["score"] if math.isfinite(scores["score"]) else None
             self._write_line({"kind": "dev", "step": self.state["step"], "epoch": epoch,
-                              "bleu2": scores["bleu2"],
-                              "fid": scores["fid"], "score": score, "n": len(self.dev.examples)})
+                              "bleu2": scores["bleu2"], "fid": scores["fid"], "score": score,
+                              "n": len(self.dev.examples)})
             fid = "none (fewer than two photos drawn)" if scores["fid"] is None else f"{scores['fid']:.2f}"
             self.echo(f"seed {self.seed}: after epoch {epoch}, dev BLEU-2 {scores['bleu2']:.2f}, FID {fid}")
             score = -1e9 if score is None else score
@@ -267,8 +266,7 @@ class _Run:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {**self.state, "config": asdict(self.config), "seed": self.seed,
-                     "seconds": self.seconds(),
-                     "schedule": self.schedule.state_dict(),
+                     "seconds": self.seconds(), "schedule": self.schedule.state_dict(),
                      "scaler": scaler.state_dict() if scaler else None}
             checkpoints.save(self.folder / "latest", trainable_weights(self.model), state, self.optimizer)
         self.accelerator.wait_for_everyone()
