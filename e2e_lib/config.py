@@ -202,8 +202,8 @@ _HUB_PARTS = Model(language=_LLAMA, perceptron=_BLIP2, generator=_DIFFUSION, cap
                    dialogue=_DIALOGPT,
                    translator="./runs/pretraining/paper/baselines/translator")
 _PAPER_TRAINING = Train(epochs=80, epoch_examples=0, batch_size=4, gradient_accumulation_steps=8,
-                        learning_rate=5e-5, warmup_steps=1000, max_grad_norm=400, mixed_precision="fp16", dev_examples=1000,
-                        checkpoint_every=200)
+                        learning_rate=5e-5, warmup_steps=1000, max_grad_norm=400, mixed_precision="fp16",
+                        dev_examples=1000, checkpoint_every=200)
 
 PROFILES: dict[str, Config] = {
     "mini": Config("mini", evaluation=Evaluation(max_text_only_examples=600)),
