@@ -2,6 +2,7 @@
 PROFILE ?= mini
 PYTHON ?= python3.11
 PIP_ARGS ?=
+EXAMPLES ?= 10000
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -12,13 +13,15 @@ pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
 PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce compare test bench lint house clean FORCE
+.PHONY: help setup reproduce compare test fuzz mutants bench lint house clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
 	@echo 'make reproduce   train, evaluate, draw the figures and run the notebooks; PROFILE=mini (default) or smoke'
 	@echo 'make compare     the same training and scores with five seeds, all three systems beside each other'
 	@echo 'make test        run the tests, and every notebook at smoke; TESTS=... (passed to pytest)'
+	@echo 'make fuzz        the tests with random inputs, EXAMPLES=10000 of each (hours), or as many as you say'
+	@echo 'make mutants     break the code in small ways, one at a time, and count what the tests notice; MUTANTS=...'
 	@echo 'make bench       measure speed; BENCH=name for one benchmark'
 	@echo 'make lint        check style, types and which module imports which'
 	@echo 'make house       count lines, cycles and broken contracts'
@@ -38,6 +41,13 @@ compare: $(STAMP)
 # One thread per worker: two of each would only wait for each other on two cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(TESTS)
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz E2E_FUZZ_EXAMPLES=$(EXAMPLES) \
+		$(BIN)/python -m pytest -q -n 2 -m fuzz $(TESTS)
+
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)

@@ -4,7 +4,13 @@
 inside commands, so that help and mistakes show at once.
 """
 
+import contextlib
+import io
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +19,20 @@ from typer import Option
 from typer.core import TyperGroup
 
 from e2e_lib import config as configuration
-from e2e_lib.config import Config, ConfigError
+from e2e_lib.config import MAX_SEED, Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ("--seeds", "--variants")  # options that take several values: --seeds 0 1 2
 
 Profile = Annotated[str, Option(help="smoke, mini, small or paper")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
-Seeds = Annotated[list[int] | None, Option(min=0, help="one run each  [default: 0 1 2; smoke: 0]")]
-Seed = Annotated[int, Option(min=0, help="seed of the sampled words and photos")]
-FiveSeeds = Annotated[list[int] | None, Option(min=0, help="one run each  [default: 0 1 2 3 4; smoke: 0]")]
+Seeds = Annotated[list[int] | None,
+                  Option(min=0, max=MAX_SEED, help="one run each  [default: 0 1 2; smoke: 0]")]
+Seed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the sampled words and photos")]
+Run = Annotated[int | None,
+                Option(min=0, max=MAX_SEED, help="training seed of the run that answers  [default: 0]")]
+FiveSeeds = Annotated[list[int] | None,
+                      Option(min=0, max=MAX_SEED, help="one run each  [default: 0 1 2 3 4; smoke: 0]")]
 System = Annotated[str | None, Option(help="end_to_end, pipeline or divter")]
 Fresh = Annotated[bool, Option("--fresh", help="do everything again instead of keeping what is done")]
 Out = Annotated[Path | None, Option(help="folder for the parts  [default: runs/pretraining/PROFILE/parts]")]
@@ -32,6 +42,28 @@ Publish = Annotated[bool, Option("--publish", help="put the executed notebooks i
 Captions = Annotated[Path, Option(help="a file of one caption per line, or JSON lines")]
 Tokenizer = Annotated[str | None, Option(help="hub id, folder or pip:PACKAGE  [default: Llama's; CLIP's]")]
 Name = Annotated[str | None, Option(help="results/vocabularies/NAME.json  [default: by the tokenizers]")]
+
+
+class Terminated(SystemExit):
+    """The system asks the process to end: as after an interruption, what is half done is cleaned up."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raises Terminated where SIGTERM or SIGHUP would end the process at once."""
+    def end(number: int, _: Any) -> None:
+        raise Terminated(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP)
+               if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Commands(TyperGroup):
@@ -50,10 +82,11 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
+            with _terminable():
+                return super().invoke(ctx)
+        except (KeyboardInterrupt, Terminated) as stop:
             typer.echo("\ninterrupted; what is done is kept: the same command goes on from there", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(int(getattr(stop, "code", 130))) from None
         except Exception as error:
             if not type(error).__module__.startswith("e2e_lib."):  # the package's own errors say what to do
                 raise
@@ -61,9 +94,13 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
 
 
+def say(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, epilog="Begin with: e2e reproduce --profile smoke")
-say = typer.echo  # which flushes every line
 
 
 @app.callback()
@@ -73,7 +110,7 @@ def quiet_libraries() -> None:
     for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # The bootstrap takes eigenvalues of small matrices: threads only wait for each other there.
+    # FID takes eigenvalues of many small matrices: threads only wait for each other there.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -87,14 +124,21 @@ def load(profile: str, settings: list[str] | None, system: str | None = None, co
 
 
 def seeds_of(seeds: list[int] | None, profile: str, count: int = 3) -> list[int]:
+    """The seeds of a command, by default those of the profile. Raises ConfigError for one given twice."""
+    if twice := [seed for seed in seeds or () if (seeds or []).count(seed) > 1]:
+        raise ConfigError(f"--seeds: {twice[0]} is given twice, and each seed is one run")
     return seeds or list(range(1 if profile == "smoke" else count))
 
 
 def require_root() -> None:
-    """Raises ConfigError unless the current folder is the repository's root."""
-    if not all(Path(name).exists() for name in ("pyproject.toml", "e2e_lib", "notebooks")):
-        raise ConfigError(f"this command reads the repository, and {Path.cwd()} is not its root; "
-                          f"go there first: cd {ROOT}")
+    """Raises ConfigError unless the current folder is the root of the repository, of this one if it runs
+    from one."""
+    def is_root(folder: Path) -> bool:
+        return all((folder / name).exists() for name in ("pyproject.toml", "e2e_lib", "notebooks"))
+
+    if not is_root(Path.cwd()) or is_root(ROOT) and Path.cwd().resolve() != ROOT:
+        where = f"go there first: cd {ROOT}" if is_root(ROOT) else "go to the root of a clone of it first"
+        raise ConfigError(f"this command reads the repository, and {Path.cwd()} is not its root; {where}")
 
 
 @app.command()
@@ -177,6 +221,7 @@ def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = 
 def figures(profile: Profile = "mini", seeds: Seeds = None) -> None:
     """Draw the figures from results/."""
     require_root()
+    load(profile, None)
     from e2e_lib.report.results_figures import draw_all
     say("\n".join(map(str, draw_all(profile, seeds_of(seeds, profile)))))
 
@@ -203,12 +248,23 @@ def notebooks(profile: Profile = "mini", settings: Settings = None, seeds: Seeds
 
 
 @app.command()
-def chat(profile: Profile = "mini", settings: Settings = None, seed: Seed = 0, system: System = None) -> None:
-    """Chat with the shipped model in the terminal."""
+def chat(profile: Profile = "mini", settings: Settings = None, seed: Seed = 0, system: System = None,
+         run: Run = None) -> None:
+    """Chat in the terminal with a trained run, or with the shipped parts where there is none."""
     config = load(profile, settings, system, corpus=False)
-    from e2e_lib.inference.chat import ChatPartner, chat_in_terminal
-    from e2e_lib.models.systems import build
-    chat_in_terminal(ChatPartner(build(config), config.inference, seed), say)
+    with contextlib.suppress(KeyboardInterrupt):  # a chat keeps nothing that could go on from there
+        from e2e_lib.inference.chat import ChatPartner, chat_in_terminal, chat_settings
+        from e2e_lib.models.systems import build
+        from e2e_lib.repro.files import CheckpointError
+        from e2e_lib.training.loop import load_trained
+        try:
+            model, weights = load_trained(config, run or 0), f"the trained run of seed {run or 0}"
+        except CheckpointError as error:
+            if run is not None:
+                raise
+            model, weights = build(config), f"the parts as they ship ({error})"
+        say(f"{config.model.system} answers with {weights}.")
+        chat_in_terminal(ChatPartner(model, chat_settings(config.inference), seed), say)
 
 
 @app.command("config")
@@ -244,6 +300,9 @@ def doctor() -> None:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without λ and ± is shown "?" in their place
+            stream.reconfigure(errors="replace")
     app(prog_name="e2e")
 
 

@@ -15,6 +15,8 @@ SHIPPED = "shipped:mini"  # the parts pretrained on MiniChat that come with the 
 BASELINES = "shipped:mini-baselines"  # those that only the baselines have
 WORD_LIST = "shipped:word-lists/minichat.txt"  # the words of MiniChat's captions
 SYSTEMS = ("end_to_end", "pipeline", "divter")
+MAX_COUNT = 10**9  # no number of steps, tokens or examples is larger; the libraries count in 64 bits
+MAX_SEED = 2**63 - 1  # every seed is a whole number from 0 to this, which all generators take
 
 
 class ConfigError(ValueError):
@@ -24,6 +26,7 @@ class ConfigError(ValueError):
 def setting(default: Any, meaning: str, *, low: float | None = None, high: float | None = None,
             choices: tuple[Any, ...] | None = None) -> Any:
     """A dataclass field with its meaning and its allowed values (both bounds included)."""
+    high = MAX_COUNT if type(default) is int and high is None else high
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
 
 
@@ -35,8 +38,9 @@ class Data:
     train: int = setting(3000, "training dialogues", low=1)
     dev: int = setting(300, "dev dialogues, for early stopping", low=1)
     test: int = setting(300, "test dialogues", low=1)
-    seed: int = setting(0, "seed of the corpus, where it is generated", low=0)
-    photo_size: int = setting(64, "side in pixels of the photos that a generated corpus draws", low=8)
+    seed: int = setting(0, "seed of the corpus, where it is generated", low=0, high=MAX_SEED)
+    photo_size: int = setting(64, "side in pixels of the photos that a generated corpus draws", low=8,
+                              high=4096)
     max_context: int = setting(192,
                                "longest context in tokens, photos included; the oldest turns are dropped "
                                "first",
@@ -79,6 +83,10 @@ class Bridge:
     pooling: str = setting("mean",
                            "pooling over caption positions in Eq. 11: the paper averages, its released code "
                            "sums", choices=("mean", "sum"))
+    added_at: str = setting("caption",
+                            "where Eq. 11 adds to the embeddings: at the caption's tokens, or at the text "
+                            "encoder's start and end marks too, as the released code does ('span' has places "
+                            "of its own)", choices=("caption", "caption_and_marks"))
     noise: bool = setting(True, "add the Gumbel noise of Eq. 4 (the released code has none)")
     temperature_start: float = setting(1.0, "temperature of Eq. 5 at the first step", low=1e-3, high=100)
     temperature_end: float = setting(0.01, "temperature once annealing is over", low=1e-3, high=100)
@@ -118,11 +126,13 @@ class Inference:
     max_new_tokens: int = setting(48, "longest response in tokens", low=1)
     do_sample: bool = setting(True, "sample (the paper) instead of taking the likeliest token")
     temperature: float = setting(0.7, "temperature of sampling", low=1e-3, high=10)
+    chat_temperature: float = setting(0.3, "temperature in its place in a chat with a person (`e2e chat`)",
+                                      low=1e-3, high=10)
     top_p: float = setting(0.9, "nucleus of sampling", low=1e-3, high=1)
     num_beams: int = setting(1, "beams; more than 1 searches instead of sampling (the released code uses 2)",
-                             low=1)
+                             low=1, high=32)
     num_inference_steps: int = setting(8, "denoising steps per photo (the released code takes 20)", low=1)
-    guidance_scale: float = setting(2.0, "classifier-free guidance; 1 means none", low=1)
+    guidance_scale: float = setting(2.0, "classifier-free guidance; 1 means none", low=1, high=100)
     batch_size: int = setting(128, "contexts answered at once", low=1)
 
 
@@ -162,7 +172,7 @@ class Pretrain:
     captioner_steps: int = setting(3000, "steps of the baselines' captioner", low=1)
     vqvae_steps: int = setting(5000, "steps of Divter's VQ autoencoder", low=1)
     translator_steps: int = setting(6000, "steps of Divter's translator", low=1)
-    seed: int = setting(0, "seed of pretraining", low=0)
+    seed: int = setting(0, "seed of pretraining", low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True)
@@ -254,13 +264,25 @@ def replace(config: Config, key: str, value: Any) -> Config:
     return dataclasses.replace(config, **{section: changed})
 
 
-def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(saved: Any) -> dict[str, Any]:
     """A saved configuration (as ``dataclasses.asdict`` gives it) with the defaults of settings that it lacks.
-    """
-    defaults = {section.name: {f.name: f.default for f in fields(section.type)}  # type: ignore[arg-type]
-                for section in fields(Config)[1:]}
-    return {"profile": saved.get("profile"),
-            **{name: {**section, **saved.get(name, {})} for name, section in defaults.items()}}
+    Raises ConfigError where it, or a section of it, is not an object of settings."""
+    if not isinstance(saved, dict):
+        raise ConfigError(f"a saved configuration is an object of settings, not {type(saved).__name__}")
+    full: dict[str, Any] = {"profile": saved.get("profile")}
+    for section in fields(Config)[1:]:
+        part = saved.get(section.name, {})
+        if not isinstance(part, dict):
+            raise ConfigError(f"section {section.name!r} of a saved configuration is {part!r:.60}, no object")
+        full[section.name] = {f.name: f.default for f in fields(section.type)} | part  # type: ignore
+    return full
+
+
+def check_seed(seed: Any) -> int:
+    """The ``seed``, if it is a whole number from 0 to ``MAX_SEED``. Raises ConfigError."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed {seed!r} is not allowed: expected a whole number from 0 to {MAX_SEED}")
+    return seed
 
 
 def overrides_of(config: Config) -> list[str]:
@@ -295,9 +317,11 @@ def _allowed(f: dataclasses.Field[Any]) -> str:
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[type(f.default)]
     if rules["choices"]:
         return "one of " + ", ".join(map(str, rules["choices"]))
-    if rules["low"] is not None and rules["high"] is not None:
-        return f"{kind} from {rules['low']:g} to {rules['high']:g}"
-    return kind + (f" of at least {rules['low']:g}" if rules["low"] is not None else "")
+    low, high = (f"{bound:g}" if isinstance(bound, float) else bound
+                 for bound in (rules["low"], rules["high"]))
+    if low is not None and high is not None:
+        return f"{kind} from {low} to {high}"
+    return kind + (f" of at least {low}" if low is not None else "")
 
 
 def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
@@ -314,7 +338,7 @@ def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
         raise complaint
     try:
         typed = kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # "many"; a whole number that no float holds
         raise complaint from None
     low, high, choices = (f.metadata[rule] for rule in ("low", "high", "choices"))
     # `not (a <= b)` instead of `a > b`, so that nan is refused too.

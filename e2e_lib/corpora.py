@@ -5,18 +5,22 @@ MiniChat, whether a drawn photo shows the right thing) comes with it.
 """
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from e2e_lib import versions
 from e2e_lib.config import Config, ConfigError, Data, did_you_mean
+from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.minichat import corpus as minichat
-from e2e_lib.evaluation.image import FeatureExtractor
+from e2e_lib.evaluation.image import FeatureExtractor, features_of
 from e2e_lib.evaluation.minichat import MiniChatScores
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
-from e2e_lib.evaluation.scores import METRICS, CorpusScores, Metric
+from e2e_lib.evaluation.scores import METRICS, CorpusScores, Metric, answer_row
 from e2e_lib.repro import files
 
 DATA = Path("data")
@@ -29,17 +33,20 @@ class Corpus:
     """``write(settings, folder, echo)`` writes train.jsonl, dev.jsonl, test.jsonl and photos/ into a folder.
 
     ``feature_extractor()`` gives the features that photos are scored with, and ``scores(folder)`` are those
-    that only this corpus has (see ``evaluation.scores.CorpusScores``). ``version`` is raised when the same
-    settings give other files."""
+    that only this corpus has (a class, see ``evaluation.scores.CorpusScores``). ``version`` is raised when
+    the same settings give other files. ``knows_scenes``: its scenes.jsonl says what every photo shows, and
+    the same can be drawn anew, as ``experiments.propagation`` needs it."""
 
     write: Callable[[Data, Path, Echo], None]
     feature_extractor: Callable[[], FeatureExtractor]
     version: int = 1
     scores: Callable[[Path], CorpusScores] | None = None
+    knows_scenes: bool = False
 
 
 CORPORA: dict[str, Corpus] = {
-    "minichat": Corpus(minichat.write, load_scene_classifier, versions.MINICHAT, MiniChatScores),
+    "minichat": Corpus(minichat.write, load_scene_classifier, versions.MINICHAT, MiniChatScores,
+                       knows_scenes=True),
 }
 
 
@@ -60,46 +67,121 @@ def folder_of(data: Data, root: Path = DATA) -> Path:
 def prepare(config: Config, echo: Echo, root: Path = DATA) -> Path:
     """Writes the configuration's corpus unless it is there; returns its folder, which appears when complete.
 
-    Raises ConfigError for an unknown corpus or one that wrote less than it must, and files.SaveError.
+    Raises ConfigError for an unknown corpus, one whose own reading or writing fails, or one that wrote less
+    than it must, and files.SaveError.
     """
     corpus, folder = named(config.data.name), files.recover_folder(folder_of(config.data, root))
     if folder.is_dir():
         echo(f"data: {folder} is there already")
         return folder
     with files.atomic_folder(folder) as new:
-        corpus.write(config.data, new, echo)
+        try:
+            corpus.write(config.data, new, echo)
+        except files.SaveError:
+            raise
+        except OSError as error:  # not one of this package's: saving would take it for its own
+            problem = f"stopped with {type(error).__name__}: {error}"
+            raise _mistake(config.data.name, "write", problem) from error
         missing = [name for name in (*(f"{split}.jsonl" for split in SPLITS), "photos")
                    if not (new / name).exists()]
         if missing:
-            raise ConfigError(f"corpus {config.data.name!r}: its `write` left out {', '.join(missing)}; see "
-                              "e2e_lib.corpora.Corpus for what it must write")
+            raise _mistake(config.data.name, "write", f"left out {', '.join(missing)}")
     echo(f"data: written to {folder}")
     return folder
 
 
 def extractor_of(data: Data) -> FeatureExtractor:
-    """The corpus's feature extractor. Raises ConfigError for one without ``extract``."""
+    """The corpus's feature extractor. Raises ConfigError for one that gives no features of two photos."""
     extractor = named(data.name).feature_extractor()
-    _check(data.name, "feature_extractor", extractor, ("extract",), "evaluation.image.FeatureExtractor")
+    _check_has(data.name, "feature_extractor", extractor, ("extract",))
+    try:
+        features_of([torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2, extractor)
+    except Exception as error:  # whatever a stranger's code raises
+        raise _mistake(data.name, "feature_extractor",
+                       f"gives features of no two photos ({type(error).__name__}: {error})") from error
     return extractor
 
 
 def scores_of(data: Data, folder: Path) -> CorpusScores | None:
-    """The scores that only this corpus has, for its ``folder``; None if it has none. Raises ConfigError."""
+    """The scores that only this corpus has, for its ``folder``, checked as they are used; None if it has
+    none. Raises ConfigError, also for ``metrics`` that ``scores`` itself, a class, does not have."""
     make = named(data.name).scores
-    scores = make(folder) if make else None
-    if scores is not None:
-        _check(data.name, "scores", scores, ("metrics", "questions", "annotate", "values"),
-               "evaluation.scores.CorpusScores")
-    return scores
+    if not make:
+        return None
+    scores = make(folder)
+    _check_has(data.name, "scores", scores, ("metrics", "questions", "annotate", "values"))
+    if unknown := set(scores.metrics) - metrics_of(data).keys():
+        raise _mistake(data.name, "scores", f"is no class with {', '.join(sorted(unknown))} in its `metrics`")
+    return _CheckedScores(data.name, scores)
 
 
 def metrics_of(data: Data) -> dict[str, Metric]:
-    """How scores are shown, in order: those of every corpus, then those that only this one has."""
-    return {**METRICS, **getattr(named(data.name).scores, "metrics", {})}
+    """How scores are shown, in order: those of every corpus, then those that only this one has.
+    Raises ConfigError for ``metrics`` that are no mapping of names to ``Metric``."""
+    own = getattr(named(data.name).scores, "metrics", {})
+    if not isinstance(own, Mapping) or (problem := files.find_problem(dict(own), {"*": Metric})):
+        problem = problem if isinstance(own, Mapping) else f"expected a mapping, found {type(own).__name__}"
+        raise _mistake(data.name, "metrics", f"is of another form: {problem}")
+    return {**METRICS, **own}
 
 
-def _check(name: str, field: str, value: Any, needed: tuple[str, ...], protocol: str) -> None:
-    if missing := [attribute for attribute in needed if not hasattr(value, attribute)]:
-        raise ConfigError(f"corpus {name!r}: what its `{field}` gives, a {type(value).__name__}, has no "
-                          f"{' and no '.join(missing)}; see e2e_lib.{protocol} for what it must have")
+class _CheckedScores:
+    """A corpus's own scores; what they give in another form than ``CorpusScores`` says is a ConfigError."""
+
+    def __init__(self, name: str, scores: CorpusScores) -> None:
+        self.name, self.scores, self.metrics = name, scores, scores.metrics
+
+    def questions(self, examples: Sequence[Example]) -> list[tuple[Example, dict[str, Any]]]:
+        """The corpus's, once the other methods were tried on the first example and the first question, so
+        that what is wrong with them shows before anything is answered."""
+        pairs = self._checked("questions", self.scores.questions(examples), [tuple])
+        for number, pair in enumerate(pairs, 1):
+            if len(pair) != 2 or not isinstance(pair[0], Example) or not isinstance(pair[1], dict):
+                raise _mistake(self.name, "questions", f"gives as pair {number} {pair!r:.80}, not an Example "
+                               "and a dictionary")
+        first, silence = list(examples[:1]), Response("")
+        rows = [answer_row(example, silence) | note
+                for example, note in zip(first, self.annotate(first, [silence] * len(first)), strict=True)]
+        rows += [{"dialogue_id": example.dialogue_id, "index": example.index, **question, "text": ""}
+                 for example, question in pairs[:1]]
+        for row in rows:
+            self.values(row)
+        self.counts(rows)
+        return pairs
+
+    def annotate(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[dict[str, Any]]:
+        notes = self._checked("annotate", self.scores.annotate(examples, responses), [{}])
+        if len(notes) != len(examples):
+            raise _mistake(self.name, "annotate", f"gives {len(notes)} rows for {len(examples)} answers")
+        if examples and (taken := answer_row(examples[0], responses[0]).keys() & notes[0].keys()):
+            raise _mistake(self.name, "annotate", f"overwrites what answers have: {', '.join(sorted(taken))}")
+        return notes
+
+    def values(self, row: Mapping[str, Any]) -> dict[str, float]:
+        return self._checked("values", self.scores.values(row), {"*": int | float | bool})
+
+    def counts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        made = self.scores.counts(rows) if hasattr(self.scores, "counts") else {}
+        return self._checked("counts", made, {"n?": {"*": int | float}})
+
+    def _checked(self, method: str, made: Any, shape: Any) -> Any:
+        problem = files.find_problem(made, shape)
+        if not problem and method in ("annotate", "counts"):  # these are saved
+            try:
+                json.dumps(made, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                problem = f"it cannot be saved as JSON ({error})"
+        if problem:
+            raise _mistake(self.name, method, f"gives another form: {problem}")
+        return made
+
+
+def _check_has(name: str, part: str, made: Any, needed: tuple[str, ...]) -> None:
+    if missing := [attribute for attribute in needed if not hasattr(made, attribute)]:
+        raise _mistake(name, part, f"gives a {type(made).__name__}, which has no {' and no '.join(missing)}")
+
+
+def _mistake(name: str, part: str, problem: str) -> ConfigError:
+    see = {"write": "corpora.Corpus", "feature_extractor": "evaluation.image.FeatureExtractor"}
+    return ConfigError(f"corpus {name!r}: its `{part}` {problem}; see e2e_lib."
+                       f"{see.get(part, 'evaluation.scores.CorpusScores')}")

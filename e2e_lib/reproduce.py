@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib.config import SYSTEMS, Config, overrides_of, replace
-from e2e_lib.corpora import Echo, prepare
+from e2e_lib.corpora import Echo, named, prepare
 from e2e_lib.experiments import comparison, propagation
 from e2e_lib.experiments.evaluate import evaluate
 from e2e_lib.models.hub import WEIGHTS
@@ -78,16 +78,18 @@ def train_and_compare(config: Config, seeds: Sequence[int], stage: Echo, echo: E
     summary = results.summarise(config.profile, seeds=seeds)
     comparison.compare_systems(config, seeds, SYSTEMS, echo)
     tables.write_tables(config.profile, echo=echo)
-    if config.data.name == "minichat":  # only there is it known what a photo must show
+    if named(config.data.name).knows_scenes:
         propagation.propagate(config, seeds, SYSTEMS, echo)
     return score_lines(summary)
 
 
 def compare(config: Config, seeds: Sequence[int], echo: Echo) -> None:
-    """Trains, scores and compares every system, and measures FID of photos from gold captions."""
-    stage = stages(2 + 2 * len(SYSTEMS) * len(seeds), echo)
+    """Trains, scores and compares every system; where a corpus can draw its scenes anew, also measures FID of
+    photos from gold captions."""
+    knows_scenes = named(config.data.name).knows_scenes
+    stage = stages(1 + 2 * len(SYSTEMS) * len(seeds) + int(knows_scenes), echo)
     lines = train_and_compare(config, seeds, stage, echo)
-    if config.data.name == "minichat":  # which can draw the same scenes anew
+    if knows_scenes:
         stage("FID of photos from gold captions")
         propagation.gold_fid(config, seeds, SYSTEMS, echo)
     echo(lines)
@@ -96,7 +98,8 @@ def compare(config: Config, seeds: Sequence[int], echo: Echo) -> None:
 def run_numbered_notebooks(config: Config, seeds: Sequence[int], echo: Echo,
                            fresh: bool = False) -> list[Path]:
     """Runs the numbered notebooks, or keeps those whose inputs are unchanged; returns the executed copies."""
-    inputs = {"numbers": repr(versions()), "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
+    inputs = {"numbers": repr(versions()), "corpus": str(named(config.data.name).version),
+              "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
               **{name: sha256(WEIGHTS / name / "manifest.json") for name in ("mini", "mini-baselines")}}
     return notebooks.run_notebooks(
         [Path("notebooks") / f"{name}.ipynb" for name in NOTEBOOKS],

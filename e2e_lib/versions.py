@@ -6,13 +6,14 @@ change while the version does not.
 """
 
 MINICHAT = 1  # which dialogues and photos MiniChat has
-SCORING = 1  # how answers become scores
-DECODING = 1  # how a chat becomes a prompt, and the model's answer text and a photo
+SCORING = 2  # how answers become scores
+DECODING = 2  # how a chat becomes a prompt, and the model's answer text and photos
 TRAINING = 1  # batches, losses and steps of joint training
+INTERVALS = 2  # what follows from the scores of several runs: intervals, p-values, FID by number of photos
 GRADIENTS = 1  # the bridge: maps and estimators, and how they are measured
 
 
 def versions(*names: str) -> dict[str, int]:
     """The named versions, all of them by default, in lower case: ``{"minichat": 1, …}``."""
     return {name: globals()[name.upper()] for name in names
-            or ("minichat", "scoring", "decoding", "training", "gradients")}
+            or ("minichat", "scoring", "decoding", "training", "intervals", "gradients")}

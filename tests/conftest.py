@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test must never reach for a hu
 import pytest
 import torch
 from diffusers import AutoencoderDC, DDPMScheduler, UNet2DConditionModel, VQModel
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from model_helpers import PARTS
 from transformers import (
     Blip2Config,
@@ -34,6 +36,11 @@ from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
 from e2e_lib.repro import files
 
 torch.set_num_threads(1)
+# How many inputs a test marked "fuzz" makes up: a few in the tests, as many as E2E_FUZZ_EXAMPLES says with HYPOTHESIS_PROFILE=fuzz.
+for name, how in {"default": {"max_examples": 50, "derandomize": True},
+                  "fuzz": {"max_examples": int(os.environ.get("E2E_FUZZ_EXAMPLES", "10000")), "derandomize": False}}.items():
+    hypothesis_settings.register_profile(name, deadline=None, suppress_health_check=[HealthCheck.too_slow], **how)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 WIDTH, QUERIES, CAPTION_LIMIT = 32, 4, 32
 CODES, SIDE = 24, 4  # entries of the codebook, and codes along a side of a photo
 TOWER = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -52,7 +59,7 @@ def special_ids(tokenizer):
 def save_parts(folder):
     """Every part of the end-to-end model in ``folder``, in the layout of the shipped ones. Returns the tokenizers."""
     turns = [turn for i in range(300) for turn in make_chat("train", i, 99).dialogue.turns]
-    captions = [turn.photo.caption for turn in turns if turn.photo]
+    captions = [turn.photos[0].caption for turn in turns if turn.photos]
     lines = [f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text]
     words = train_llama_like(lines + captions, vocabulary=420)
     clip = train_clip_like(captions, merges=80, limit=CAPTION_LIMIT)
@@ -198,7 +205,7 @@ def examples(corpus):
 def six(examples):
     """Six examples and their photos: with and without photos in their contexts and responses, in no order."""
     rows, store = examples
-    kinds = {kind: [e for e in rows if (any(turn.photo for turn in e.context), bool(e.response.photo)) == kind]
+    kinds = {kind: [e for e in rows if (any(turn.photos for turn in e.context), bool(e.response.photos)) == kind]
              for kind in ((True, True), (True, False), (False, True), (False, False))}
     return [kinds[True, False][0], kinds[True, True][0], kinds[False, False][0], kinds[False, True][0],
             kinds[True, True][-1], kinds[True, False][-1]], store
@@ -208,9 +215,9 @@ def six(examples):
 def batch(model, examples):
     """Six examples: two responses with photos after a context with a photo, two more with photos, two of text only."""
     rows, store = examples
-    in_both = [e for e in rows if e.response.photo and any(turn.photo for turn in e.context)][:2]
-    in_response = [e for e in rows if e.response.photo and not any(turn.photo for turn in e.context)][:2]
-    text = [e for e in rows if not e.response.photo and len(e.context) > 2][:2]
+    in_both = [e for e in rows if e.response.photos and any(turn.photos for turn in e.context)][:2]
+    in_response = [e for e in rows if e.response.photos and not any(turn.photos for turn in e.context)][:2]
+    text = [e for e in rows if not e.response.photos and len(e.context) > 2][:2]
     return Collator(model.formatter, store)([
         text[0], in_both[0], in_response[0], text[1], in_both[1], in_response[1]])
 

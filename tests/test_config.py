@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2e_lib import config as configuration
-from e2e_lib.config import PROFILES, RENAMED, ConfigError, load, overrides_of, replace, table, with_defaults
+from e2e_lib.config import (
+    PROFILES,
+    RENAMED,
+    ConfigError,
+    check_seed,
+    load,
+    overrides_of,
+    replace,
+    table,
+    with_defaults,
+)
 
 FIELDS = {f"{section.name}.{f.name}": f for section in dataclasses.fields(configuration.Config)[1:]
           for f in dataclasses.fields(getattr(load("mini"), section.name))}
@@ -71,16 +81,18 @@ def test_an_override_without_a_value_shows_how_it_is_written(override):
 
 
 @pytest.mark.parametrize(("key", "value", "allowed"), [
-    ("train.epochs", "0", "a whole number of at least 1"), ("train.epochs", "2.5", "a whole number"), ("train.epochs", "many", "a whole number"),
+    ("train.epochs", "0", "a whole number from 1 to 1000000000"), ("train.epochs", "2.5", "a whole number"), ("train.epochs", "many", "a whole number"),
     ("train.epochs", "", "a whole number"), ("train.learning_rate", "nan", "a number from 1e-08 to 1"), ("train.learning_rate", "2", "from 1e-08 to 1"),
     ("train.learning_rate", "-1e-4", "from 1e-08 to 1"), ("train.learning_rate", "inf", "from 1e-08 to 1"),
     ("train.image_loss_weight", "inf", "a number of at least 0"), ("train.image_loss_weight", "-1", "at least 0"),
     ("train.image_loss_weight", "nan", "at least 0"), ("bridge.temperature_end", "0", "a number from 0.001 to 100"),
     ("bridge.mapping", "letter", "one of none, static_piece"), ("bridge.mapping", "", "sentence, word, span"), ("bridge.noise", "yes", "true or false"),
-    ("bridge.noise", "1", "true or false"), ("inference.top_p", "1.01", "0.001 to 1")])
+    ("bridge.noise", "1", "true or false"), ("inference.top_p", "1.01", "0.001 to 1"), ("inference.num_beams", "33", "from 1 to 32"),
+    ("inference.guidance_scale", "1e30", "from 1 to 100"), ("data.photo_size", "5000", "from 8 to 4096"),
+    ("train.batch_size", "100000000000000000000", "from 1 to 1000000000"), ("train.learning_rate", 10**400, "from 1e-08 to 1")])
 def test_a_value_that_is_not_allowed_is_named_with_what_is(key, value, allowed):
     with pytest.raises(ConfigError) as caught:
-        load("smoke", [f"{key}={value}"])
+        replace(load("smoke"), key, value)
     assert f"{key} = {value!r} is not allowed: expected " in str(caught.value) and allowed in str(caught.value)
 
 
@@ -111,6 +123,29 @@ def test_a_saved_configuration_gets_the_defaults_of_newer_settings():
     full = with_defaults(saved)
     assert full["train"] == {**dataclasses.asdict(load("mini").train), "epochs": 7} and full["profile"] == "mini"
     assert full["evaluation"] == {"max_text_only_examples": 0}
+
+
+@pytest.mark.parametrize(("saved", "message"), [
+    ("mini", "is an object of settings, not str"), ([1], "not list"), (None, "not NoneType"),
+    ({"profile": "mini", "train": "fast"}, "section 'train' of a saved configuration is 'fast', no object")])
+def test_a_saved_configuration_of_another_shape_is_refused(saved, message):
+    with pytest.raises(ConfigError, match=message):
+        with_defaults(saved)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, True, 1.0, "1", None])
+def test_every_seed_has_one_range(seed):
+    assert [check_seed(right) for right in (0, 7, 2**63 - 1)] == [0, 7, 2**63 - 1]
+    with pytest.raises(ConfigError, match="expected a whole number from 0 to 9223372036854775807"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("key", ["data.seed", "pretrain.seed"])
+def test_settings_that_are_seeds_have_the_range_of_seeds(key):
+    assert key in {row["key"] for row in table(load("mini", [f"{key}=9223372036854775807"]))}
+    for value in ("9223372036854775808", "-1"):
+        with pytest.raises(ConfigError, match=f"{key} = '{value}' is not allowed: expected a whole number from 0 to 9223372036854775807"):
+            load("mini", [f"{key}={value}"])
 
 
 def test_settings_cannot_be_changed_in_place():

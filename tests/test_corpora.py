@@ -11,11 +11,12 @@ from e2e_lib import corpora
 from e2e_lib.config import ConfigError, Data
 from e2e_lib.corpora import Corpus
 from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn, write_dialogues
+from e2e_lib.data.examples import split_examples
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.scores import Metric
 from e2e_lib.experiments.evaluate import evaluate
-from e2e_lib.repro import results
-from e2e_lib.repro.run_files import read_answers, read_details
+from e2e_lib.repro import files, results
+from e2e_lib.repro.run_files import read_answers, read_details, run_folder
 from e2e_lib.training.loop import train
 
 COLOURS = ("red", "green", "blue")
@@ -31,7 +32,7 @@ def write(settings, folder, echo):
             store.add(photo_id, Image.new("RGB", (200, 120), colour), durable=False)
             dialogues.append(Dialogue(photo_id, (
                 Turn(0, "what is your favourite colour?"), Turn(1, "look:"),
-                Turn(1, "", SharedPhoto(photo_id, f"a {colour} wall")), Turn(0, f"ah, {colour}!"))))
+                Turn(1, "", (SharedPhoto(photo_id, f"a {colour} wall"),)), Turn(0, f"ah, {colour}!"))))
         write_dialogues(folder / f"{split}.jsonl", dialogues)
 
 
@@ -129,11 +130,42 @@ def test_what_a_corpus_did_not_write_is_named(tiny, monkeypatch, lacking):
     assert not corpora.folder_of(tiny.data).exists()
 
 
-def test_a_feature_extractor_that_cannot_extract_is_named(tiny, monkeypatch):
-    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, lambda: torch.nn.Linear(1, 1)))
-    with pytest.raises(ConfigError, match="corpus 'walls': what its `feature_extractor` gives, a Linear, has no extract; "
-                                          "see e2e_lib.evaluation.image.FeatureExtractor"):
-        corpora.extractor_of(tiny.data)
+def test_an_error_while_a_corpus_is_written_is_said_to_be_the_corpuss(tiny, monkeypatch):
+    def write_elsewhere(settings, folder, echo):
+        (folder / "dialogues.zip").read_bytes()
+
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write_elsewhere, MeanColour))
+    with pytest.raises(ConfigError, match="corpus 'walls': its `write` stopped with FileNotFoundError: .*dialogues.zip"):
+        corpora.prepare(tiny, lambda _: None)
+
+    def write_to_a_full_disk(settings, folder, echo):
+        raise files.SaveError("could not save it: the disk is full")
+
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write_to_a_full_disk, MeanColour))
+    with pytest.raises(files.SaveError, match="the disk is full"):
+        corpora.prepare(tiny, lambda _: None)
+
+
+class OneTooFew:
+    def extract(self, photos):
+        return torch.zeros(len(photos) - 1, 2), torch.zeros(len(photos) - 1, 2)
+
+
+class Lists:
+    def extract(self, photos):
+        return [[0.0] for _ in photos], [[0.0] for _ in photos]
+
+
+@pytest.mark.parametrize(("extractor", "message"), [
+    (lambda: torch.nn.Linear(1, 1), "gives a Linear, which has no extract"),
+    (OneTooFew, "gives features of no two photos .ValueError: OneTooFew.extract gave "),
+    (Lists, "gives features of no two photos .TypeError: "),
+])
+def test_a_feature_extractor_that_cannot_extract_is_named_before_any_training(tiny, monkeypatch, extractor, message):
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, extractor))
+    with pytest.raises(ConfigError, match=f"corpus 'walls': its `feature_extractor` {message}.*; see e2e_lib.evaluation.image.FeatureExtractor"):
+        train(tiny, 0, lambda _: None)
+    assert not run_folder(tiny, 0).exists()
 
 
 def test_scores_without_a_method_are_named(tiny, monkeypatch, tmp_path):
@@ -141,9 +173,41 @@ def test_scores_without_a_method_are_named(tiny, monkeypatch, tmp_path):
         metrics, values = {}, dict
 
     monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, scores=lambda _: Half()))
-    with pytest.raises(ConfigError, match="corpus 'walls': what its `scores` gives, a Half, has no questions and no annotate; "
+    with pytest.raises(ConfigError, match="corpus 'walls': its `scores` gives a Half, which has no questions and no annotate; "
                                           "see e2e_lib.evaluation.scores.CorpusScores"):
         corpora.scores_of(tiny.data, tmp_path)
+
+
+@pytest.mark.parametrize(("method", "gives", "message"), [
+    ("questions", [("colours", {})], "`questions` gives as pair 1 .'colours', ..., not an Example and a dictionary"),
+    ("questions", {}, "`questions` gives another form: expected a list, found dict"),
+    ("annotate", [], "`annotate` gives 0 rows for 1 answers"),
+    ("annotate", ["polite"], "`annotate` gives another form: row 1: expected an object, found str"),
+    ("annotate", [{"text": "please"}], "`annotate` overwrites what answers have: text"),
+    ("annotate", [{"polite": {1}}], "`annotate` gives another form: it cannot be saved as JSON"),
+    ("values", 0.5, "`values` gives another form: expected an object, found float"),
+    ("values", {"politeness": "much"}, "`values` gives another form: field 'politeness': expected int or float or bool, found 'much'"),
+    ("counts", [1], "`counts` gives another form: expected an object, found list"),
+    ("counts", {"n": {"replies": "many"}}, "`counts` gives another form: field 'n.replies': expected int or float, found 'many'"),
+])
+def test_scores_of_another_form_are_named_before_anything_is_answered(tiny, monkeypatch, method, gives, message):
+    odd = type("Odd", (Politeness,), {method: lambda *_: gives})
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, scores=odd))
+    folder = corpora.prepare(tiny, lambda _: None)
+    examples, _ = split_examples(folder, "test")
+    with pytest.raises(ConfigError, match=f"corpus 'walls': its {message}.*; see e2e_lib.evaluation.scores.CorpusScores"):
+        corpora.scores_of(tiny.data, folder).questions(examples)
+
+
+@pytest.mark.parametrize(("scores", "message"), [
+    (type("Odd", (Politeness,), {"metrics": ["politeness"]}), "`metrics` is of another form: expected a mapping, found list"),
+    (type("Odd", (Politeness,), {"metrics": {"politeness": "higher"}}), "`metrics` is of another form: field 'politeness': expected Metric, found 'higher'"),
+    (lambda folder: Politeness(folder), "`scores` is no class with politeness in its `metrics`"),  # which no table would show
+])
+def test_metrics_of_another_form_are_named(tiny, monkeypatch, scores, message):
+    monkeypatch.setitem(corpora.CORPORA, "walls", Corpus(write, MeanColour, scores=scores))
+    with pytest.raises(ConfigError, match=f"corpus 'walls': its {message}"):
+        corpora.scores_of(tiny.data, corpora.prepare(tiny, lambda _: None))
 
 
 def test_a_corpus_is_written_once_and_whole(tiny):

@@ -1,5 +1,6 @@
 """The whole thread at `smoke`: data, training, scores, figures and every notebook through papermill."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,8 +8,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 
-from e2e_lib.reproduce import NOTEBOOKS, score_lines
+from e2e_lib import corpora
+from e2e_lib.config import load
+from e2e_lib.reproduce import NOTEBOOKS, compare, score_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,3 +46,18 @@ def test_score_lines_show_mean_and_spread_by_system() -> None:
                "systems": {"end_to_end": {"bleu1": {"mean": 12.5, "std": 0.25, "n": 2}, "fid": {"mean": 2.0, "std": None, "n": 1}}}}
     lines = score_lines(summary)
     assert "BLEU-1" in lines and "12.50 ± 0.25" in lines and "2.00\n" in lines and "7 examples" in lines and "seeds 0, 2" in lines
+
+
+@pytest.mark.parametrize("knows_scenes", [True, False])
+def test_a_corpus_without_known_scenes_is_compared_without_what_needs_them(monkeypatch, knows_scenes) -> None:
+    ran, lines = [], []
+    for name in ("train", "evaluate", "comparison.compare_systems", "propagation.propagate", "propagation.gold_fid", "results.summarise",
+                 "tables.write_tables", "score_lines"):
+        monkeypatch.setattr(f"e2e_lib.reproduce.{name}", lambda *_, name=name, **__: ran.append(name) or "")
+    plug = corpora.Corpus(lambda *_: None, lambda: None, knows_scenes=knows_scenes)
+    monkeypatch.setitem(corpora.CORPORA, "walls", plug)
+    config = dataclasses.replace(load("smoke"), data=dataclasses.replace(load("smoke").data, name="walls"))
+    compare(config, [0, 1], lines.append)
+    assert [name for name in ran if name.startswith("propagation")] == ["propagation.propagate", "propagation.gold_fid"] * knows_scenes
+    stages = [line.split(":")[0] for line in lines if line.startswith("== ")]
+    assert stages == [f"== stage {number} of {len(stages)}" for number in range(1, len(stages) + 1)] and len(stages) == 13 + knows_scenes

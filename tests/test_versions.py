@@ -6,6 +6,7 @@ They were computed with the code of commit f4138f1, before the package's rooms w
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,8 +20,10 @@ from e2e_lib.data.minichat.chats import make_chat, photo_seed
 from e2e_lib.data.minichat.scenes import draw_scene
 from e2e_lib.data.photos import to_tensor
 from e2e_lib.evaluation.image import features_of
+from e2e_lib.evaluation.intervals import mean_interval
 from e2e_lib.evaluation.minichat import MiniChatScores
 from e2e_lib.evaluation.scores import all_scores, answer_row, reduce
+from e2e_lib.experiments.comparison import differences, fid_by_number
 from e2e_lib.inference.respond import parse_response, respond
 from e2e_lib.models.systems import build
 from e2e_lib.repro.randomness import generator
@@ -65,6 +68,24 @@ GOLDEN = {  # of each version that was
         "span gumbel_rao": -0.257662545044322,
     }},
 }
+
+# Version 2 has a second ROUGE-L, and as many photos in an answer as it has captions.
+GOLDEN["SCORING"][2] = GOLDEN["SCORING"][1] | {"rougeL_whitespace": 21.49425287356322}
+GOLDEN["DECODING"][2] = GOLDEN["DECODING"][1] | {"text_of_two": "Yes! Nice?", "captions_of_two": ["a blue car", "a red kite"]}
+# Version 1 took percentiles of a bootstrap.
+GOLDEN["INTERVALS"] = {2: {
+    "bleu2 difference": -29.688040481738902, "bleu2 low": -36.95880873468348, "bleu2 high": -22.417272228794324,
+    "bleu2 p": 9.210751116100767e-10, "bleu2 p_corrected": 2.76322533483023e-09,
+    "rougeL difference": -29.770114942528735, "rougeL low": -35.60507254721283, "rougeL high": -23.935157337844643,
+    "rougeL p": 3.4834181222226864e-12, "rougeL p_corrected": 1.3933672488890746e-11,
+    "is difference": -0.16964545954170207, "is low": -0.388933773088488, "is high": 0.049642854005083836,
+    "is p": 0.1231451166097487, "is p_corrected": 0.2462902332194974, "fid difference": 0.34381003513005126,
+    "fid low": -0.4069786724495399, "fid high": 1.0945987427096424, "fid p": 0.35395863445200915,
+    "fid p_corrected": 0.35395863445200915, "fid of 2": 19.316792717423382, "fid of 5": 7.813307097450465,
+    "fid of 8": 4.316913189177375, "fid of 11": 4.299491925306759, "fid of 17": 2.8261952576763374,
+    "fid of 23": 2.5209454796679136, "mean": 0.17314814814814816, "low": 0.08676835265449706,
+    "high": 0.25952794364179926,
+}}
 
 
 def same(value, golden, rel):
@@ -116,10 +137,10 @@ def answers_and_photos():
     texts = ["a red dog", "two kites at the beach", "no", "it was the big one", "", "at night, I think."]
     pairs = []
     for i in range(72):
-        gold = Turn(1, texts[i % 5], SharedPhoto(str(20 + i), texts[(i + 1) % 4]) if i % 3 == 0 else None)
+        gold = Turn(1, texts[i % 5], (SharedPhoto(str(20 + i), texts[(i + 1) % 4]),) if i % 3 == 0 else ())
         shares = i % 3 == 0 and i != 6 or i == 4  # 24 photos: two splits of the Inception Score
         pairs.append((Example(f"d{i // 2}", i, (Turn(0, "hello"),), gold),
-                      Response(texts[(i * 5) % 6], texts[(i + i % 2) % 4] if shares else None, made_up_photo(i) if shares else None)))
+                      Response(texts[(i * 5) % 6], [texts[(i + i % 2) % 4]] * shares, [made_up_photo(i)] * shares)))
     return pairs
 
 
@@ -134,15 +155,26 @@ class NoFolder(MiniChatScores):
 
 
 def scoring_values():
-    rows = [answer_row(*pair) | {"image": pair[1].photo} for pair in answers_and_photos()]
+    rows = [answer_row(*pair) | {"images": pair[1].photos} for pair in answers_and_photos()]
     for row, scene in zip(rows[::3], SCENES, strict=False):
-        row["scene"] = scene
-    drawn = features_of([row["image"] for row in rows if row["image"] is not None], CornerExtractor())
-    gold = features_of([made_up_photo(int(row["gold_photo_id"])) for row in rows if row["gold_photo_id"]], CornerExtractor())
+        row["scenes"] = [scene]
+    drawn = features_of([photo for row in rows for photo in row["images"]], CornerExtractor())
+    gold = features_of([made_up_photo(int(name)) for row in rows for name in row["gold_photo_ids"]], CornerExtractor())
     replies = [{"dialogue_id": "d0", "index": 0, "photo_id": "1", "attribute": name, "truth": truth, "text": text}
                for name, truth, text in QUESTIONS]
     scores = all_scores(reduce([*rows, *replies], drawn, gold, NoFolder()))
     return {**{f"n_{name}": count for name, count in scores.pop("n").items()}, **scores}
+
+
+def interval_values():
+    rows = [answer_row(*pair) | {"images": pair[1].photos} for pair in answers_and_photos()]
+    gold, drawn, others = (features_of([made_up_photo(number) for number in numbers], CornerExtractor()) for numbers in (
+        [int(name) for row in rows for name in row["gold_photo_ids"]], range(24), range(3, 27)))
+    one = reduce(rows, drawn, gold)
+    other = reduce([row | {"text": row["gold_text"] if i % 4 else row["text"]} for i, row in enumerate(rows)], others, gold)
+    found = differences({"one": [one, other], "other": [one, one]}, [("other", "one")], ("bleu2", "rougeL", "is", "fid"))
+    values = {f"{row['metric']} {key}": row[key] for row in found for key in ("difference", "low", "high", "p", "p_corrected")}
+    return values | {f"fid of {row['n']}": row["mean"] for row in fid_by_number(one, subsets=3)} | mean_interval(np.nan_to_num(one.rouge), one.dialogue_ids)
 
 
 @pytest.fixture(scope="module")
@@ -150,24 +182,26 @@ def model():
     return build(settings.load("smoke")).eval()
 
 
-CONTEXT = (Turn(0, "Hi! I took a picture, [IMG] look!"), Turn(0, "", SharedPhoto("3", "a red kite at the beach")),
+CONTEXT = (Turn(0, "Hi! I took a picture, [IMG] look!"), Turn(0, "", (SharedPhoto("3", "a red kite at the beach"),)),
            Turn(1, "How nice. How many were there?"), Turn(0, "Just the one. Do you have a photo of your car?"))
 
 
 def decoding_values(model):
     formatter = model.formatter
-    ids, kept = formatter.context(CONTEXT, 1)
-    answer, is_caption = formatter.response(Turn(1, "Yes!", SharedPhoto("4", "a blue car")))
+    ids, kept, _ = formatter.context(CONTEXT, 1)
+    answer, caption_index, *_ = formatter.response(Turn(1, "Yes!", (SharedPhoto("4", "a blue car"),)))
     parsed = parse_response(model, torch.tensor(formatter.tokenize("so ") + [formatter.image_start_id] + answer))
+    second = formatter.response(Turn(1, "Nice?", (SharedPhoto("5", "a red kite"),))).ids
+    two = parse_response(model, torch.tensor([*answer[:-1], *second]))
     greedy = settings.load("smoke", ["inference.do_sample=false", "inference.num_inference_steps=2"]).inference
     chat = make_chat("test", 2, 5)
     examples = examples_of(chat.dialogue)
-    examples = [next(e for e in examples if e.response.photo), examples[-1]]
+    examples = [next(e for e in examples if e.response.photos), examples[-1]]
     sharing, telling = respond(model, examples, DrawnPhotos(chat), greedy, generator("golden"))
     return {"prompt": hashlib.sha256(repr(ids).encode()).hexdigest(), "length": len(ids), "kept": len(kept),
-            "response": repr(answer), "caption": sum(is_caption), "parsed": parsed.text, "parsed_caption": parsed.caption,
-            "text": telling.text, "text_beside_photo": sharing.text, "caption_of_photo": sharing.caption,
-            "photo": float(sharing.photo.float().mean())}
+            "response": repr(answer), "caption": sum(k == 0 for k in caption_index), "parsed": parsed.text, "parsed_caption": parsed.captions[0], "text_of_two": two.text, "captions_of_two": two.captions,
+            "text": telling.text, "text_beside_photo": sharing.text, "caption_of_photo": sharing.captions[0],
+            "photo": float(sharing.photos[0].float().mean())}
 
 
 TRAINING = ["data.train=6", "data.dev=2", "data.test=1", "train.epoch_examples=16", "train.batch_size=8", "train.epochs=1",
@@ -210,6 +244,10 @@ def test_the_same_answers_have_the_same_scores():
     check("SCORING", scoring_values())
 
 
+def test_the_same_scores_have_the_same_intervals():
+    check("INTERVALS", interval_values(), rel=1e-6)
+
+
 def test_the_same_chat_has_the_same_prompt_and_answer(model):
     check("DECODING", decoding_values(model), rel=0.02)
 
@@ -222,7 +260,7 @@ def test_the_same_logits_have_the_same_gradient(model):
     check("GRADIENTS", gradient_values(model), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["MINICHAT", "SCORING", "DECODING", "TRAINING", "GRADIENTS"])
+@pytest.mark.parametrize("name", ["MINICHAT", "SCORING", "DECODING", "TRAINING", "INTERVALS", "GRADIENTS"])
 def test_a_change_is_reported_with_what_to_do(name, monkeypatch):
     golden = GOLDEN[name][getattr(versions, name)]
     key = next(iter(golden))

@@ -7,7 +7,8 @@
 Axes: B captions, C source positions, L target positions, V1 source vocabulary, D2 embedding width.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from e2e_lib.bridge import vocabulary
-from e2e_lib.bridge.alignment import Encoding, align_ids_to_text, check_tokenizer, encode_with_offsets
+from e2e_lib.bridge.alignment import (
+    Encoding,
+    align_ids_to_text,
+    check_texts,
+    check_tokenizer,
+    encode_with_offsets,
+    vocabulary_size,
+    without_undrawn,
+)
 from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.bridge.fast import token_probabilities
-from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature
+from e2e_lib.bridge.gumbel import (
+    check_logits,
+    check_temperature,
+    full_precision,
+    gumbel_noise,
+    softmax_with_temperature,
+)
 from e2e_lib.bridge.transfer import at_tokens, static_transfer, transfer
 
 NOISY = ("gumbel", "soft")  # estimators with the gradient of Eq. 5, noise included
@@ -44,25 +59,30 @@ class CaptionBridge:
 
     ``mapping``: "sentence" (Eq. 10, the paper's), "word", "span", "static_piece" (Eq. 8), "static_word"
     (needs ``words``), or "none", which lets no gradient through. ``pooling``: "mean" (Eq. 11) or "sum" over
-    positions. ``length``: tokens the text encoder takes; by default the target tokenizer's own limit, or the
-    longest caption if it has none. ``estimator``: one of ``estimators.RELAXATIONS``. Raises TypeError for
-    tokenizers without character offsets, ValueError for names that do not exist.
+    positions. ``added_at``: where Eq. 11 adds to the embeddings, at the tokens of the "caption" or also at
+    its start and end marks, "caption_and_marks" (as the authors' released code); "span" adds at the tokens it
+    is about. ``length``: tokens the text encoder takes, marks included; by default the target tokenizer's own
+    limit, or the longest caption if it has none. ``estimator``: one of ``estimators.RELAXATIONS``. Raises
+    TypeError for tokenizers without character offsets, ValueError for names that do not exist and for a
+    length that is no whole number, does not hold the marks or is more than the tokenizer's limit.
     """
 
     def __init__(self, source_tokenizer: Any, target_tokenizer: Any, mapping: str = "span", *,
-                 pooling: str = "mean", estimator: str = "gumbel", words: Iterable[str] = (),
-                 length: int | None = None) -> None:
+                 pooling: str = "mean", estimator: str = "gumbel", added_at: str = "caption",
+                 words: Iterable[str] = (), length: int | None = None) -> None:
         check_tokenizer(source_tokenizer, "source")
         check_tokenizer(target_tokenizer, "target")
         for name, value, allowed in (("mapping", mapping, vocabulary.MAPPINGS),
                                      ("pooling", pooling, vocabulary.POOLINGS),
-                                     ("estimator", estimator, tuple(RELAXATIONS))):
+                                     ("estimator", estimator, tuple(RELAXATIONS)),
+                                     ("added_at", added_at, vocabulary.ADDED_AT)):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
         self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer
         self.mapping, self.pooling, self.estimator = mapping, pooling, estimator
-        limit = target_tokenizer.model_max_length
-        self.length = length or (limit if limit < UNLIMITED else None)
+        self.added_at, self.length = added_at, _checked_length(target_tokenizer, length)
+        self.sizes = {role: vocabulary_size(tokenizer) for role, tokenizer in
+                      (("source", source_tokenizer), ("target", target_tokenizer))}
         self.static_map = None
         if mapping == "static_piece":
             self.static_map = vocabulary.static_piece(source_tokenizer, target_tokenizer)
@@ -77,67 +97,120 @@ class CaptionBridge:
         ``noise`` is Eq. 4's g: a tensor shaped as the logits, "gumbel" to sample it from ``rng``, None for
         none. ``rng`` also serves estimators that sample by themselves. ``source_ids`` (B, C) are the tokens
         the captions were decoded from, by default the source tokenizer's own; ``source_mask`` is False for
-        padding. Raises ValueError for shapes that do not fit, logits that are not numbers, a temperature that
-        is not positive and tokens that do not spell their caption.
+        padding, which the logits may fill with anything. Logits of -inf mask words. Everything is computed in
+        float32 (float64 where given), also under autocast; the result has the embedding's type and device.
+        Raises ValueError for shapes that do not fit, logits that hold NaN, +inf or no word at a position of a
+        caption, a temperature that is not positive and tokens that do not spell their caption; TypeError for
+        captions that are no list of texts.
         """
         if isinstance(noise, str) and noise != "gumbel":
             raise ValueError(f"noise {noise!r} is unknown; allowed: 'gumbel', None, a tensor like the logits")
+        check_temperature(temperature)
+        captions = check_texts("captions", captions)
+        source = self._encode_source(captions, logits, source_ids, source_mask)
         if isinstance(noise, Tensor) and noise.shape != logits.shape:
             raise ValueError(f"the noise {tuple(noise.shape)} is not shaped as logits {tuple(logits.shape)}")
-        source = self._encode_source(captions, logits, source_ids, source_mask)
         target, truncated = encode_with_offsets(self.target_tokenizer, captions, special=True,
                                                 length=self.length)
-        _check_width("embedding", embedding.num_embeddings, self.target_tokenizer, "target")
+        self._check_width("embedding", len(embedding.weight), "target")
         device = embedding.weight.device
         input_ids, attention_mask = target.input_ids.to(device), target.attention_mask.to(device)  # (B, L)
         embeddings = embedding(input_ids)  # (B, L, D2)
-        if self.mapping == "none" or not captions:
-            return BridgeOutput(embeddings, input_ids, attention_mask, truncated)
+        if captions:
+            with _no_autocast(logits, embeddings):
+                y = self._relaxation(logits[:, :source.input_ids.shape[1]], source, temperature, noise, rng)
+                if self.mapping != "none":
+                    source = without_undrawn(source, target, truncated)
+                    added = self._added(y, captions, source, target, embeddings, embedding.weight)
+                    embeddings = embeddings + added.to(embeddings)
+        return BridgeOutput(embeddings, input_ids, attention_mask, int(truncated.sum()))
 
-        logits = logits[:, :source.input_ids.shape[1]]  # (B, C, V1)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if self.estimator not in NOISY:
+    def _relaxation(self, logits: Tensor, source: Encoding, temperature: float, noise: Tensor | str | None,
+                    rng: torch.Generator | None) -> Tensor:
+        """Vectors over the words (B, C, V1) with the gradient of Eq. 7's h; for dynamic maps only their
+        entries at the caption's tokens (B, C, C), for "none" the logits. Padding gets no gradient."""
+        logits, real = full_precision(logits), source.attention_mask.bool().to(logits.device)
+        ids = source.input_ids.to(logits.device)  # (B, C)
+        if self.estimator not in NOISY or self.mapping == "none":
             noise = None
         elif noise is not None:
-            noise = gumbel_noise(logits.shape, rng) if isinstance(noise, str) else noise[:, :logits.shape[1]]
-        ids = source.input_ids.to(device)  # (B, C)
-        if self.estimator not in ONE_SOFTMAX:
-            y = RELAXATIONS[self.estimator](logits, temperature, rng, ids)  # (B, C, V1)
-        elif self.static_map is not None:
-            y = softmax_with_temperature(logits, temperature, noise)  # (B, C, V1)
-        if self.static_map is not None:
-            pooling = vocabulary.pooling_weights(source.token_mask, self.pooling)  # (B, C)
-            added = static_transfer(y, pooling, self.static_map, embedding.weight)[:, None, :]  # (B, 1, D2)
-            added = added * target.token_mask.to(added)[:, :, None]  # (B, L, D2)
-        else:
-            probabilities = (token_probabilities(logits, ids, temperature, noise)
-                             if self.estimator in ONE_SOFTMAX else at_tokens(y, ids))  # (B, C, C)
-            factored = vocabulary.caption_map(self.mapping, captions, source, target, self.pooling)
-            added = transfer(probabilities, factored, embeddings)  # (B, L, D2)
-        return BridgeOutput(embeddings + added, input_ids, attention_mask, truncated)
+            noise = (gumbel_noise(logits.shape, rng) if isinstance(noise, str)
+                     else noise[:, :logits.shape[1]]).to(logits)
+        if self.estimator in ONE_SOFTMAX and self.mapping in vocabulary.DYNAMIC:
+            return token_probabilities(logits, ids, temperature, noise, real)  # (B, C, C)
+        noisy = logits if noise is None else logits + noise
+        largest = noisy.detach().amax(-1)  # (B, C)
+        check_logits(largest / temperature, logits, real)
+        if self.mapping == "none":
+            return logits
+        if not largest.isfinite().all():  # padding
+            noisy = noisy.masked_fill(~real[:, :, None], 0)
+        if self.estimator in ONE_SOFTMAX:
+            return softmax_with_temperature(noisy, temperature)  # (B, C, V1)
+        y = RELAXATIONS[self.estimator](noisy, temperature, rng, ids)  # (B, C, V1)
+        return at_tokens(y, ids) if self.mapping in vocabulary.DYNAMIC else y
+
+    def _added(self, y: Tensor, captions: list[str], source: Encoding, target: Encoding, embeddings: Tensor,
+               table: Tensor) -> Tensor:
+        """What Eq. 9 and 11 add to the embeddings (B, L, D2): zeros with the gradient to y."""
+        if self.static_map is None:
+            factored = vocabulary.caption_map(self.mapping, captions, source, target, self.pooling,
+                                              self.added_at)
+            return transfer(y, factored, embeddings)  # (B, L, D2)
+        pooling = vocabulary.pooling_weights(source.token_mask, self.pooling)  # (B, C)
+        added = static_transfer(y, pooling, self.static_map, table)  # (B, D2)
+        positions = vocabulary.positions_added_at(target, self.added_at).to(added)  # (B, L)
+        return positions[:, :, None] * added[:, None, :]  # (B, L, D2)
 
     def _encode_source(self, captions: list[str], logits: Tensor, ids: Tensor | None,
                        mask: Tensor | None) -> Encoding:
         """The captions' tokens, one per position of the logits, which may have more positions."""
-        if logits.ndim != 3 or len(logits) != len(captions):
+        if (not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim != 3
+                or len(logits) != len(captions)):
+            got = f"{tuple(logits.shape)} of {logits.dtype}" if isinstance(logits, Tensor) else type(logits)
             raise ValueError(f"{len(captions)} captions need logits of shape ({len(captions)}, positions, "
-                             f"words), got {tuple(logits.shape)}")
-        _check_width("logits", logits.shape[-1], self.source_tokenizer, "source")
-        if ids is not None:
-            mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-            if ids.shape != logits.shape[:2] or mask.shape != ids.shape:
-                raise ValueError(f"source_ids {tuple(ids.shape)} and source_mask {tuple(mask.shape)} do not "
-                                 f"fit logits {tuple(logits.shape)}")
-            return align_ids_to_text(self.source_tokenizer, captions, ids, mask)
-        encoding, _ = encode_with_offsets(self.source_tokenizer, captions, special=False)
-        length = encoding.input_ids.shape[1]
-        if length > logits.shape[1]:
-            row = int(encoding.attention_mask.sum(1).argmax())
-            raise ValueError(f"caption {row} ({captions[row]!r}) has {length} tokens, but the logits "
-                             f"{tuple(logits.shape)} have {logits.shape[1]} positions")
-        return encoding
+                             f"words), got {got}")
+        self._check_width("logits", logits.shape[-1], "source")
+        if ids is None:
+            encoding, _ = encode_with_offsets(self.source_tokenizer, captions, special=False)
+            length = encoding.input_ids.shape[1]
+            if length > logits.shape[1]:
+                row = int(encoding.attention_mask.sum(1).argmax())
+                raise ValueError(f"caption {row} ({captions[row]!r}) has {length} tokens, but the logits "
+                                 f"{tuple(logits.shape)} have {logits.shape[1]} positions")
+            return encoding
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
+        if ids.shape != logits.shape[:2] or mask.shape != ids.shape:
+            raise ValueError(f"source_ids {tuple(ids.shape)} and source_mask {tuple(mask.shape)} do not "
+                             f"fit logits {tuple(logits.shape)}")
+        if ids.is_floating_point() or (mask & ((ids < 0) | (ids >= logits.shape[-1]))).any():
+            raise ValueError(f"source_ids must be whole numbers from 0 to {logits.shape[-1] - 1}; give a "
+                             "source_mask that is False where they are padding")
+        return align_ids_to_text(self.source_tokenizer, captions, ids, mask)
+
+    def _check_width(self, name: str, width: int, role: str) -> None:
+        size = self.sizes[role]
+        if not size <= width < size + PADDING:
+            raise ValueError(f"the {name} are {width} words wide, but the {role} tokenizer has {size}")
 
 
-def _check_width(name: str, width: int, tokenizer: Any, role: str) -> None:
-    if not len(tokenizer) <= width < len(tokenizer) + PADDING:
-        raise ValueError(f"the {name} are {width} words wide, but the {role} tokenizer has {len(tokenizer)}")
+def _checked_length(tokenizer: Any, length: int | None) -> int | None:
+    """Tokens the text encoder takes, by default all that its tokenizer allows, None for no limit."""
+    limit, least = tokenizer.model_max_length, max(1, tokenizer.num_special_tokens_to_add())
+    if length is None and limit >= UNLIMITED:
+        return None
+    length = limit if length is None else length
+    if not isinstance(length, int) or isinstance(length, bool) or not least <= length <= limit:
+        most = f", and of at most {limit}, its tokenizer's limit" if limit < UNLIMITED else ""
+        raise ValueError(f"length {length!r}: the text encoder needs a whole number of tokens of at least "
+                         f"{least}, which hold its start and end marks{most}")
+    return length
+
+
+@contextlib.contextmanager
+def _no_autocast(*tensors: Tensor) -> Iterator[None]:
+    """Mixed precision would multiply in half precision what was made float32 on purpose."""
+    with contextlib.ExitStack() as stack:
+        for kind in {tensor.device.type for tensor in tensors}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

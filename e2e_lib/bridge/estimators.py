@@ -10,17 +10,26 @@ one per row of the batch. The value returned is the sample's objective; ``backwa
 ``logits.grad``. All but REINFORCE evaluate the objective at a relaxation(logits, temperature, rng,
 sampled_ids): vectors (…, V) that stand for words forward and carry a gradient backward. ``sampled_ids`` (…)
 are words already sampled from softmax(logits), such as a caption's, for relaxations whose gradient depends on
-the sample. Temperatures that are not positive raise ValueError.
+the sample. A logit of -inf masks its word: it gets no probability and no gradient. Vectors are float32 for
+logits of half precision. ValueError is raised for temperatures that are not positive, and for logits that
+hold NaN or +inf or have no word left at a position.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from e2e_lib.bridge.gumbel import check_numbers, check_temperature, gumbel_noise, straight_through
+from e2e_lib.bridge.gumbel import (
+    check_logits,
+    check_temperature,
+    full_precision,
+    gumbel_noise,
+    straight_through,
+)
 from e2e_lib.bridge.gumbel import softmax_with_temperature as softmax
 
 Objective = Callable[[Tensor], Tensor]
@@ -29,6 +38,19 @@ Estimator = Callable[..., Tensor]
 Rng = torch.Generator | None
 Ids = Tensor | None
 MOST_CHOICES = 200_000
+
+
+def _checked(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The logits in full precision. Raises ValueError for a temperature or logits that cannot be used."""
+    check_temperature(temperature)
+    check_logits(logits.detach().amax(-1), logits)
+    return full_precision(logits)
+
+
+def _with_gradient(values: Tensor, logits: Tensor) -> Tensor:
+    """``values`` (…, V) forward, the gradient of the logits (…, V) backward; -inf and none where masked."""
+    moved, masked = values + (logits - logits.detach()), logits == -math.inf
+    return moved.masked_fill(masked, -math.inf) if masked.any() else moved
 
 
 def _sample(logits: Tensor, rng: Rng, sampled_ids: Ids = None) -> Tensor:
@@ -61,37 +83,35 @@ def decoupled(logits: Tensor, temperature: float = 1.0, rng: Rng = None, sampled
     """Words sampled from softmax(z), the gradient of softmax(z/τ): one temperature to sample with, another to
     learn with (Shah et al. 2024)."""
     y = softmax(logits, temperature)
-    return _sample(logits, rng, sampled_ids) + (y - y.detach())
+    return _sample(full_precision(logits), rng, sampled_ids) + (y - y.detach())
 
 
 def gumbel_rao(logits: Tensor, temperature: float = 1.0, rng: Rng = None, sampled_ids: Ids = None,
                samples: int = 16) -> Tensor:
     """Eq. 6-7, the gradient averaged over ``samples`` noises that sample the same words (Paulus et al.
     2021)."""
-    check_temperature(temperature)
-    check_numbers(logits, logits)
+    logits = _checked(logits, temperature)
     one_hot = _sample(logits, rng, sampled_ids)
-    # Given that a word has the largest noisy logit, that is Gumbel around log Σ exp z and bounds the others.
+    # Given that a word has the largest noisy logit, that is Gumbel around log Σ exp z and bounds the others;
+    # of log p instead of z, so that the sum is 1 and nothing becomes too large.
     exponentials = torch.empty((samples, *logits.shape)).exponential_(generator=rng).to(logits)
-    log_total = logits.detach().logsumexp(-1, keepdim=True)  # (…, 1)
     largest = (exponentials * one_hot).sum(-1, keepdim=True)  # (samples, …, 1)
-    others = exponentials * (-logits.detach()).exp() + largest * (-log_total).exp()  # (samples, …, V)
-    noisy = torch.where(one_hot.bool(), log_total - largest.log(), -others.log())
-    y = F.softmax((logits + (noisy - logits.detach())) / temperature, -1).mean(0)  # (…, V)
+    others = exponentials * (-F.log_softmax(logits.detach(), -1)).exp() + largest  # (samples, …, V)
+    noisy = -torch.where(one_hot.bool(), largest, others).log()
+    y = F.softmax(_with_gradient(noisy, logits) / temperature, -1).mean(0)  # (…, V)
     return one_hot + (y - y.detach())
 
 
 def reinmax(logits: Tensor, temperature: float = 1.0, rng: Rng = None, sampled_ids: Ids = None) -> Tensor:
     """ReinMax (Liu et al. 2023): straight-through corrected to second order, exact in expectation where the
     objective is quadratic and τ = 1. Raises ValueError for τ < 1, where its correction overshoots."""
-    check_temperature(temperature)
-    check_numbers(logits, logits)
+    logits = _checked(logits, temperature)
     if temperature < 1:
         raise ValueError(f"ReinMax needs a temperature of at least 1, got {temperature}")
     one_hot = _sample(logits, rng, sampled_ids)
     middle = (one_hot + F.softmax(logits.detach() / temperature, -1)) / 2
     log_middle = middle.clamp_min(torch.finfo(logits.dtype).tiny).log()
-    y = 2 * F.softmax((log_middle - logits).detach() + logits, -1) - F.softmax(logits, -1) / 2
+    y = 2 * F.softmax(_with_gradient(log_middle, logits), -1) - F.softmax(logits, -1) / 2
     return one_hot + (y - y.detach())
 
 
@@ -100,7 +120,7 @@ def reinforce(objective: Objective, logits: Tensor, temperature: float = 1.0, rn
     """REINFORCE with a leave-one-out baseline (Kool et al. 2019): unbiased, without a gradient of the
     objective, which it evaluates ``samples`` times. It has no temperature: any other than 1 raises
     ValueError."""
-    check_numbers(logits, logits)
+    logits = _checked(logits)
     if temperature != 1:
         raise ValueError(f"REINFORCE samples from softmax(z), the temperature must be 1, got {temperature}")
     if samples < 2:
@@ -109,7 +129,10 @@ def reinforce(objective: Objective, logits: Tensor, temperature: float = 1.0, rn
     with torch.no_grad():
         values = torch.stack([objective(one_hot) for one_hot in words])  # (samples,) or (samples, B)
     advantage = (values - values.mean(0)) * samples / (samples - 1)
-    log_p = torch.stack([(one_hot * F.log_softmax(logits, -1)).sum(-1) for one_hot in words])  # (samples, …)
+    log_softmax = F.log_softmax(logits, -1)
+    # A product with the one-hot vector would be NaN where another word is masked.
+    log_p = torch.stack([log_softmax.masked_fill(one_hot == 0, 0).sum(-1) for one_hot in words])
+    # log_p: (samples, …)
     # One number for all rows: every position shares the reward. One per row: only that row's positions do.
     log_p = log_p.flatten(values.ndim).sum(-1) if log_p.ndim > values.ndim else log_p  # shaped as values
     surrogate = (advantage * log_p).mean(0)
@@ -132,15 +155,16 @@ ESTIMATORS: dict[str, Estimator] = {
 
 def exact_gradient(objective: Objective, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The expectation () of the objective over words sampled from softmax(logits) and its gradient, shaped as
-    ``logits`` (n, V). It visits all Vⁿ choices and raises ValueError if there are more than 200,000."""
-    check_numbers(logits, logits)
+    ``logits`` (n, V). It visits all Vⁿ choices of words, those that are masked left out, and raises
+    ValueError if Vⁿ is more than 200,000."""
+    logits = _checked(logits)
     positions, words = logits.shape
     if words**positions > MOST_CHOICES:
         raise ValueError(f"{positions} positions of {words} words make {words**positions:,} choices, "
                          f"more than {MOST_CHOICES:,}: estimate instead")
     free = logits.detach().clone().requires_grad_()
     log_p, expectation = F.log_softmax(free, -1), free.new_zeros(())
-    for choice in itertools.product(range(words), repeat=positions):
+    for choice in itertools.product(*((row > -math.inf).nonzero()[:, 0].tolist() for row in logits)):
         ids = torch.tensor(choice)  # (n,)
         with torch.no_grad():
             value = objective(F.one_hot(ids, words).to(free)).sum()

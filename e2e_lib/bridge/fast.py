@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from e2e_lib.bridge.gumbel import check_numbers, check_temperature, softmax_with_temperature
+from e2e_lib.bridge.gumbel import check_logits, check_temperature, softmax_with_temperature
 from e2e_lib.bridge.transfer import at_tokens
 
 CACHED = 2**19  # numbers, 2 MB of them: what a core's cache holds
@@ -18,15 +18,16 @@ def plain_probabilities(logits: Tensor, ids: Tensor, temperature: float, noise: 
     return at_tokens(softmax_with_temperature(logits, temperature, noise), ids)
 
 
-def token_probabilities(logits: Tensor, ids: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
-    """``plain_probabilities``, values and gradient, without writing y to memory.
+def token_probabilities(logits: Tensor, ids: Tensor, temperature: float, noise: Tensor | None,
+                        real: Tensor | None = None) -> Tensor:
+    """``plain_probabilities``, values and gradient, without writing y to memory; both are 0 at positions
+    where ``real`` (B, C) is False, whatever the logits hold there.
 
-    Raises ValueError for a temperature that is not positive and for logits that are not numbers.
+    Raises ValueError for a temperature that is not positive and for logits that have no softmax.
     """
     check_temperature(temperature)
-    y = _TokenProbabilities.apply(logits, None if noise is None else noise.to(logits), temperature, ids)
-    check_numbers(y, logits)
-    return y  # (B, C, U)
+    return _TokenProbabilities.apply(logits, None if noise is None else noise.to(logits), temperature, ids,
+                                     real)  # (B, C, U)
 
 
 class _TokenProbabilities(torch.autograd.Function):
@@ -34,27 +35,34 @@ class _TokenProbabilities(torch.autograd.Function):
     its gradient go over memory many times."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor,
+                real: Tensor | None) -> Tensor:
         index = ids[:, None, :].expand(-1, logits.shape[1], -1)  # (B, C, U)
         log_total, y = logits.new_empty(*logits.shape[:2], 1), logits.new_empty(index.shape)
         for rows, z, g in _cache_sized(logits, noise):
             scaled = (z + g).div_(temperature)  # (rows, C, V1)
             log_total[rows] = scaled.logsumexp(-1, keepdim=True)
             y[rows] = (scaled.gather(-1, index[rows]) - log_total[rows]).exp_()
+        check_logits(log_total[..., 0], logits, real)
+        if real is not None:
+            y.masked_fill_(~real[:, :, None], 0)
+        unknown = ~log_total[..., 0].isfinite()  # (B, C): padding that holds no numbers
         ctx.temperature = temperature
-        ctx.save_for_backward(logits, noise, log_total, index, y)
+        ctx.save_for_backward(logits, noise, log_total, index, y, unknown if unknown.any() else None)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, noise, log_total, index, y = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, noise, log_total, index, y, unknown = ctx.saved_tensors
         weighted = gradients[0] * y / ctx.temperature  # (B, C, U)
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)  # (B, C, V1)
         for rows, z, g in _cache_sized(logits, noise):
             scaled = torch.add(z, g, out=gradient[rows]).div_(ctx.temperature)
             scaled.sub_(log_total[rows]).exp_().mul_(-weighted[rows].sum(-1, keepdim=True))
-        return gradient.scatter_add_(-1, index, weighted), None, None, None
+        if unknown is not None:
+            gradient[unknown] = 0
+        return gradient.scatter_add_(-1, index, weighted), None, None, None, None
 
 
 def _cache_sized(logits: Tensor, noise: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | int]]:

@@ -1,8 +1,15 @@
-"""The straight-through Gumbel-softmax (Eq. 4-7): discrete words forward, a gradient backward."""
+"""The straight-through Gumbel-softmax (Eq. 4-7): discrete words forward, a gradient backward.
+
+A logit of -inf masks its word: no probability and no gradient, as long as one word of the position is left.
+"""
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LEAST_TEMPERATURE = 1e-30  # below it, gradients of 1/τ leave float32
 
 
 def gumbel_noise(shape: torch.Size | tuple[int, ...], rng: torch.Generator | None = None) -> Tensor:
@@ -11,27 +18,52 @@ def gumbel_noise(shape: torch.Size | tuple[int, ...], rng: torch.Generator | Non
     return -torch.empty(shape).exponential_(generator=rng).log()
 
 
+def full_precision(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def check_temperature(temperature: float) -> None:
-    """Raises ValueError for a temperature that is not positive."""
-    if not temperature > 0:
-        raise ValueError(f"the temperature must be positive, got {temperature}")
+    """Raises ValueError for a temperature that is not positive (from 1e-30 on) and finite."""
+    if not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"the temperature must be positive, got {temperature}; allowed: numbers from "
+                         f"{LEAST_TEMPERATURE:g} on")
 
 
-def check_numbers(values: Tensor, logits: Tensor) -> None:
-    """Raises ValueError if ``values``, the logits themselves or what was computed from them, hold NaN."""
-    if torch.isnan(values).any():
-        raise ValueError(f"the logits (shape {tuple(logits.shape)}) hold values that are not numbers; "
-                         "lower the learning rate")
+def check_logits(largest: Tensor, logits: Tensor, real: Tensor | None = None) -> None:
+    """Raises ValueError where a position of the logits (…, V) leaves no softmax to take.
+
+    ``largest`` (…) is a position's largest value, or log-sum-exp, of the logits or of (z + g)/τ. It is not
+    finite where one is NaN or +inf or all are -inf. ``real`` (…) is False for padding, which may hold
+    anything.
+    """
+    bad = ~largest.isfinite() if real is None else ~largest.isfinite() & real
+    if not bad.any():
+        return
+    at = bad.nonzero()[0].tolist()
+    row, names = logits.detach()[tuple(at)], ("caption", "position")[2 - min(2, len(at)):]
+    place = (", ".join(f"{name} {i}" for name, i in zip(names, at, strict=True)) if len(at) <= 2
+             else f"index {tuple(at)}")
+    found = ("NaN" if row.isnan().any() else "+inf" if (row == math.inf).any()
+             else "-inf for every word" if (row == -math.inf).all()
+             else "numbers that the noise or the temperature makes too large")
+    raise ValueError(
+        f"the logits (shape {tuple(logits.shape)}) hold {found}{' at ' if at else ''}{place}. NaN and +inf "
+        "come from half precision, or from training that diverged, as with too high a learning rate; -inf "
+        "masks a word, and one has to be left; padding is ignored where a source_mask says that it is")
 
 
 def softmax_with_temperature(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
-    """Eq. 5: y = softmax((z + g) / τ), logits z and noise g (…, V) to y (…, V); ``noise=None`` leaves g out.
+    """Eq. 5: y = softmax((z + g) / τ), logits z and noise g (…, V) to y (…, V), float32 or float64;
+    ``noise=None`` leaves g out.
 
-    Raises ValueError for a temperature that is not positive or logits that are not numbers.
+    Raises ValueError for a temperature that is not positive and for logits that have no softmax.
     """
     check_temperature(temperature)
-    check_numbers(logits, logits)
-    return F.softmax((logits if noise is None else logits + noise.to(logits)) / temperature, dim=-1)
+    z = full_precision(logits)
+    scaled = (z if noise is None else z + noise.to(z)) / temperature
+    check_logits(scaled.detach().amax(-1), logits)
+    return F.softmax(scaled, dim=-1)
 
 
 def straight_through(relaxation: Tensor) -> Tensor:

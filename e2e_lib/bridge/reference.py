@@ -44,9 +44,11 @@ def added_embeddings(h: Tensor, maps: Sequence[DenseMap], embeddings: Tensor) ->
     return added
 
 
-def dense_maps(mapping: str, caption: str, source: Encoding, target: Encoding, *sizes: int) -> list[DenseMap]:
+def dense_maps(mapping: str, caption: str, source: Encoding, target: Encoding, *sizes: int,
+               added_at: str = "caption") -> list[DenseMap]:
     """A dynamic map of one caption, whose encodings have no batch axis, for vocabularies of ``sizes`` V1, V2:
-    one matrix for "sentence" (Eq. 10), one per word for "word", one per target token for "span"."""
+    one matrix for "sentence" (Eq. 10), one per word for "word", one per target token for "span". The first
+    two are added at the tokens of the "caption", or at its marks too, "caption_and_marks"."""
     def matrix(in_source: Tensor, in_target: Tensor) -> Tensor:
         return caption_matrix(source.input_ids[in_source], target.input_ids[in_target], *sizes)
 
@@ -60,4 +62,5 @@ def dense_maps(mapping: str, caption: str, source: Encoding, target: Encoding, *
         words, _ = word_spans([caption])  # (1, W, 2)
         pairs = list(zip(*(overlap(words, side.spans[None])[0] for side in (source, target)), strict=True))
     mean = source.token_mask / source.token_mask.sum().double()  # (C,)
-    return [DenseMap(matrix(*members), mean, target.token_mask.double()) for members in pairs]
+    scatter = target.token_mask if added_at == "caption" else target.attention_mask  # (L,)
+    return [DenseMap(matrix(*members), mean, scatter.double()) for members in pairs]

@@ -18,12 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, word_spans
+from e2e_lib.bridge.alignment import (
+    Encoding,
+    check_texts,
+    encode_with_offsets,
+    overlap,
+    vocabulary_size,
+    word_spans,
+)
 
 DYNAMIC = ("sentence", "word", "span")
 STATIC = ("static_piece", "static_word")
 MAPPINGS = ("none", *STATIC, *DYNAMIC)
 POOLINGS = ("mean", "sum")
+ADDED_AT = ("caption", "caption_and_marks")
 
 
 @dataclass
@@ -52,13 +60,19 @@ def pooling_weights(members: Tensor, pooling: str) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp_min(1) if pooling == "mean" else weights
 
 
+def positions_added_at(target: Encoding, added_at: str) -> Tensor:
+    """Where Eq. 11 adds to the embeddings, bool (B, L): at the tokens of the "caption", or, as the authors'
+    released code does, at its start and end marks too ("caption_and_marks"); never at padding."""
+    return target.token_mask if added_at == "caption" else target.attention_mask.bool()
+
+
 def caption_map(mapping: str, captions: list[str], source: Encoding, target: Encoding,
-                pooling: str) -> FactoredMap:
+                pooling: str, added_at: str = "caption") -> FactoredMap:
     """The dynamic map of each caption.
 
     "sentence" is Eq. 10. "word" has one term per word of the caption (a word that occurs twice counts twice),
-    added at every position, as in Eq. 11. "span" averages, for each target token, over the source positions
-    that share a character with it, and is added at that token alone.
+    added at every position, as in Eq. 11: at those of ``added_at``. "span" averages, for each target token,
+    over the source positions that share a character with it, and is added at that token alone.
     """
     source_tokens = source.token_mask[:, None, :]  # (B, 1, C)
     target_tokens = target.token_mask[:, None, :]  # (B, 1, L)
@@ -73,7 +87,8 @@ def caption_map(mapping: str, captions: list[str], source: Encoding, target: Enc
             in_source = overlap(words, source.spans) & source_tokens  # (B, W, C)
             in_target = overlap(words, target.spans) & target_tokens  # (B, W, L)
         pooled = source_tokens.expand_as(in_source)  # (B, K, C)
-        scatter = target_tokens.mT.expand(-1, -1, in_source.shape[1])  # (B, L, K)
+        scatter = positions_added_at(target, added_at)[:, :, None].expand(-1, -1, in_source.shape[1])
+        # scatter: (B, L, K)
     return FactoredMap(distinct(in_source, source.input_ids).float(), pooling_weights(pooled, pooling),
                        distinct(in_target, target.input_ids).float(), scatter.float())
 
@@ -91,10 +106,10 @@ class StaticMap:
 
 
 def normalized_tokens(tokenizer: Any) -> list[str]:
-    """Each token of a vocabulary in lower case (CLIP has no other), without the marks of where words begin or
-    end. Special tokens and bare marks become ""."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    special = set(tokenizer.all_special_tokens)
+    """Each token of a vocabulary, by id, in lower case (CLIP has no other), without the marks of where words
+    begin or end. Special tokens, bare marks and ids that no token has become ""."""
+    tokens = tokenizer.convert_ids_to_tokens(range(vocabulary_size(tokenizer)))
+    special = {None, *tokenizer.all_special_tokens}
     return ["" if token in special else token.removeprefix("##").lstrip("▁Ġ").removesuffix("</w>").lower()
             for token in tokens]
 
@@ -112,8 +127,8 @@ def static_piece(source_tokenizer: Any, target_tokenizer: Any) -> StaticMap:
 
 def static_word(source_tokenizer: Any, target_tokenizer: Any, words: Iterable[str]) -> StaticMap:
     """The word-level matrix, which the paper rejects as too large: one term per word of a list, its tokens on
-    either side. Raises ValueError for an empty list."""
-    words = sorted(set(words))
+    either side. Raises ValueError for an empty list, TypeError for what is no list of texts."""
+    words = sorted(set(check_texts("words", words)))
     if not words:
         raise ValueError("the mapping static_word needs a word list, such as words=['dog', 'beach', …]; "
                          "it got none")

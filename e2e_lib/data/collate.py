@@ -5,17 +5,18 @@ A chat is written for the language model as::
     <s>User: found it?⏎Assistant: yes, look! [IMG]▢▢▢▢[/IMG]⏎User: nice! where was that?⏎Assistant:
 
 where ▢ is an image token, in whose place one query embedding of the photo is put. The one who answers is
-always "Assistant". A response is text, ``[IMG] caption [/IMG]``, or both, and ends with </s>.
+always "Assistant". A response is text, ``[IMG] caption [/IMG]`` for each photo, or both, and then </s>.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.dialogue import SharedPhoto, Turn, clean_text
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource
 
@@ -28,20 +29,23 @@ IGNORED = -100  # transformers' label for a position without loss
 class Batch:
     """Tensors of B examples, padded on the right to train, on the left (and without responses) to answer.
 
-    ``input_ids``, ``attention_mask``, ``labels``, ``is_caption`` are (B, T). ``photos`` are the context's P
-    photos in reading order, where a model sees them; ``target_photos`` the R photos of responses,
-    ``target_rows`` (R,) their rows in the batch and ``captions`` their gold captions. A photo is uint8
-    (3, H, W) at its own size.
+    ``input_ids``, ``attention_mask``, ``labels``, ``caption_index`` are (B, T). ``photos`` are the context's
+    P photos in reading order, where a model sees them; ``target_photos`` the R photos of responses,
+    ``target_rows`` (R,) their rows in the batch and ``captions`` their gold captions. ``caption_index`` says
+    which of the R captions a position belongs to; it is -1 at all others. A photo is uint8 (3, H, W) at its
+    own size. ``context_cut`` and ``response_cut`` count, for each example, the tokens that did not fit.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    is_caption: Tensor
+    caption_index: Tensor
     photos: list[Tensor]
     target_photos: list[Tensor]
     target_rows: Tensor
     captions: list[str]
+    context_cut: list[int]
+    response_cut: list[int]
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         moved: dict[str, Any] = {}
@@ -54,23 +58,50 @@ class Batch:
         return replace(self, **moved)
 
 
+class ContextTokens(NamedTuple):
+    """A context as a model reads it: tokens, the turns (and of these the photos) that they hold, and the
+    number of tokens that did not fit."""
+
+    ids: list[int]
+    turns: list[Turn]
+    cut: int
+
+
+class ResponseTokens(NamedTuple):
+    """A response as a model writes it: tokens, for each the number of the caption that it belongs to (else
+    -1), the photos that they share, and how many tokens did not fit."""
+
+    ids: list[int]
+    caption_index: list[int]
+    photos: list[SharedPhoto]
+    cut: int
+
+
 class PromptFormatter:
     """How turns become tokens, for one tokenizer and ``queries`` query embeddings per photo.
 
-    With ``photos_as_captions`` a context photo is its caption as words instead: for a model that cannot see.
+    A context has at most ``max_context`` tokens, a response ``max_response``, if that is given. With
+    ``photos_as_captions`` a context photo is its caption as words instead: for a model that cannot see.
+    Raises ValueError where a context could not hold a single photo.
     """
 
-    def __init__(self, tokenizer: Any, queries: int, max_context: int,
-                 photos_as_captions: bool = False) -> None:
+    def __init__(self, tokenizer: Any, queries: int, max_context: int, photos_as_captions: bool = False,
+                 max_response: int | None = None) -> None:
         self.tokenizer, self.queries, self.max_context = tokenizer, queries, max_context
         self.photos_as_captions = photos_as_captions
+        self.max_response = sys.maxsize if max_response is None else max_response
         self.image_start_id, self.image_end_id, self.image_token_id, self.pad_token_id = (
             tokenizer.convert_tokens_to_ids(token)
             for token in (IMAGE_START, IMAGE_END, IMAGE_TOKEN, tokenizer.pad_token))
         # An answer ends with </s>; a new line would begin the next turn, so it ends an answer, too.
-        self.eos_token_ids = [tokenizer.eos_token_id, self.tokenize("\n")[-1]]
-        if queries > max_context:
-            raise ValueError(f"a photo takes {queries} tokens, more than data.max_context = {max_context}")
+        self.newline, self.cue = self.tokenize("\n"), self.tokenize("Assistant:")
+        self.eos_token_ids = [tokenizer.eos_token_id, self.newline[-1]]
+        self.no_words = sorted({*tokenizer.all_special_ids, *self.eos_token_ids})
+        shortest = Turn(0, "", (SharedPhoto("", ""),))
+        needed = 1 + len(self.context_turn(shortest, 0)) + len(self.cue)
+        if needed > max_context:
+            raise ValueError(f"a photo takes {queries} tokens, and a context with one {needed} or more, but "
+                             f"data.max_context is {max_context}")
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of plain text: markers that someone typed are text, never a photo or an end."""
@@ -78,37 +109,76 @@ class PromptFormatter:
 
     def context_turn(self, turn: Turn, answering: int) -> list[int]:
         """One turn of a context, seen from speaker ``answering`` (0 or 1)."""
-        role = "Assistant" if turn.speaker == answering else "User"
-        photo = [self.image_start_id, *self.photo_ids(turn.photo), self.image_end_id] if turn.photo else []
-        return [*self.tokenize(f"{role}: {turn.text}".strip()), *photo, *self.tokenize("\n")]
+        photos = [i for photo in turn.photos for i in self.photo_ids(photo)]
+        return [*self._words(turn, answering), *photos, *self.newline]
+
+    def _words(self, turn: Turn, answering: int) -> list[int]:
+        return self.tokenize(f"{_role(turn, answering)} {clean_text(turn.text)}".strip())
 
     def photo_ids(self, photo: SharedPhoto) -> list[int]:
         """A context photo between its markers: image tokens, or its caption."""
-        if self.photos_as_captions:
-            return self.tokenize(photo.caption)
-        return [self.image_token_id] * self.queries
+        shown = (self.tokenize(clean_text(photo.caption)) if self.photos_as_captions
+                 else [self.image_token_id] * self.queries)
+        return [self.image_start_id, *shown, self.image_end_id]
 
-    def context(self, turns: Sequence[Turn], answering: int) -> tuple[list[int], list[Turn]]:
-        """The tokens of the latest turns that fit ``max_context`` (always the last one), and those turns."""
-        cue = self.tokenize("Assistant:")
+    def context(self, turns: Sequence[Turn], answering: int) -> ContextTokens:
+        """The latest turns that fit ``max_context``, whole; the last one is shortened if it alone does not.
+
+        A shortened turn keeps who speaks, its newest photos and its last words: its oldest photos go for as
+        long as photos take more than half of the room, then its first words. No photo is cut in two.
+        """
+        room, length, fits = self.max_context - 1 - len(self.cue), 0, True
         kept: list[Turn] = []
         ids: list[int] = []
         for turn in reversed(turns):
             more = self.context_turn(turn, answering)
-            if kept and 1 + len(more) + len(ids) + len(cue) > self.max_context:
-                break
-            kept.insert(0, turn)
-            ids = more + ids
-        return [self.tokenizer.bos_token_id, *ids, *cue], kept
+            length += len(more)
+            if not kept and len(more) > room:
+                turn, more = self._shorten(turn, answering, room)
+            fits = fits and len(more) + len(ids) <= room
+            if fits:
+                kept.insert(0, turn)
+                ids = more + ids
+        return ContextTokens([self.tokenizer.bos_token_id, *ids, *self.cue], kept, length - len(ids))
 
-    def response(self, turn: Turn) -> tuple[list[int], list[bool]]:
-        """The response's tokens, and for each whether it is part of the caption."""
-        text = self.tokenize(turn.text) if turn.text else []
-        caption = self.tokenize(turn.photo.caption) if turn.photo else []
-        photo = [self.image_start_id, *caption, self.image_end_id] if turn.photo else []
-        ids = [*text, *photo, self.tokenizer.eos_token_id]
-        first = len(text) + 1
-        return ids, [first <= i < first + len(caption) for i in range(len(ids))]
+    def _shorten(self, turn: Turn, answering: int, room: int) -> tuple[Turn, list[int]]:
+        """A turn that takes more than ``room`` tokens, and the tokens that are left of it."""
+        role, words = self.tokenize(_role(turn, answering)), self._words(turn, answering)
+        room -= len(role) + len(self.newline)
+        photos, shown = list(turn.photos), [self.photo_ids(photo) for photo in turn.photos]
+        while photos and len(words) - len(role) + (size := sum(map(len, shown))) > room and (
+                size > (room // 2 if len(photos) > 1 else room)):
+            del photos[0], shown[0]
+        room -= sum(map(len, shown))
+        if len(words) - len(role) > room:
+            words = [*role, *words[len(words) - room:]]
+        ids = [*words, *(i for photo in shown for i in photo), *self.newline]
+        return replace(turn, photos=tuple(photos)), ids
+
+    def response(self, turn: Turn) -> ResponseTokens:
+        """The response's tokens. What is beyond ``max_response`` is cut at the end, which stays marked; a
+        photo's caption is then what is left of it, and a photo without a word of its caption is left out."""
+        text = clean_text(turn.text)
+        words = self.tokenize(text) if text else []
+        ids = words[:max(0, self.max_response - 1)]
+        caption_index, cut, photos = [-1] * len(ids), len(words) - len(ids), list[SharedPhoto]()
+        for photo in turn.photos:
+            caption, room = clean_text(photo.caption), self.max_response - len(ids) - 3
+            tokens = self.tokenize(caption)
+            shown = tokens[:max(0, room)]
+            cut += len(tokens) - len(shown)
+            if room < 0 or len(tokens) > len(shown) == 0:
+                cut += 2  # its marks
+                continue
+            caption = caption if len(shown) == len(tokens) else self.tokenizer.decode(shown).strip()
+            ids += [self.image_start_id, *shown, self.image_end_id]
+            caption_index += [-1, *[len(photos)] * len(shown), -1]
+            photos.append(replace(photo, caption=caption))
+        return ResponseTokens([*ids, self.tokenizer.eos_token_id], [*caption_index, -1], photos, cut)
+
+
+def _role(turn: Turn, answering: int) -> str:
+    return "Assistant:" if turn.speaker == answering else "User:"
 
 
 class Collator:
@@ -121,27 +191,34 @@ class Collator:
         self.formatter, self.store, self.answering = formatter, store, answering
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        rows, labels, is_caption, photos = [], [], [], []
-        for example in examples:
-            context, kept = self.formatter.context(example.context, example.response.speaker)
-            if not self.formatter.photos_as_captions:
-                photos += [self.store.tensor(turn.photo.photo_id) for turn in kept if turn.photo]
-            response, in_caption = ([], []) if self.answering else self.formatter.response(example.response)
-            rows.append(context + response)
-            labels.append([IGNORED] * len(context) + response)
-            is_caption.append([False] * len(context) + in_caption)
-        shared = enumerate([] if self.answering else examples)
-        targets = [(row, e.response.photo) for row, e in shared if e.response.photo]
+        contexts = [self.formatter.context(e.context, e.response.speaker) for e in examples]
+        responses = [ResponseTokens([], [], [], 0) if self.answering else self.formatter.response(e.response)
+                     for e in examples]
+        caption_index: list[list[int]] = []
+        targets: list[tuple[int, SharedPhoto]] = []
+        for row, (context, response) in enumerate(zip(contexts, responses, strict=True)):
+            numbers = [-1 if k < 0 else len(targets) + k for k in response.caption_index]
+            caption_index.append([-1] * len(context.ids) + numbers)
+            targets += [(row, photo) for photo in response.photos]
+        seen = [] if self.formatter.photos_as_captions else [
+            photo for context in contexts for turn in context.turns for photo in turn.photos]
+        rows = list(zip(contexts, responses, strict=True))
         return Batch(
-            input_ids=self._pad(rows, self.formatter.pad_token_id),
-            attention_mask=self._pad([[1] * len(row) for row in rows], 0),
-            labels=self._pad(labels, IGNORED), is_caption=self._pad(is_caption, False), photos=photos,
+            input_ids=self._pad([context.ids + response.ids for context, response in rows],
+                                self.formatter.pad_token_id),
+            attention_mask=self._pad([[1] * len(numbers) for numbers in caption_index], 0),
+            labels=self._pad([[IGNORED] * len(context.ids) + response.ids for context, response in rows],
+                             IGNORED),
+            caption_index=self._pad(caption_index, -1),
+            photos=[self.store.tensor(photo.photo_id) for photo in seen],
             target_photos=[self.store.tensor(photo.photo_id) for _, photo in targets],
             target_rows=torch.tensor([row for row, _ in targets], dtype=torch.long),
             captions=[photo.caption for _, photo in targets],
+            context_cut=[context.cut for context in contexts],
+            response_cut=[response.cut for response in responses],
         )
 
-    def _pad(self, rows: list[list[Any]], filler: Any) -> Tensor:
+    def _pad(self, rows: list[list[int]], filler: int) -> Tensor:
         longest = max(map(len, rows))
         padding = [[filler] * (longest - len(row)) for row in rows]
         return torch.tensor([pad + row if self.answering else row + pad

@@ -1,7 +1,7 @@
 """From dialogues to (context, response) examples (section 2.1), and what answers one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,27 +26,32 @@ class Example:
 
 @dataclass
 class Response:
-    """A model's answer: text (may be empty) and, if it shares one, caption and photo, uint8 (3, S, S)."""
+    """A model's answer: text (may be empty), the captions of the photos that it shares, and, once they are
+    drawn, these photos, uint8 (3, S, S).
+
+    ``context_tokens_cut``: how many of the context's oldest tokens it did not read (``data.max_context``).
+    """
 
     text: str
-    caption: str | None = None
-    photo: Tensor | None = None
+    captions: list[str] = field(default_factory=list)
+    photos: list[Tensor] = field(default_factory=list)
+    context_tokens_cut: int = 0
 
     @property
-    def image(self) -> Image.Image | None:
-        return None if self.photo is None else to_image(self.photo)
+    def images(self) -> list[Image.Image]:
+        return [to_image(photo) for photo in self.photos]
 
 
 def merge_turns(turns: Sequence[Turn]) -> list[Turn]:
     """Runs of utterances by one speaker as one turn, as Table 1 counts them.
 
-    A turn that shares a photo stays a turn of its own, so that "here, I took a picture" is context of the
-    photo it announces.
+    A turn that shares photos stays a turn of its own, so that "here, I took a picture" is context of the
+    photo that it announces.
     """
     merged: list[Turn] = []
     for turn in turns:
         last = merged[-1] if merged else None
-        if last and last.speaker == turn.speaker and last.photo is None and turn.photo is None:
+        if last and last.speaker == turn.speaker and not last.photos and not turn.photos:
             merged[-1] = replace(last, text=f"{last.text} {turn.text}")
         else:
             merged.append(turn)

@@ -16,18 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e2e_lib.data.dialogue import DataError, Problem, Report
+from e2e_lib.data.dialogue import Problem, Report
+from e2e_lib.data.photo_input import PhotoError, PhotoInput, decode_photo, open_photo
 from e2e_lib.repro import files
-
-MAX_PIXELS = 50_000_000  # larger than any camera photo shared in a chat, small enough for 150 MB decoded
-
-
-class PhotoError(DataError):
-    """A photo is missing, damaged or too large; the message names its id and file and says what to do."""
-
-    def __init__(self, photo_id: str, path: Path, reason: str) -> None:
-        super().__init__(f"photo {photo_id!r} ({path}): {reason}")
-        self.photo_id, self.path, self.reason = photo_id, path, reason
 
 
 class PhotoSource(Protocol):
@@ -59,17 +50,21 @@ class PhotoStore:
         """Whether the photo has a file; ``load`` and ``check`` say whether it is sound."""
         return self.path(photo_id).is_file()
 
-    def add(self, photo_id: str, image: Image.Image, durable: bool = True) -> Path:
-        """Saves ``image`` as RGB PNG under ``photo_id``, replacing an earlier one; returns its file.
+    def add(self, photo_id: str, photo: PhotoInput, durable: bool = True) -> Path:
+        """Saves a photo, as ``open_photo`` gives it, under ``photo_id``; returns its PNG file.
 
-        With ``durable=False`` the photo is written straight to its place and not flushed to the disk, which
-        is several times faster. Use it only inside ``files.atomic_folder``, which flushes all files and moves
-        the whole folder into place, or nothing. Raises files.SaveError.
+        It replaces an earlier photo of that id, whose kept captions are dropped. With ``durable=False`` the
+        photo is written straight to its place and not flushed to the disk, and there are no captions to look
+        for: several times faster. Use it only inside ``files.atomic_folder``, which flushes all files and
+        moves the whole folder into place, or nothing. Raises PhotoError and files.SaveError.
         """
         path, encoded = self.path(photo_id), io.BytesIO()
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        rgb.save(encoded, format="PNG", compress_level=1)
+        open_photo(photo).save(encoded, format="PNG", compress_level=1)
         if durable:
+            for file in self.folder.glob("captions-*.json"):
+                key = file.stem.removeprefix("captions-")
+                if photo_id in (captions := self.captions(key)):
+                    self.keep_captions(key, {name: captions[name] for name in captions if name != photo_id})
             return files.write_bytes(path, encoded.getvalue())
         try:
             if not self.folder.is_dir():
@@ -86,32 +81,19 @@ class PhotoStore:
         Raises PhotoError if it is missing, damaged or too large.
         """
         path = self.path(photo_id)
+        where = f"photo {photo_id!r} ({path})"
+        again = "make the corpus again with `e2e data`, or add the photo"
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise PhotoError(photo_id, path, "there is no such file; make the corpus again with `e2e data`, "
-                             "or add the photo to the store") from None
+            raise PhotoError(where, f"there is no such file; {again} to the store") from None
         except OSError as error:
-            raise PhotoError(photo_id, path, f"the file cannot be read ({error.strerror}); check its "
+            raise PhotoError(where, f"the file cannot be read ({error.strerror}); check its "
                              "permissions") from error
         try:
-            with Image.open(io.BytesIO(content), formats=("PNG",)) as header:
-                width, height = header.size
-                too_large = width * height > MAX_PIXELS
-                if not too_large:
-                    header.verify()  # decoding alone does not compare the checksums of the pixel data
-            if not too_large:
-                with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-                    return image.convert("RGB")
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            pass
-        except Exception as error:  # Pillow reports broken bytes by half a dozen unrelated exceptions
-            raise PhotoError(photo_id, path,
-                             f"the file is damaged or cut short ({error}); delete it and make the "
-                             "corpus again with `e2e data`, or add the photo to the store again") from error
-        raise PhotoError(photo_id, path,
-                         f"the photo is larger than {MAX_PIXELS:,} pixels; scale it down "
-                         "and add it again")
+            return decode_photo(io.BytesIO(content), where, ("PNG",))
+        except PhotoError as error:
+            raise PhotoError(where, f"the file is {error.reason}; delete it and {again} again") from error
 
     def tensor(self, photo_id: str) -> Tensor:
         """The photo as uint8 (3, H, W), 0 to 255, at its own size. Raises PhotoError as ``load`` does."""
@@ -143,7 +125,7 @@ class PhotoStore:
                 self.load(photo_id)
                 report.kept += 1
             except PhotoError as error:
-                report.problems.append(Problem(error.path.name, row, "photo",
+                report.problems.append(Problem(self.path(photo_id).name, row, "photo",
                                                f"{photo_id!r}: {error.reason}"))
         return report
 
@@ -161,7 +143,7 @@ def to_image(photo: Tensor) -> Image.Image:
 def square(photos: Tensor | Sequence[Tensor], side: int) -> Tensor:
     """Photos, each uint8 (3, H, W) of any size, as one tensor (N, 3, side, side).
 
-    One of another size has its shorter side scaled to ``side`` (bicubic) and is cut at the centre.
+    One of another size gives its centre square, scaled (bicubic).
     """
     if not len(photos):
         return torch.zeros((0, 3, side, side), dtype=torch.uint8)
@@ -173,10 +155,11 @@ def _to_square(photo: Tensor, side: int) -> Tensor:
     if (height, width) == (side, side):
         return photo
     shorter = min(width, height)
-    width, height = (max(side, round(length * side / shorter)) for length in (width, height))
-    left, top = (width - side) // 2, (height - side) // 2
-    scaled = to_image(photo).resize((width, height), Image.Resampling.BICUBIC)
-    return to_tensor(scaled.crop((left, top, left + side, top + side))).to(photo.device)  # (3, side, side)
+    left, top = (width - shorter) // 2, (height - shorter) // 2
+    # Only the box is scaled: the whole of a long, narrow photo could take gigabytes.
+    scaled = to_image(photo).resize((side, side), Image.Resampling.BICUBIC,
+                                    box=(left, top, left + shorter, top + shorter))
+    return to_tensor(scaled).to(photo.device)  # (3, side, side)
 
 
 def to_floats(photos: Tensor) -> Tensor:

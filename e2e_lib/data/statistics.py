@@ -1,10 +1,12 @@
 """The statistics of a corpus, in the columns of the paper's Table 1 (section 3.1.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import TypedDict
 
-from e2e_lib.data.dialogue import DataError, Dialogue
+from e2e_lib.data.dialogue import DataError, Dialogue, Turn
+
+PHOTO_TURNS = ("left_out", "end_runs", "in_runs")
 
 
 class Table1Row(TypedDict):
@@ -19,26 +21,53 @@ class Table1Row(TypedDict):
     images_per_dialogue: float
 
 
-def table_1(dialogues: Sequence[Dialogue]) -> Table1Row:
+class Table1:
+    """Counts dialogues as they come. ``photo_turns`` is what a turn that shares photos does to a run of turns
+    by one speaker, which the paper does not say: it is left out before runs are counted ("left_out"), it ends
+    the run before it ("end_runs"), or it counts as any other turn of a run ("in_runs")."""
+
+    def __init__(self, photo_turns: str = "left_out") -> None:
+        if photo_turns not in PHOTO_TURNS:
+            raise DataError(f"photo_turns {photo_turns!r}: expected one of {', '.join(PHOTO_TURNS)}")
+        self.photo_turns = photo_turns
+        self.dialogues = self.utterances = self.runs = self.images = 0
+        self.photo_ids: set[str] = set()
+
+    def add(self, dialogue: Dialogue) -> None:
+        self.dialogues += 1
+        self.utterances += sum(not turn.photos for turn in dialogue.turns)
+        self.runs += self._runs(dialogue.turns)
+        for photo in dialogue.photos:
+            self.images += 1
+            self.photo_ids.add(photo.photo_id)
+
+    def _runs(self, turns: Iterable[Turn]) -> int:
+        if self.photo_turns == "left_out":
+            turns = [turn for turn in turns if not turn.photos]
+        if self.photo_turns == "end_runs":
+            return sum(not has_photos for (_, has_photos), _ in groupby(
+                turns, lambda turn: (turn.speaker, bool(turn.photos))))
+        return sum(1 for _ in groupby(turns, lambda turn: turn.speaker))
+
+    def row(self) -> Table1Row:
+        """The row of what was counted, unrounded. Raises DataError for no dialogue at all."""
+        if not self.dialogues:
+            raise DataError("Table 1 of an empty split: expected at least one dialogue")
+        return {"dialogues": self.dialogues, "utterances": self.utterances, "consecutive_utterances": self.runs,
+                "utterances_per_dialogue": self.runs / self.dialogues, "images": self.images,
+                "distinct_images": len(self.photo_ids), "images_per_dialogue": self.images / self.dialogues}
+
+
+def table_1(dialogues: Iterable[Dialogue], photo_turns: str = "left_out") -> Table1Row:
     """Table 1 for one split, unrounded. Raises DataError for an empty split.
 
-    "Utterances in which photos are shared are excluded": a turn that shares a photo counts only as an image,
-    even where it has text beside the photo. The others are counted one by one (``utterances``) and with each
-    run by the same speaker as one (``consecutive_utterances``). The paper does not say whether an excluded
-    turn ends a run. It does not here: those turns are taken out first, so what a partner says just before and
-    just after a photo is one run. ``utterances_per_dialogue`` counts runs, as the paper does.
+    "Utterances in which photos are shared are excluded": a turn that shares photos counts only as images,
+    even where it has text beside them. The others are counted one by one (``utterances``) and with each
+    run by the same speaker as one (``consecutive_utterances``); ``utterances_per_dialogue`` counts runs, as
+    the paper does. Of the three ways to treat a photo's turn in a run (see ``Table1``), the default comes
+    nearest to the paper's count on the dialogues that could be compared.
     """
-    if not dialogues:
-        raise DataError("Table 1 of an empty split: expected at least one dialogue")
-    speakers = [[turn.speaker for turn in dialogue.turns if not turn.photo] for dialogue in dialogues]
-    photo_ids = [photo.photo_id for dialogue in dialogues for photo in dialogue.photos]
-    runs = sum(1 for of_dialogue in speakers for _ in groupby(of_dialogue))
-    return {
-        "dialogues": len(dialogues),
-        "utterances": sum(map(len, speakers)),
-        "consecutive_utterances": runs,
-        "utterances_per_dialogue": runs / len(dialogues),
-        "images": len(photo_ids),
-        "distinct_images": len(set(photo_ids)),
-        "images_per_dialogue": len(photo_ids) / len(dialogues),
-    }
+    table = Table1(photo_turns)
+    for dialogue in dialogues:
+        table.add(dialogue)
+    return table.row()

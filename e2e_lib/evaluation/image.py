@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,17 +28,34 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True)
 class PhotoFeatures:
-    """``features`` (N, F), which FID and KID compare, and class ``logits`` (N, K) for IS; float64."""
+    """``features`` (N, F), which FID and KID compare, and class ``logits`` (N, K) for IS; float64.
+
+    ``splits`` (N,): which split of a test set's photos each is in for IS; by default ``splits_of``."""
 
     features: Tensor
     logits: Tensor
+    splits: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.splits is None:
+            object.__setattr__(self, "splits", splits_of(len(self.features)))
 
     def __len__(self) -> int:
         return len(self.features)
 
     def take(self, rows: Tensor) -> "PhotoFeatures":
-        """Those of the photos ``rows`` (M,), which may repeat."""
-        return PhotoFeatures(self.features[rows], self.logits[rows])
+        """Those of the photos ``rows`` (M,), which may repeat. Each stays in its split: were the rest split
+        anew, IS without one dialogue would change more by that than by the dialogue."""
+        return PhotoFeatures(self.features[rows], self.logits[rows], self.splits[rows])
+
+
+def splits_of(photos: int) -> Tensor:
+    """The split (N,) of each photo: of 10 (of N // 10, at least 1, below 100 photos), as torch-fidelity
+    splits the photos after shuffling them."""
+    count, splits = max(1, min(10, photos // 10)), np.empty(photos, dtype=np.int64)
+    place = np.random.RandomState(SEED).permutation(photos)
+    splits[place] = (count * np.arange(1, photos + 1) - 1) // max(1, photos)  # from i N // 10 on is split i
+    return torch.from_numpy(splits)
 
 
 @torch.no_grad()
@@ -65,11 +83,12 @@ def _check_number(**sides: PhotoFeatures) -> None:
 
 def inception_score(photos: PhotoFeatures) -> tuple[float, float]:
     """IS, from 1 (all look the same, or none is clear) to K; higher is better. Mean and standard deviation
-    over 10 splits (N // 10, at least 1, below 100 photos). Raises ValueError below 2 photos."""
+    over the photos' splits, which ``splits_of`` gives them. Raises ValueError below 2 photos."""
     _check_number(drawn=photos)
-    splits = max(1, min(10, len(photos) // 10))
-    scores = metric_isc.isc_features_to_metric(photos.logits, splits, rng_seed=SEED)
-    return scores[metric_isc.KEY_METRIC_ISC_MEAN], scores[metric_isc.KEY_METRIC_ISC_STD]
+    scores = [metric_isc.isc_features_to_metric(photos.logits[photos.splits == split], 1, shuffle=False)
+              for split in photos.splits.unique()]
+    means = [score[metric_isc.KEY_METRIC_ISC_MEAN] for score in scores]
+    return float(np.mean(means)), float(np.std(means))
 
 
 def fid(drawn: PhotoFeatures, gold: PhotoFeatures) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,24 @@ class MiniChatScores:
         return [(example, asdict(question)) for example, question in pairs if question]
 
     def annotate(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[dict[str, Any]]:
-        """``scene``: what the gold photo shows, if its context determines that, and what the classifier says
-        of the drawn one (None if none was drawn); None for other examples."""
-        drawn = [response.photo for response in responses if response.photo is not None]
-        predictions = iter(load_scene_classifier().predict(drawn))
+        """``scenes``: for each gold photo whose context determines it, what it shows, and what the classifier
+        says of the one that was drawn in its place (the first for the first; None if none was drawn)."""
+        predictions = iter(load_scene_classifier().predict([photo for r in responses for photo in r.photos]))
         rows: list[dict[str, Any]] = []
         for example, response in zip(examples, responses, strict=True):
-            prediction, photo = None if response.photo is None else next(predictions), example.response.photo
-            determined = photo and photo.photo_id not in self.open_photos
-            rows.append({"scene": {"photo_id": photo.photo_id, "gold": asdict(self.scenes[photo.photo_id]),
-                                   "drawn": prediction} if photo and determined else None})
+            drawn = [next(predictions) for _ in response.photos]
+            pairs = zip_longest(example.response.photos, drawn[:len(example.response.photos)])
+            rows.append({"scenes": [
+                {"photo_id": photo.photo_id, "gold": asdict(self.scenes[photo.photo_id]), "drawn": prediction}
+                for photo, prediction in pairs if photo.photo_id not in self.open_photos]})
         return rows
 
     def values(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """``scene_values`` of an answer; ``details`` and ``details_<attribute>`` of a reply to a question."""
-        values = dict.fromkeys(NAMES, np.nan) | (scene_values(row["scene"]) if row.get("scene") else {})
+        """``scene_values`` of an answer, the mean where it has several photos; ``details`` and
+        ``details_<attribute>`` of a reply to a question."""
+        values = dict.fromkeys(NAMES, np.nan)
+        if scenes := [scene_values(scene) for scene in row.get("scenes", ())]:
+            values |= {name: float(np.mean([scene[name] for scene in scenes])) for name in scenes[0]}
         if "attribute" in row:
             question = Question(row["photo_id"], row["attribute"], row["truth"])
             right = float(question.answered_by(row["text"]))
@@ -78,7 +82,7 @@ class MiniChatScores:
 
     def counts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """How many gold photos and questions were scored, and how many photos were not drawn."""
-        scenes = [row["scene"] for row in rows if row.get("scene")]
+        scenes = [scene for row in rows for scene in row.get("scenes", ())]
         kinds = [row["attribute"] for row in rows if "attribute" in row]
         return {"scene_n": len(scenes), "scene_missing": sum(scene["drawn"] is None for scene in scenes),
                 "details_n": len(kinds), **{f"details_{name}_n": kinds.count(name) for name in DETAILS},

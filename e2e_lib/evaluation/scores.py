@@ -1,8 +1,8 @@
-"""Every score of section 3.1.3, once: of a run's answers as they are, or of sets resampled from them.
+"""Every score of section 3.1.3, once: of a run's answers as they are, or of sets made of them.
 
 Answers are reduced to counts, values and features per example. A score is a function of these and of how
-often each example counts: weights of ones give the test set's score, those of a bootstrap the scores of
-resampled sets. Axes: E examples, K sets, N photos.
+often each example counts: weights of ones give the test set's score, others (``intervals.left_out``)
+those of the test set without some dialogues. Axes: E examples, K sets, N photos.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.photos import PhotoSource
 from e2e_lib.evaluation import image, text
-from e2e_lib.evaluation.bootstrap import Array
 from e2e_lib.evaluation.image import FeatureExtractor, PhotoFeatures, features_of
+from e2e_lib.evaluation.intervals import Array
 from e2e_lib.evaluation.sharing import intent_scores, sharing_counts
 
 
@@ -35,7 +35,10 @@ METRICS: dict[str, Metric] = {
                     "penalty for short replies (0-100)"),
     "bleu2": Metric("BLEU-2", "higher", "the same for pairs of neighbouring words, of order 2 alone (0-100)"),
     "bleu2_cumulative": Metric("BLEU-2, cumulative", "higher", "Papineni's: mean of orders 1 and 2 (0-100)"),
-    "rougeL": Metric("ROUGE-L", "higher", "F1 of the longest common subsequence of words (0-100)"),
+    "rougeL": Metric("ROUGE-L", "higher", "F1 of the longest common subsequence of words, lower-cased and "
+                     "without punctuation (0-100)"),
+    "rougeL_whitespace": Metric("ROUGE-L, white space", "higher", "the same of words as they stand between "
+                                "blanks, as the paper's authors compute it (0-100)"),
     "caption_bleu": Metric("caption BLEU-2, cumulative", "higher", "the same of captions (0-100)"),
     "intent_f1": Metric("intent F1", "higher", "does it share a photo where the gold reply does (0-1)"),
     "is": Metric("IS*", "higher", "clear and varied photos, as classified (1 to the number of classes)"),
@@ -68,6 +71,7 @@ class Answers:
     dialogue_ids: list[str]
     texts: Array  # (E, 6) text.ngram_counts
     rouge: Array  # (E,) 0 to 1
+    rouge_whitespace: Array  # (E,) 0 to 1
     captions: Array  # (E, 6)
     sharing: Array  # (E, 3) sharing.sharing_counts
     values: dict[str, Array]  # of each of the corpus's own scores (E,)
@@ -80,30 +84,36 @@ class Answers:
 
 def answer_row(example: Example, response: Response) -> dict[str, Any]:
     """An answer as it is saved: a row of ``answers.jsonl``, to which a corpus may add."""
-    gold = example.response.photo
+    gold = example.response.photos
     return {"dialogue_id": example.dialogue_id, "index": example.index, "text": response.text,
-            "caption": response.caption, "gold_text": example.response.text,
-            "gold_caption": gold.caption if gold else None, "gold_photo_id": gold.photo_id if gold else None}
+            "captions": response.captions, "gold_text": example.response.text,
+            "gold_captions": [photo.caption for photo in gold],
+            "gold_photo_ids": [photo.photo_id for photo in gold]}
 
 
 def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoFeatures,
            corpus: CorpusScores | None = None) -> Answers:
-    """Reduces saved answers (``answer_row``, with "image" where a photo was drawn) and replies to questions;
-    ``drawn`` and ``gold`` are photos' features by row. Raises ValueError where their number is another."""
+    """Reduces saved answers (``answer_row``, with "images", the photos that were drawn) and replies to
+    questions; ``drawn`` and ``gold`` are photos' features in the order of rows. Of several photos in one
+    answer the captions are scored together. Raises ValueError where the number of photos is another."""
     texts = [(row["text"], row["gold_text"]) if row.get("gold_text") else None for row in rows]
-    captions = [(row["caption"] or "", row["gold_caption"]) if row.get("gold_photo_id") else None
-                for row in rows]
-    at = {"drawn": np.array([row.get("image") is not None for row in rows], dtype=bool).nonzero()[0],
-          "gold": np.array([pair is not None for pair in captions], dtype=bool).nonzero()[0]}
+    captions = [(" ".join(row["captions"]), " ".join(row["gold_captions"])) if row.get("gold_photo_ids")
+                else None for row in rows]
+    numbers = {"drawn": [len(row.get("images") or ()) for row in rows],
+               "gold": [len(row.get("gold_photo_ids") or ()) for row in rows]}
+    at = {name: np.arange(len(rows)).repeat(of_rows) for name, of_rows in numbers.items()}
     for name, photos in (("drawn", drawn), ("gold", gold)):
         if len(at[name]) != len(photos):
-            raise ValueError(f"{len(at[name])} answers with a {name} photo, but features of {len(photos)}")
+            raise ValueError(f"{len(at[name])} {name} photos in the answers, but features of {len(photos)}")
+
+    def rouge(function: Callable[[str, str], float]) -> Array:
+        return np.array([function(*pair) if pair else np.nan for pair in texts])
 
     def ngrams(pairs: list[tuple[str, str] | None]) -> Array:
         counts = [text.ngram_counts(*pair) if pair else [0] * text.COUNTS for pair in pairs]
         return np.array(counts, dtype=np.float64).reshape(-1, text.COUNTS)
 
-    sharing = np.array([sharing_counts(row.get("caption") is not None, bool(row.get("gold_photo_id")))
+    sharing = np.array([sharing_counts(bool(row.get("captions")), bool(row.get("gold_photo_ids")))
                         for row in rows], dtype=np.float64)
     values = [corpus.values(row) if corpus else {} for row in rows]
     names = dict.fromkeys([*(corpus.metrics if corpus else ()), *(name for row in values for name in row)])
@@ -112,7 +122,7 @@ def reduce(rows: Sequence[Mapping[str, Any]], drawn: PhotoFeatures, gold: PhotoF
          "gold_photos": len(gold), **counts.pop("n", {})}
     return Answers(
         [row["dialogue_id"] for row in rows], ngrams(texts),
-        np.array([text.rouge_l(*pair) if pair else np.nan for pair in texts]), ngrams(captions),
+        rouge(text.rouge_l), rouge(text.rouge_l_whitespace), ngrams(captions),
         sharing.reshape(-1, 3), {name: np.array([row.get(name, np.nan) for row in values]) for name in names},
         drawn, at["drawn"], gold, at["gold"], {"drawn_photos": len(drawn), **counts, "n": n})
 
@@ -151,6 +161,7 @@ def _mean(values: Array, weights: Array) -> Array:
 SCORES: dict[str, Score] = {
     **{name: _bleu("texts", name) for name in ("bleu1", "bleu2", "bleu1_cumulative", "bleu2_cumulative")},
     "rougeL": lambda answers, weights: 100 * _mean(answers.rouge, weights),
+    "rougeL_whitespace": lambda answers, weights: 100 * _mean(answers.rouge_whitespace, weights),
     "caption_bleu": _bleu("captions", "bleu2_cumulative"),  # order 2 alone does not see captions of one word
     "caption_bleu1": _bleu("captions", "bleu1"), "caption_bleu2": _bleu("captions", "bleu2"),
     **{name: _intent(name) for name in ("intent_precision", "intent_recall", "intent_f1")},
@@ -182,8 +193,8 @@ def all_scores(answers: Answers) -> dict[str, Any]:
 def dev_scores(examples: Sequence[Example], responses: Sequence[Response], store: PhotoSource,
                extractor: FeatureExtractor) -> dict[str, Any]:
     """``bleu2`` (0 if no gold response has text) and ``fid`` (None below two photos) of dev answers."""
-    rows = [answer_row(*pair) | {"image": pair[1].photo} for pair in zip(examples, responses, strict=True)]
-    drawn = [row["image"] for row in rows if row["image"] is not None]
-    gold = [store.tensor(row["gold_photo_id"]) for row in rows if row["gold_photo_id"]]
+    rows = [answer_row(*pair) | {"images": pair[1].photos} for pair in zip(examples, responses, strict=True)]
+    drawn = [photo for response in responses for photo in response.photos]
+    gold = [store.tensor(photo_id) for row in rows for photo_id in row["gold_photo_ids"]]
     answers = reduce(rows, features_of(drawn, extractor), features_of(gold, extractor))
     return {"bleu2": score_once("bleu2", answers) or 0.0, "fid": score_once("fid", answers)}

@@ -16,8 +16,8 @@ from e2e_lib import corpora
 from e2e_lib.config import Config, replace
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.examples import split_examples
-from e2e_lib.experiments.comparison import differences_record, read_runs
-from e2e_lib.experiments.evaluate import Echo, evaluate, versions_of_answers
+from e2e_lib.experiments.comparison import differences_record, numbers_of, read_runs
+from e2e_lib.experiments.evaluate import Echo, evaluate
 from e2e_lib.experiments.variants import MAPS, VARIANTS, apply_variant, names_of, reference_of, run_root
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
@@ -30,7 +30,7 @@ from e2e_lib.versions import versions
 
 MAX_TEXT_ONLY = 300  # of the test contexts without a photo; all with one are answered
 ANSWERS = "answers-ablation"
-COMPARED = ("bleu2", "rougeL", "fid", "scene_accuracy", "details")
+COMPARED = ("bleu2", "rougeL", "fid")  # besides what only the corpus has
 
 
 def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[str]) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def ablate(config: Config, seeds: Sequence[int], echo: Echo, variants: Sequence[
     return results.summarise(config.profile, folder="ablations")
 
 
-def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int = 5000) -> Path | None:
-    """Every variant with runs of all ``seeds`` minus its reference: paired bootstrap, as between systems.
+def differences(config: Config, seeds: Sequence[int], echo: Echo) -> Path | None:
+    """Every variant with runs of all ``seeds`` minus its reference, with intervals as between systems.
     Writes ``results/<profile>/ablation_differences.json``, if there is a pair. Raises as ``read_runs``."""
     path = results.RESULTS / config.profile / "ablation_differences.json"
     weights = {(run["system"], run["seed"]): run["provenance"]["weights"]
@@ -59,15 +59,14 @@ def differences(config: Config, seeds: Sequence[int], echo: Echo, *, draws: int 
     missing = ", ".join(name for name in VARIANTS if name not in roots) or "none"
     echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} "
          f"and are compared; without: {missing}")
-    settings = {"draws": draws, "seeds": list(seeds),
-                "numbers": versions_of_answers(config),
+    settings = {"seeds": list(seeds), "numbers": numbers_of(config),
                 "weights": {f"{name}-seed{seed}": weights[name, seed] for name in roots for seed in seeds}}
     if not pairs:
         return None
     if not results.is_up_to_date(path, settings, echo):
         runs = read_runs(config, roots, seeds, corpora.prepare(config, echo), ANSWERS)
         files.write_json(path, {"command": f"e2e ablate --profile {config.profile}", "arguments": settings,
-                                **differences_record(config, seeds, runs, pairs, COMPARED, draws=draws)})
+                                **differences_record(config, seeds, runs, pairs, echo, COMPARED)})
     return path
 
 

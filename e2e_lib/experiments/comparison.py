@@ -1,7 +1,7 @@
-"""Is one system better than another? Paired bootstrap over test dialogues, from saved answers (section 3.2).
+"""Is one system better than another? Paired over test dialogues, from saved answers (section 3.2).
 
-Every system answers the same test contexts. The score of a resampled test set is the mean over seeds of the
-score of each run. Axes: E examples, K resampled sets, S seeds.
+Every system answers the same test contexts. A difference is that of the systems' scores in the tables: of
+means over seeds. Its interval is for these trained models. Axes: E examples, K sets of them, S seeds.
 """
 
 import itertools
@@ -11,30 +11,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from e2e_lib import corpora
 from e2e_lib.config import Config
-from e2e_lib.evaluation import bootstrap, image
-from e2e_lib.evaluation.scores import METRICS, Answers, Array, score
-from e2e_lib.experiments.evaluate import Echo, saved_answers
+from e2e_lib.evaluation import image, intervals
+from e2e_lib.evaluation.scores import METRICS, Answers, score
+from e2e_lib.experiments.evaluate import Echo, saved_answers, versions_of_answers
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.run_files import RUNS
+from e2e_lib.versions import versions
 
-COMPARED = ("bleu1", "bleu2", "rougeL", "is", "fid")  # and what only the corpus has
+COMPARED = ("bleu1", "bleu2", "rougeL", "is", "fid")  # besides what only the corpus has
 Runs = Mapping[str, Sequence[Answers]]  # by name, one per seed
 
 
-def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo, *,
-                    draws: int = 2000) -> Path:
+def compare_systems(config: Config, seeds: Sequence[int], systems: Sequence[str], echo: Echo) -> Path:
     """Every pair of systems in every metric, and FID by the number of photos (of the first seed).
     Writes ``results/<profile>/comparison.json``; all p are corrected together. Raises as ``read_runs``."""
-    roots, rng = {system: (system, RUNS) for system in systems}, np.random.default_rng(0)
+    roots = {system: (system, RUNS) for system in systems}
     runs = read_runs(config, roots, seeds, corpora.prepare(config, echo))
-    pairs = itertools.combinations(systems, 2)
+    pairs = [*itertools.combinations(systems, 2)]
     return files.write_json(results.RESULTS / config.profile / "comparison.json", {
-        **differences_record(config, seeds, runs, pairs, draws=draws),
-        "fid_by_number": {system: fid_by_number(runs[system][0], rng) for system in systems}})
+        **differences_record(config, seeds, runs, pairs, echo),
+        "fid_by_number": {system: fid_by_number(runs[system][0]) for system in systems}})
 
 
 def read_runs(config: Config, roots: Mapping[str, tuple[str, Path]], seeds: Sequence[int], corpus: Path,
@@ -54,41 +55,61 @@ def read_runs(config: Config, roots: Mapping[str, tuple[str, Path]], seeds: Sequ
     return runs
 
 
-def differences_record(config: Config, seeds: Sequence[int], runs: Runs, pairs: Iterable[tuple[str, str]],
-                       metrics: Sequence[str] = (), *, draws: int) -> dict[str, Any]:
+def differences_record(config: Config, seeds: Sequence[int], runs: Runs, pairs: Sequence[tuple[str, str]],
+                       echo: Echo, metrics: Sequence[str] = COMPARED) -> dict[str, Any]:
     """What a file of differences holds: the rows of ``differences`` as "pairs", and what they were made from.
-    ``metrics`` are by default ``COMPARED`` and those that only the corpus has."""
+    Compared are ``metrics`` and those that only the corpus has; what has no interval is said."""
     known, dialogue_ids = corpora.metrics_of(config.data), next(iter(runs.values()))[0].dialogue_ids
-    metrics = metrics or [name for name in known if name in COMPARED or name not in METRICS]
-    weights = bootstrap.resamplings(dialogue_ids, draws, np.random.default_rng(0))
-    return {"profile": config.profile, "seeds": list(seeds), "draws": draws, "examples": len(dialogue_ids),
-            "dialogues": len(set(dialogue_ids)), "pairs": differences(runs, pairs, weights, metrics),
-            "higher_is_better": {name: known[name].better == "higher" for name in metrics},
-            "provenance": provenance_record(config, seeds={"bootstrap": 0})}
+    compared = [name for name in known if name in metrics or name not in METRICS]
+    rows = differences(runs, pairs, compared)
+    found = {(row["system"], row["than"], row["metric"]) for row in rows}
+    for pair, metric in itertools.product(pairs, compared):
+        if (*pair, metric) not in found:
+            echo(f"{' and '.join(pair)} are not compared in {known[metric].label}: fewer than two dialogues "
+                 "have something to score")
+    return {"profile": config.profile, "seeds": list(seeds), "examples": len(dialogue_ids),
+            "dialogues": len(set(dialogue_ids)), "pairs": rows,
+            "higher_is_better": {name: known[name].better == "higher" for name in compared},
+            "numbers": numbers_of(config), "provenance": provenance_record(config, seeds={})}
 
 
-def differences(runs: Runs, pairs: Iterable[tuple[str, str]], weights: Array,
+def numbers_of(config: Config) -> dict[str, int]:
+    """The versions of all that decides a difference and its interval."""
+    return {**versions_of_answers(config), **versions("intervals")}
+
+
+def differences(runs: Runs, pairs: Iterable[tuple[str, str]],
                 metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per pair and metric: "system" minus "than", with the numbers of ``bootstrap.paired_difference``.
+    """A row per pair and metric: "system" minus "than", with the numbers of ``intervals.paired_difference``.
 
-    "p_corrected" is Holm's, for all rows together. ``weights`` (K, E) are the resampled test sets. A run is
-    scored once, however many pairs it is in. A metric with nothing to score is left out."""
-    sets = np.vstack([np.ones((1, weights.shape[1])), weights])  # (1 + K, E)
+    "p_corrected" is Holm's, for all rows together. A run is scored once, however many pairs it is in, by the
+    function that gives the tables' scores. A metric in which a pair has no interval is left out."""
+    sets = intervals.left_out(next(iter(runs.values()))[0].dialogue_ids)  # (K, E), the test set first
     scored = {(name, metric): np.stack([score(metric, answers, sets) for answers in runs[name]])
-              for name in runs for metric in metrics}  # (S, 1 + K) each
+              for name in runs for metric in metrics}  # (S, K) each
     rows: list[dict[str, Any]] = [
         {"system": one, "than": other, "metric": metric, **row} for one, other in pairs for metric in metrics
-        if (row := bootstrap.paired_difference(scored[one, metric], scored[other, metric]))]
-    for row, p in zip(rows, bootstrap.holm([row["p"] for row in rows]), strict=True):
+        if (row := intervals.paired_difference(scored[one, metric], scored[other, metric]))]
+    for row, p in zip(rows, intervals.holm([row["p"] for row in rows]), strict=True):
         row["p_corrected"] = p
     return rows
 
 
-def fid_by_number(answers: Answers, rng: np.random.Generator, subsets: int = 20) -> list[dict[str, float]]:
-    """FID by the number N of photos: mean and standard deviation over subsets of N drawn and N gold ones."""
-    most, rows = min(len(answers.drawn), len(answers.gold)), []
-    for n in (most * k // 8 for k in (1, 2, 3, 4, 6, 8) if most * k // 8 > 1):
-        values = [image.fid(*(photos.take(torch.from_numpy(rng.choice(len(photos), n, replace=False)))
-                              for photos in (answers.drawn, answers.gold))) for _ in range(subsets)]
+def fid_by_number(answers: Answers, subsets: int = 20) -> list[dict[str, float]]:
+    """How FID falls as N, the number of examples, grows: mean and standard deviation over random subsets of N
+    of the examples that have both a drawn and a gold photo.
+
+    The same examples stand on both sides, as they do in the tables' FID, so that N alone changes; drawn apart
+    on either side, a perfect copy of the gold photos would have a FID, too. The larger N, the more examples
+    subsets share, which makes the standard deviation smaller, too: with all of them it is 0."""
+    sides = ((answers.drawn, answers.drawn_rows), (answers.gold, answers.gold_rows))
+    both, rng, rows = np.intersect1d(answers.drawn_rows, answers.gold_rows), np.random.default_rng(0), []
+
+    def fid_of(examples: NDArray[np.int64]) -> float:
+        return image.fid(*(photos.take(torch.from_numpy(np.isin(row_of, examples).nonzero()[0]))
+                           for photos, row_of in sides))
+
+    for n in (len(both) * k // 8 for k in (1, 2, 3, 4, 6, 8) if len(both) * k // 8 > 1):
+        values = [fid_of(rng.choice(both, n, replace=False)) for _ in range(subsets)]
         rows.append({"n": n, "mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))})
     return rows

@@ -68,14 +68,14 @@ def _shipped_parts(config: Config) -> dict[str, str]:
 
 def contexts_to_answer(examples: Sequence[Example], max_text_only: int) -> list[Example]:
     """The examples whose response shares a photo, then ``max_text_only`` others, evenly spaced (0: all)."""
-    others = [example for example in examples if not example.response.photo]
-    sharing = [example for example in examples if example.response.photo]
+    others = [example for example in examples if not example.response.photos]
+    sharing = [example for example in examples if example.response.photos]
     return sharing + subsample(others, max_text_only or len(others))
 
 
 def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, root: Path) -> None:
-    """Saves answers in ``folder``: ``answers.jsonl``, a row per test context, whose photo is ``<row>.png``,
-    and ``details.jsonl``, a row per question of the corpus: all of them, since they are scored apart."""
+    """Saves answers in ``folder``: ``answers.jsonl``, a row per test context, its photos ``<row>-<k>.png``
+    (both count from 0), and ``details.jsonl``, a row per question of the corpus: all, since scored apart."""
     every, store = split_examples(corpus, "test", lambda line: echo(f"seed {seed}: {line}"))
     examples = contexts_to_answer(every, config.evaluation.max_text_only_examples)
     own = corpora.scores_of(config.data, corpus)
@@ -99,8 +99,8 @@ def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, r
         row["right"] = not any(value < 1 for value in (own.values(row) if own else {}).values())
     with files.atomic_folder(folder) as new:
         for i, response in enumerate(responses):
-            if response.image:
-                response.image.save(new / f"{i}.png")
+            for k, image in enumerate(response.images):
+                image.save(new / f"{i}-{k}.png")
         for name, lines in (("answers", rows), ("details", details)):
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             files.write_text(new / f"{name}.jsonl", text)
@@ -112,7 +112,7 @@ def saved_answers(config: Config, system: str, seed: int, corpus: Path, root: Pa
     rows = read_answers(config.profile, [seed], root, system, folder)[seed]
     replies = read_details(config.profile, [seed], root, system, folder)[seed]
     store, extractor = PhotoStore(corpus / "photos"), corpora.extractor_of(config.data)
-    drawn = [to_tensor(Image.open(row["image"]).convert("RGB")) for row in rows if row["image"]]
-    gold = [store.tensor(row["gold_photo_id"]) for row in rows if row["gold_photo_id"]]
+    drawn = [to_tensor(Image.open(image).convert("RGB")) for row in rows for image in row["images"]]
+    gold = [store.tensor(photo_id) for row in rows for photo_id in row["gold_photo_ids"]]
     return reduce([*rows, *replies], features_of(drawn, extractor), features_of(gold, extractor),
                   corpora.scores_of(config.data, corpus))

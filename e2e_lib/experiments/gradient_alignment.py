@@ -184,7 +184,7 @@ def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positi
     if results.is_up_to_date(path, settings, echo):
         return path
     examples, store = split_examples(corpora.prepare(config, echo), "dev")
-    sharing = [e for e in examples if e.response.photo and not e.response.text][:captions]
+    sharing = [e for e in examples if len(e.response.photos) == 1 and not e.response.text][:captions]
     model, listed = load_trained(config, seed), word_list(config.bridge.word_list)
     cases = [(mapping, *estimator) for mapping in MAPS if mapping != "none" for estimator in ESTIMATORS]
     rows, lines = [], []
@@ -192,7 +192,7 @@ def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positi
         variants = caption_variants(model, Collator(model.formatter, store)([example]), positions=positions,
                                     words=words, noises=noises, rng=generator(seed, "family", number))
         expected, exact = variants.exact_gradient()
-        lines.append({"caption": example.response.photo.caption if example.response.photo else "",
+        lines.append({"caption": example.response.photos[0].caption,
                       "expected_image_loss": float(expected), "spread": float(variants.losses.std()),
                       "gradient_norm": float(exact.norm())})
         rows += alignment(variants, model, [*cases, ("all", "reinforce", 1.0)], draws=draws, words=listed,

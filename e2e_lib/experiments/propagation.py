@@ -15,11 +15,12 @@ from e2e_lib.data.minichat.chats import caption_words
 from e2e_lib.data.minichat.corpus import read_scenes
 from e2e_lib.data.minichat.questions import corrupt_words
 from e2e_lib.data.minichat.scenes import render_photos
-from e2e_lib.evaluation.bootstrap import mean_interval
 from e2e_lib.evaluation.image import features_of, fid
+from e2e_lib.evaluation.intervals import mean_interval
 from e2e_lib.evaluation.minichat import CORE_ATTRIBUTES, scene_values
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
 from e2e_lib.evaluation.scores import Array
+from e2e_lib.experiments.comparison import numbers_of
 from e2e_lib.experiments.evaluate import Echo, versions_of_answers
 from e2e_lib.inference.respond import draw_photos
 from e2e_lib.models.systems import build
@@ -37,23 +38,26 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
     """Draws ``photos`` gold test captions with a share of wrong words, the same for every system and seed.
 
     Writes ``results/<profile>/propagation.json``: scene accuracy by share, and its slope, with 95 % intervals
-    over photos; "caption" is what captions themselves still name. Raises CheckpointError, ResultsError."""
+    over the photos' dialogues; "caption" is what captions themselves still name. Raises CheckpointError and
+    ResultsError."""
     path = results.RESULTS / config.profile / "propagation.json"
     settings = {"photos": photos, "shares": list(SHARES), "seeds": list(seeds),
-                "numbers": versions_of_answers(config),
+                "numbers": numbers_of(config),
                 "weights": _weights(config, seeds, systems)}
     if results.is_up_to_date(path, settings, echo):
         return path
     answers = read_answers(config.profile, seeds[:1], RUNS, systems[0])[seeds[0]]
-    rows = subsample([row for row in answers if row.get("scene")], photos)
-    if not rows:
+    due = subsample([(*pair, row["dialogue_id"]) for row in answers for pair in scenes_and_captions(row)],
+                    photos)
+    if not due:
         raise results.ResultsError("the test set has no photo whose scene its chat determines, so there is "
                                    "nothing to draw again (only MiniChat has such scenes)")
-    words, gold = caption_words(), [row["scene"]["gold"] for row in rows]
-    captions = [[corrupt_words(row["gold_caption"], share, words, python_random("corrupt_words", i, share))
-                 for i, row in enumerate(rows)] for share in SHARES]
+    words, gold = caption_words(), [scene["gold"] for scene, *_ in due]
+    dialogue_ids = [row[-1] for row in due]
+    captions = [[corrupt_words(caption, share, words, python_random("corrupt_words", i, share))
+                 for i, (_, caption, _) in enumerate(due)] for share in SHARES]
     named = np.array([[named_share(*pair) for pair in zip(texts, gold, strict=True)] for texts in captions])
-    scored, classifier = {"caption": by_share(named)}, load_scene_classifier()
+    scored, classifier = {"caption": by_share(named, dialogue_ids)}, load_scene_classifier()
     for system in systems:
         runs: list[list[list[float]]] = []
         for seed in seeds:
@@ -66,8 +70,8 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
                                  for one, other in zip(gold, scenes, strict=True)])
             means = ", ".join(f"{np.mean(values):.2f}" for values in runs[-1])
             echo(f"errors, {system}, seed {seed}: scene accuracy {means}")
-        scored[system] = by_share(np.mean(runs, 0))
-    return files.write_json(path, {"profile": config.profile, "arguments": settings, "photos": len(rows),
+        scored[system] = by_share(np.mean(runs, 0), dialogue_ids)
+    return files.write_json(path, {"profile": config.profile, "arguments": settings, "photos": len(due),
                                    "systems": scored, "provenance": provenance_record(config, seeds=seeds)})
 
 
@@ -86,7 +90,7 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     scored = {(run["system"], run["seed"]): run["metrics"]["fid"] for run in runs}
     corpus, extractor = corpora.prepare(config, echo), corpora.extractor_of(config.data)
     (examples, store), scenes = split_examples(corpus, "test"), read_scenes(corpus / "scenes.jsonl")
-    shared = [example.response.photo for example in examples if example.response.photo]
+    shared = [photo for example in examples for photo in example.response.photos]
     gold = features_of([store.tensor(photo.photo_id) for photo in shared], extractor)
 
     def fid_of(photos: Tensor) -> float:
@@ -118,15 +122,21 @@ def _weights(config: Config, seeds: Sequence[int], systems: Sequence[str]) -> di
     return {name: files.weights_hash(folder / "best") for name, folder in folders.items()}
 
 
+def scenes_and_captions(row: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
+    """The scenes of an answer's gold photos (see ``MiniChatScores.annotate``), each with its gold caption."""
+    captions = dict(zip(row.get("gold_photo_ids", ()), row.get("gold_captions", ()), strict=True))
+    return [(scene, captions[scene["photo_id"]]) for scene in row.get("scenes", ())]
+
+
 def named_share(caption: str, gold: Mapping[str, Any]) -> float:
     """The share of a scene's thing, colour and place that a caption names."""
     return float(np.mean([bool(re.search(rf"\b{gold[name]}s?\b", caption)) for name in CORE_ATTRIBUTES]))
 
 
-def by_share(values: Array, draws: int = 2000) -> dict[str, Any]:
-    """Values (shares, photos), 0 to 1: means by share and a least-squares line's slope, with intervals."""
+def by_share(values: Array, dialogue_ids: Sequence[str]) -> dict[str, Any]:
+    """Values (shares, photos), 0 to 1: means by share and a least-squares line's slope, with intervals over
+    the photos' dialogues."""
     centred = np.array(SHARES) - np.mean(SHARES)
     slopes = centred @ values / np.square(centred).sum()  # per photo; their mean is the slope of the means
-    indices = np.random.default_rng(0).integers(values.shape[1], size=(draws, values.shape[1]))
-    return {"accuracy": [mean_interval(row, indices) for row in values],
-            "slope": mean_interval(slopes, indices)}
+    return {"accuracy": [mean_interval(row, dialogue_ids) for row in values],
+            "slope": mean_interval(slopes, dialogue_ids)}

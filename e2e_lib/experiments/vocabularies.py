@@ -1,10 +1,11 @@
 """How far two vocabularies disagree about captions (section 2.4.2: why a static map loses tokens)."""
 
-import contextlib
+import codecs
 import gzip
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer, LlamaTokenizer
 
 from e2e_lib.bridge import vocabulary
-from e2e_lib.bridge.alignment import Encoding, check_tokenizer, encode_with_offsets, overlap, word_spans
+from e2e_lib.bridge.alignment import (
+    Encoding,
+    check_texts,
+    check_tokenizer,
+    encode_with_offsets,
+    overlap,
+    word_spans,
+)
 from e2e_lib.config import ConfigError
 from e2e_lib.experiments.evaluate import Echo
 from e2e_lib.models.hub import LOADING, unreachable
@@ -31,18 +41,19 @@ PACKAGED = {"pip:mistral-common": ("mistral_common", "data/tokenizer.model.v1"),
 # What `compare` takes by default, the first of each that can be had, and their short names.
 SOURCES = {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": "llama-2", "pip:mistral-common": "mistral"}
 TARGETS = {"openai/clip-vit-large-patch14": "clip", "pip:openai-clip": "clip"}
+ADVICE = f"--source (or --target) pip:PACKAGE takes an installed one ({', '.join(PACKAGED)}), and FOLDER"
 
 
 def compare(captions: Path, source: str | None, target: str | None, name: str | None, echo: Echo) -> Path:
     """Surveys two tokenizers, by default Llama's and CLIP's, into ``results/vocabularies/<name>.json``.
     Raises ConfigError for captions or tokenizers that cannot be compared, or with no name for the result."""
+    if not name and (source and source not in SOURCES or target and target not in TARGETS):
+        raise ConfigError("with --source or --target of your own, --name says what to call the result, such "
+                          "as --name qwen_clip")
     try:
         texts = read_captions(captions)
-        source, one = first_of([source] if source else list(SOURCES))
-        target, other = first_of([target] if target else list(TARGETS))
-        if not name and not (source in SOURCES and target in TARGETS):
-            raise ValueError("with --source or --target of your own, --name says what to call the result, "
-                             "such as --name qwen_clip")
+        source, one = first_of([source] if source else list(SOURCES), echo)
+        target, other = first_of([target] if target else list(TARGETS), echo)
         echo(f"{source} beside {target}, on {len(texts)} captions")
         comparison = survey(one, other, texts)
     except (ValueError, TypeError) as error:
@@ -54,7 +65,9 @@ def compare(captions: Path, source: str | None, target: str | None, name: str | 
 
 def load_tokenizer(source: str) -> Any:
     """A tokenizer from a folder, a hub id or a pip package (one of ``PACKAGED``).
-    Raises CheckpointError if it cannot be loaded, TypeError if it gives no character offsets."""
+
+    Where the hub does not answer, only what was downloaded before. Raises CheckpointError if it cannot be
+    loaded, TypeError if it gives no character offsets."""
     folder = Path(source)
     try:
         if source in PACKAGED:
@@ -62,18 +75,35 @@ def load_tokenizer(source: str) -> Any:
         elif (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file():
             tokenizer = CLIPTokenizer.from_pretrained(source)  # CLIP's first release had no tokenizer.json
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=False, local_files_only=folder.is_dir() or not _hub_answers())
+    except CheckpointError:
+        raise
     except LOADING as error:
-        raise unreachable("tokenizer", source, error) from None
+        raise unreachable("tokenizer", source, error, ADVICE) from None
     check_tokenizer(tokenizer, source)
     return tokenizer
 
 
-def first_of(sources: Sequence[str]) -> tuple[str, Any]:
-    """The first of ``sources`` that can be loaded, and its tokenizer; else the last one's CheckpointError."""
+def _hub_answers(seconds: float = 5) -> bool:
+    """Whether the model hub can be reached; its own client would try again and again for a minute."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # of whatever library the client uses, and where the environment says to stay offline
+        return False
+    return True
+
+
+def first_of(sources: Sequence[str], echo: Echo) -> tuple[str, Any]:
+    """The first of ``sources`` that can be loaded, and its tokenizer; else the last one's CheckpointError.
+    Says what it tries."""
     for source in sources[:-1]:
-        with contextlib.suppress(CheckpointError):
+        echo(f"loading the tokenizer {source}")
+        try:
             return source, load_tokenizer(source)
+        except CheckpointError as error:
+            echo(f"not to be had: {error}")
+    echo(f"loading the tokenizer {sources[-1]}")
     return sources[-1], load_tokenizer(sources[-1])
 
 
@@ -106,11 +136,14 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
     captions' tokens; "in_caption" where the caption's own target tokens have it, else "lost". ``density``:
     entries of the V1 × V2 matrix that are not 0. ``words``: tokens per word, and words of one token on both
     sides. ``characters``: target tokens with exactly one source token's characters, source tokens that one
-    touches (a mean), and target tokens that touch none. Raises ValueError without captions."""
+    touches (a mean), and target tokens that touch none. Raises ValueError without captions, or where a
+    tokenizer makes no tokens of them."""
     if not captions:
         raise ValueError("no captions to survey")
     (a, _), (b, _) = (encode_with_offsets(side, captions, special=False) for side in (source, target))
     a_count, b_count = int(a.token_mask.sum()), b.token_mask.sum()
+    if not a_count or not b_count:
+        raise ValueError(f"the {'target' if a_count else 'source'} tokenizer makes no tokens of the captions")
     words, real = word_spans(captions)
     a_words, b_words = ((overlap(words, side.spans) & side.token_mask[:, None]).sum(-1)[real].double()
                         for side in (a, b))  # tokens of each word
@@ -167,18 +200,42 @@ def _without_blanks(captions: list[str], spans: Tensor) -> Tensor:
 
 
 def read_captions(path: Path) -> list[str]:
-    """Captions of a file: one per line, or JSON lines with "caption" or "captions". Raises ValueError."""
-    captions: list[str] = []
+    """Captions of a text file, in UTF-8, or UTF-16 with its mark: one per line, or JSON lines with "caption"
+    (a text) or "captions" (a list of texts). Lines without a caption are left out if they are empty; else
+    ValueError names the line and what is wrong with it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode("utf-16" if content.startswith(marks) else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text ({error})") from None
-    for number, line in enumerate(lines, 1):
+        raise ValueError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: holds bytes of zero, as no text in UTF-8 does; save it as UTF-8")
+    captions: list[str] = []
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
         try:
-            row = json.loads(line) if line.lstrip().startswith("{") else {"caption": line}
-            texts = row["captions"] if "captions" in row else [row["caption"]]
-            captions += [text.strip() for text in texts]
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+            captions += _captions_of(line.strip())
+        except ValueError as error:
             raise ValueError(f'{path}, line {number}: expected a caption, or JSON with "caption" (text) or '
-                             '"captions" (a list of texts)') from None
+                             f'"captions" (a list of texts), got {error}') from None
     return [caption for caption in captions if caption]
+
+
+def _captions_of(line: str) -> list[str]:
+    """The captions of one line. Raises ValueError with what it holds instead."""
+    row: Any = {"caption": line}
+    try:
+        row = json.loads(line) if line.startswith(("{", "[")) else row
+    except (ValueError, RecursionError) as error:
+        if line.startswith("{"):  # while a caption may well begin with another bracket
+            raise ValueError(f"JSON that cannot be read ({error})") from None
+    fields = [name for name in ("caption", "captions") if isinstance(row, dict) and name in row]
+    if not fields:
+        raise ValueError(f"a list: {line:.80}" if isinstance(row, list) else f"neither in {line:.80}")
+    captions = []
+    for name in fields:
+        texts = row[name] if name == "captions" else [row[name]]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f'"{name}": {json.dumps(row[name]):.80}')
+        captions += [text.strip() for text in check_texts(f'"{name}"', texts)]
+    return captions

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from e2e_lib.config import Inference
-from e2e_lib.data.collate import IMAGE_END, IMAGE_START, Collator
+from e2e_lib.data.collate import Collator
+from e2e_lib.data.dialogue import clean_text
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.photos import PhotoSource
 from e2e_lib.models.captioner import with_captions
@@ -40,28 +42,33 @@ def generate_texts(model: PhotoChatModel, examples: Sequence[Example], store: Ph
             inputs_embeds=model.embed_context(batch), attention_mask=batch.attention_mask, use_cache=True,
             max_new_tokens=settings.max_new_tokens, num_beams=settings.num_beams, **sampling,
             pad_token_id=model.formatter.pad_token_id, eos_token_id=model.formatter.eos_token_ids)  # (B, T)
-    return [parse_response(model, row) for row in ids]
+    return [replace(parse_response(model, row), context_tokens_cut=cut)
+            for row, cut in zip(ids, batch.context_cut, strict=True)]
 
 
 def parse_response(model: PhotoChatModel, ids: Tensor) -> Response:
-    """Generated tokens (T,) to text and caption.
+    """Generated tokens (T,) to text and captions.
 
-    A caption left open ends with the tokens; an empty one is no photo.
+    Each ``[IMG] caption [/IMG]`` is a photo, what stands outside of them is text. A caption left open ends
+    with the tokens; an empty one is no photo. Marks spelled out as words are words.
     """
     markers = (model.formatter.image_start_id, model.formatter.image_end_id)
-    hidden = {*model.tokenizer.all_special_ids, *model.formatter.eos_token_ids}
-    decoded = model.tokenizer.decode([i for i in ids.tolist() if i in markers or i not in hidden])
-    text, _, rest = decoded.partition(IMAGE_START)
-    caption, _, after = rest.partition(IMAGE_END)
-    text, caption, after = (" ".join(part.replace(IMAGE_START, " ").replace(IMAGE_END, " ").split())
-                            for part in (text, caption, after))
-    return Response(f"{text} {after}".strip(), caption or None)
+    parts: list[list[list[int]]] = [[[]]]  # text, caption, text, ...: each the runs of tokens between marks
+    for i in ids.tolist():
+        if i == markers[len(parts) % 2 == 0]:
+            parts.append([[]])
+        elif i in markers:  # a mark that begins or ends nothing
+            parts[-1].append([])
+        elif i not in model.formatter.no_words:
+            parts[-1][-1].append(i)
+    texts = [clean_text(" ".join(map(model.tokenizer.decode, runs))) for runs in parts]
+    return Response(clean_text(" ".join(texts[::2])), [caption for caption in texts[1::2] if caption])
 
 
 @torch.no_grad()
 def respond(model: PhotoChatModel, examples: Sequence[Example], store: PhotoSource, settings: Inference,
             rng: torch.Generator, progress: Callable[[str, int, int], None] | None = None) -> list[Response]:
-    """Answers each example's context with text, a photo, or both.
+    """Answers each example's context with text, photos, or both.
 
     The same model, examples, settings and generator give the same answers; the batch size of ``settings`` is
     part of that, since sampled words are drawn batch by batch. ``progress`` is called with what was done
@@ -80,15 +87,14 @@ def respond(model: PhotoChatModel, examples: Sequence[Example], store: PhotoSour
         if progress:
             progress("written", len(by_index), len(examples))
     responses = [by_index[i] for i in range(len(examples))]
-    sharing = [response for response in responses if response.caption]
-    for first in range(0, len(sharing), settings.batch_size):
-        part_sharing = sharing[first:first + settings.batch_size]
-        photos = draw_photos(model.generator, [response.caption or "" for response in part_sharing], settings,
-                             rng)
-        for response, photo in zip(part_sharing, photos, strict=True):
-            response.photo = photo
+    captions = [(response, caption) for response in responses for caption in response.captions]
+    for first in range(0, len(captions), settings.batch_size):
+        part_captions = captions[first:first + settings.batch_size]
+        photos = draw_photos(model.generator, [caption for _, caption in part_captions], settings, rng)
+        for (response, _), photo in zip(part_captions, photos, strict=True):
+            response.photos.append(photo)
         if progress:
-            progress("drawn", first + len(part_sharing), len(sharing))
+            progress("drawn", first + len(part_captions), len(captions))
     return responses
 
 

@@ -18,21 +18,16 @@ from torch.nn import functional as F
 
 from e2e_lib.bridge.estimators import ESTIMATORS, Estimator, Objective, Rng, bias_and_variance
 from e2e_lib.bridge.gumbel import softmax_with_temperature, straight_through
+from e2e_lib.lessons.claims import observe
 from e2e_lib.report import plots
 from e2e_lib.repro import randomness
 
 
-def confirm(claim: str, holds: bool, numbers: str) -> None:
-    """Prints a claim that was checked, and its numbers. Raises AssertionError where it does not hold."""
-    assert holds, f"this should hold and does not: {claim} ({numbers})"
-    print(f"✓ {claim}: {numbers}")
-
-
-def confirm_bias(claim: str, report: Mapping[str, Any], expected: float) -> None:
-    """``confirm`` that a relative bias is as expected, within four standard errors."""
+def observe_bias(claim: str, report: Mapping[str, Any], expected: float) -> None:
+    """``observe`` whether a relative bias is as expected, within four standard errors."""
     bias, error = report["relative_bias"], report["standard_error"]
     numbers = f"bias {bias:.3f} ± {error:.3f}, expected {expected:.3f}"
-    confirm(claim, abs(bias - expected) < 4 * error + 1e-9, numbers)
+    observe(claim, abs(bias - expected) < 4 * error + 1e-9, numbers)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def ask(models: Mapping[str, PhotoChatModel], example: Example, question: Questi
     text = example.context[-1].text
     results = Counterfactuals(text, photos, {}, {name: {} for name in models})
     album = PhotoAlbum()
-    shared = [turn.photo.photo_id for turn in example.context if turn.photo]
+    shared = [photo.photo_id for turn in example.context for photo in turn.photos]
     album.images = {photo_id: store.load(photo_id) for photo_id in shared}
     for value, photo in photos.items():
         album.images[question.photo_id] = photo

@@ -46,7 +46,7 @@ def context_tokens(model: PhotoChatModel, example: Example, store: PhotoSource) 
     """The tokens that a system reads of an example's context, each with whether it stands for a photo."""
     if model.captioner:
         example, = with_captions([example], model.captioner, store)
-    ids, _ = model.formatter.context(example.context, example.response.speaker)
+    ids = model.formatter.context(example.context, example.response.speaker).ids
     tokens, inside = [], False
     for i, token in zip(ids, model.tokenizer.convert_ids_to_tokens(ids), strict=True):
         inside = inside and i != model.formatter.image_end_id
@@ -58,7 +58,7 @@ def context_tokens(model: PhotoChatModel, example: Example, store: PhotoSource) 
 def gold_captions(examples: Iterable[Example]) -> dict[str, str]:
     """The gold captions of all photos in contexts and responses, by photo id, in order."""
     turns = (turn for example in examples for turn in (*example.context, example.response))
-    return {turn.photo.photo_id: turn.photo.caption for turn in turns if turn.photo}
+    return {photo.photo_id: photo.caption for turn in turns for photo in turn.photos}
 
 
 def applies(name: str, scene: Scene) -> bool:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration
 from transformers.image_processing_utils import BaseImageProcessor
 
-from e2e_lib.data.dialogue import Turn
+from e2e_lib.data.dialogue import Turn, clean_text
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource, square
-from e2e_lib.models.hub import LOADING, locate, unreachable
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 
 MAX_NEW_TOKENS = 40  # of a caption
 BATCH_SIZE = 64  # photos captioned at once
@@ -61,8 +61,7 @@ class Captioner(nn.Module):
         for first in range(0, len(photos), BATCH_SIZE):
             pixels = self.pixels(photos[first:first + BATCH_SIZE])
             ids = self.model.generate(pixel_values=pixels, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-            captions += [" ".join(text.split())
-                         for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            captions += map(clean_text, self.tokenizer.batch_decode(ids, skip_special_tokens=True))
         return captions
 
 
@@ -72,7 +71,7 @@ def with_captions(examples: Sequence[Example], captioner: Captioner, store: Phot
     A photo is captioned once; ``store`` keeps the captions. Raises PhotoError and files.SaveError.
     """
     captions = store.captions(captioner.key)
-    shared = {turn.photo.photo_id for example in examples for turn in example.context if turn.photo}
+    shared = {photo.photo_id for example in examples for turn in example.context for photo in turn.photos}
     if new := sorted(shared - captions.keys()):
         for first in range(0, len(new), BATCH_SIZE):  # photos at their own size are large: not all at once
             part = new[first:first + BATCH_SIZE]
@@ -81,19 +80,16 @@ def with_captions(examples: Sequence[Example], captioner: Captioner, store: Phot
         store.keep_captions(captioner.key, captions)
 
     def captioned(turn: Turn) -> Turn:
-        photo = turn.photo
-        return replace(turn, photo=replace(photo, caption=captions[photo.photo_id])) if photo else turn
+        photos = (replace(photo, caption=captions[photo.photo_id]) for photo in turn.photos)
+        return replace(turn, photos=tuple(photos))
 
     return [replace(example, context=tuple(map(captioned, example.context))) for example in examples]
 
 
 def load_captioner(source: str) -> Captioner:
     """The captioner in float32. Raises CheckpointError."""
-    place = locate(source, "captioner")
-    try:
-        model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=torch.float32)
+    with loading("captioner", source) as place:
         settings, _ = BaseImageProcessor.get_image_processor_dict(place)
-        return Captioner(model, AutoTokenizer.from_pretrained(place), settings["image_mean"],
-                         settings["image_std"])
-    except (*LOADING, KeyError) as error:  # KeyError: no mean or no standard deviation
-        raise unreachable("captioner", source, error) from None
+        captioner = Captioner(load_pretrained(Blip2ForConditionalGeneration, place), load_tokenizer(place),
+                              settings["image_mean"], settings["image_std"])
+    return captioner

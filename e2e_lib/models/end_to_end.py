@@ -2,7 +2,7 @@
 
 Axes used throughout: B batch, T text positions, C caption positions, L text-encoder positions, V1 the
 language model's vocabulary, V2 the text encoder's, D the language model's width, D2 the text encoder's, P
-context photos, Q query embeddings per photo, R responses with a photo.
+context photos, Q query embeddings per photo, R photos of responses.
 """
 
 from typing import Any
@@ -41,7 +41,8 @@ class EndToEndModel(nn.Module):
         self.tokenizer, self.captioner, self.bridge = tokenizer, captioner, bridge
         self.image_loss_weight, self.caption_source, self.noise = image_loss_weight, caption_source, noise
         self.formatter = PromptFormatter(tokenizer, perceptron.queries if perceptron else 1, max_context,
-                                         photos_as_captions=perceptron is None)
+                                         photos_as_captions=perceptron is None,
+                                         max_response=language.config.max_position_embeddings - max_context)
 
     def embed_context(self, batch: Batch) -> Tensor:
         """The context as embeddings (B, T, D): words from the table, photos by the perceptron (Eq. 3)."""
@@ -82,8 +83,9 @@ class EndToEndModel(nn.Module):
         else:  # Eq. 6: one token per position under teacher forcing
             noisy = caption_logits if noise is None else caption_logits + noise
             source_ids = noisy.detach().argmax(-1)  # (R, C)
-            captions = [self.tokenizer.decode(ids[real], skip_special_tokens=True).strip()
-                        for ids, real in zip(source_ids, mask, strict=True)]
+            mask = mask & ~torch.isin(source_ids, source_ids.new_tensor(self.formatter.no_words))  # (R, C)
+            captions = [self.tokenizer.decode(ids[words]).strip()
+                        for ids, words in zip(source_ids, mask, strict=True)]
         embedding = self.generator.text_encoder.get_input_embeddings()
         out = self.bridge(captions, caption_logits, embedding, temperature, noise, own_rng,
                           source_ids=source_ids, source_mask=mask)
@@ -112,7 +114,8 @@ def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Ten
 
     Padded on the right. ``logits`` are the batch's (B, T, V1).
     """
-    rows = [batch.is_caption[row].nonzero().squeeze(1) for row in batch.target_rows.tolist()]
+    rows = [(batch.caption_index[row] == number).nonzero().squeeze(1)
+            for number, row in enumerate(batch.target_rows.tolist())]
     at = pad_sequence(rows, batch_first=True, padding_value=0)  # (R, C)
     mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True,
                         padding_value=False)  # (R, C)

@@ -13,10 +13,13 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import CLIPTextModel
 
+from e2e_lib.config import ConfigError
 from e2e_lib.data.photos import square, to_floats, to_pixels
-from e2e_lib.models.hub import LOADING, locate, unreachable
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading, vocabulary_size
+
+PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may give, in the scheduler's words
 
 
 class ImageGenerator(nn.Module):
@@ -30,6 +33,7 @@ class ImageGenerator(nn.Module):
     def __init__(self, tokenizer: Any, text_encoder: CLIPTextModel, unet: UNet2DConditionModel,
                  vae: nn.Module, scheduler: DDPMScheduler) -> None:
         super().__init__()
+        _check_fit(tokenizer, text_encoder.config, unet.config, vae.config, scheduler.config)
         self.tokenizer, self.scheduler = tokenizer, scheduler
         # Channels last in memory: a sixth faster to draw on a CPU.
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
@@ -105,6 +109,17 @@ class ImageGenerator(nn.Module):
         latents = self.to_latents(photos)
         return self.denoising_loss(latents, self.encode(self.tokenize(captions).to(latents.device)), rng)
 
+    def sampler(self, num_inference_steps: int) -> DDIMScheduler:
+        """DDIM over so many of the scheduler's timesteps. Raises ConfigError where there are fewer."""
+        sampler = DDIMScheduler.from_config(self.scheduler.config)
+        count, spacing = sampler.config.num_train_timesteps, sampler.config.timestep_spacing
+        most = count - (sampler.config.steps_offset if spacing == "leading" else 0)
+        if num_inference_steps > most:
+            raise ConfigError(f"inference.num_inference_steps = {num_inference_steps}: the image generator's "
+                              f"scheduler takes at most {most}")
+        sampler.set_timesteps(num_inference_steps)
+        return sampler
+
     @torch.no_grad()
     def draw(self, captions: Sequence[str], rng: torch.Generator, *, num_inference_steps: int,
              guidance_scale: float) -> Tensor:
@@ -116,11 +131,10 @@ class ImageGenerator(nn.Module):
         device = self.unet.device
         text = self.encode(self.tokenize(captions).to(device))  # (B, L, D2)
         empty = self.encode(self.tokenize([""]).to(device)).expand_as(text)  # (B, L, D2)
+        sampler = self.sampler(num_inference_steps)
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         noise = [torch.randn((channels, side, side), generator=rng) for _ in captions]
         latents = torch.stack(noise).to(text)  # (B, C, s, s)
-        sampler = DDIMScheduler.from_config(self.scheduler.config)
-        sampler.set_timesteps(num_inference_steps)
         for timestep in sampler.timesteps:
             if guidance_scale > 1:
                 both = self.unet(torch.cat([latents, latents]), timestep,  # (2 B, C, s, s)
@@ -133,21 +147,36 @@ class ImageGenerator(nn.Module):
         return self.decode(latents).cpu()  # (B, 3, S, S)
 
 
+def _check_fit(tokenizer: Any, text_encoder: Any, unet: Any, vae: Any, scheduler: Any) -> None:
+    """Raises ValueError for parts, given by their configurations, that do not work together, or not here."""
+    words, channels = vocabulary_size(tokenizer), vae.latent_channels
+    problems = {
+        f"its tokenizer has {words} words, its text encoder {text_encoder.vocab_size}":
+            words > text_encoder.vocab_size,
+        f"its text encoder is {text_encoder.hidden_size} wide, its UNet reads {unet.cross_attention_dim}":
+            text_encoder.hidden_size != unet.cross_attention_dim,
+        f"its autoencoder has {channels} channels, its UNet takes {unet.in_channels} and gives "
+        f"{unet.out_channels}": not channels == unet.in_channels == unet.out_channels,
+        f"its scheduler's prediction_type is {scheduler.prediction_type!r}, none of "
+        f"{', '.join(PREDICTIONS)}": scheduler.prediction_type not in PREDICTIONS}
+    for problem, is_there in problems.items():
+        if is_there:
+            raise ValueError(problem)
+
+
 def load_generator(source: str) -> ImageGenerator:
     """An image generator from a folder or hub id in Stable Diffusion's layout, in float32.
 
     Raises CheckpointError.
     """
-    place = locate(source, "generator")
-    try:
-        vae_config = diffusers.AutoencoderKL.load_config(place, subfolder="vae")
-        vae_class = getattr(diffusers, vae_config["_class_name"])
-        return ImageGenerator(
-            AutoTokenizer.from_pretrained(place, subfolder="tokenizer"),
-            CLIPTextModel.from_pretrained(place, subfolder="text_encoder", dtype=torch.float32),
-            UNet2DConditionModel.from_pretrained(place, subfolder="unet", torch_dtype=torch.float32),
-            vae_class.from_pretrained(place, subfolder="vae", torch_dtype=torch.float32),
-            DDPMScheduler.from_pretrained(place, subfolder="scheduler"),
-        )
-    except LOADING as error:
-        raise unreachable("generator", source, error) from None
+    with loading("generator", source) as place:
+        if "num_train_timesteps" not in DDPMScheduler.load_config(place, subfolder="scheduler"):
+            raise ValueError("its scheduler_config.json has no num_train_timesteps")
+        vae_class = diffusers.AutoencoderKL.load_config(place, subfolder="vae")["_class_name"]
+        generator = ImageGenerator(
+            load_tokenizer(place, "pad", subfolder="tokenizer"),
+            load_pretrained(CLIPTextModel, place, subfolder="text_encoder"),
+            load_pretrained(UNet2DConditionModel, place, subfolder="unet"),
+            load_pretrained(getattr(diffusers, vae_class), place, subfolder="vae"),
+            DDPMScheduler.from_pretrained(place, subfolder="scheduler"))
+    return generator

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN
-from e2e_lib.models.hub import LOADING, locate, unreachable
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading, vocabulary_size
 
 PAD = "<pad>"
 
@@ -22,15 +21,12 @@ def load_language(source: str, part: str = "language", kind: Any = LlamaForCausa
 
     ``part`` is its name among shipped parts. Raises CheckpointError.
     """
-    place = locate(source, part)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(place)
-        model = kind.from_pretrained(place, dtype=torch.float32)
-    except LOADING as error:
-        raise unreachable(part, source, error) from None
-    if add_markers(tokenizer) or len(tokenizer) > model.config.vocab_size:
+    with loading(part, source) as place:
+        tokenizer = load_tokenizer(place, "bos", "eos")
+        model = load_pretrained(kind, place)
+    if add_markers(tokenizer) or vocabulary_size(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        model.resize_token_embeddings(vocabulary_size(tokenizer), mean_resizing=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
 from e2e_lib.data.photos import square, to_floats
-from e2e_lib.models.hub import LOADING, load_own, locate, unreachable
+from e2e_lib.models.hub import load_own, loading
 
 
 class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
@@ -40,8 +40,6 @@ class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
 
 def load_perceptron(source: str) -> ImagePerceptron:
     """The perceptron in float32. Raises CheckpointError."""
-    place = locate(source, "perceptron")
-    try:
-        return load_own(ImagePerceptron, place)
-    except LOADING as error:
-        raise unreachable("perceptron", source, error) from None
+    with loading("perceptron", source) as place:
+        perceptron: ImagePerceptron = load_own(ImagePerceptron, place)
+    return perceptron

@@ -27,7 +27,8 @@ class Pipeline(nn.Module):
         super().__init__()
         self.language, self.tokenizer = language, tokenizer
         self.captioner, self.generator = captioner, generator
-        self.formatter = PromptFormatter(tokenizer, 1, max_context, photos_as_captions=True)
+        self.formatter = PromptFormatter(tokenizer, 1, max_context, photos_as_captions=True,
+                                         max_response=language.config.max_position_embeddings - max_context)
 
     def embed_context(self, batch: Batch) -> Tensor:
         """The context as embeddings (B, T, D): words only."""

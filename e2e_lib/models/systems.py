@@ -58,20 +58,30 @@ def build(config: Config) -> PhotoChatModel:
     """The system of a configuration, from its pretrained parts.
 
     Raises CheckpointError when a part is missing or damaged, and ConfigError where two do not belong together
-    or context and answer exceed the language model's positions.
+    or a setting is more, or less, than what they can do.
     """
+    try:
+        return _build(config)
+    except ValueError as error:  # a context that holds no photo, a bridge's tokenizer without offsets
+        raise ConfigError(str(error)) from error
+
+
+def _build(config: Config) -> PhotoChatModel:
     parts, context = config.model, config.data.max_context
     is_divter = parts.system == "divter"
     language, tokenizer = (load_language(parts.dialogue, "dialogue", GPT2LMHeadModel) if is_divter
                            else load_language(parts.language))
     longest, positions = context + config.inference.max_new_tokens, language.config.max_position_embeddings
     if longest > positions:
+        room = positions - config.inference.max_new_tokens
+        advice = f"--set data.max_context={room}" if room > positions // 2 else "lower both"
         raise ConfigError(f"data.max_context = {context} and inference.max_new_tokens = "
                           f"{config.inference.max_new_tokens} make {longest} tokens, but the language model "
-                          f"reads {positions} at most: --set "
-                          f"data.max_context={positions - config.inference.max_new_tokens}")
+                          f"reads {positions} at most: {advice}")
+    generator: Any = load_translator(parts.translator) if is_divter else load_generator(parts.generator)
+    if not is_divter:  # whose steps are the codes of a photo
+        generator.sampler(config.inference.num_inference_steps)
     if parts.system != "end_to_end":
-        generator = load_translator(parts.translator) if is_divter else load_generator(parts.generator)
         return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context)
     perceptron = load_perceptron(parts.perceptron) if parts.image_input == "qformer" else None
     width = language.get_input_embeddings().embedding_dim
@@ -79,7 +89,6 @@ def build(config: Config) -> PhotoChatModel:
         raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} "
                           f"numbers, but the language model is {width} wide: model.perceptron and "
                           "model.language do not belong together")
-    generator = load_generator(parts.generator)
     return EndToEndModel(
         language=language, tokenizer=tokenizer, perceptron=perceptron, generator=generator,
         captioner=None if perceptron else load_captioner(parts.captioner),
@@ -92,7 +101,8 @@ def new_bridge(settings: Bridge, tokenizer: Any, generator: Any) -> CaptionBridg
     """The bridge from a language model's ``tokenizer`` to an image ``generator``. Raises ConfigError."""
     words = word_list(settings.word_list) if settings.mapping == "static_word" else []
     return CaptionBridge(tokenizer, generator.tokenizer, settings.mapping, pooling=settings.pooling,
-                         estimator=settings.estimator, words=words, length=generator.max_length)
+                         estimator=settings.estimator, added_at=settings.added_at, words=words,
+                         length=generator.max_length)
 
 
 def word_list(source: str) -> list[str]:
@@ -100,7 +110,7 @@ def word_list(source: str) -> list[str]:
     shipped = source.startswith("shipped:")
     path = hub.WEIGHTS / source.removeprefix("shipped:") if shipped else Path(source).expanduser()
     try:
-        return path.read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"bridge.word_list = {source!r} is neither a list that ships with the package nor "
                           f"a text file of one word per line: {error}") from None

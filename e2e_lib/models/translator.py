@@ -12,11 +12,11 @@ import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.photos import square, to_floats, to_pixels
-from e2e_lib.models.hub import LOADING, locate, unreachable
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading, vocabulary_size
 
 CAPTION_DROPOUT = 0.1  # the share of captions left empty while training, for classifier-free guidance
 
@@ -35,7 +35,7 @@ class ImageTranslator(nn.Module):
         super().__init__()
         self.tokenizer, self.max_length = tokenizer, max_length
         self.vqvae, self.transformer = vqvae.requires_grad_(False), transformer
-        self.first, self.codes = len(tokenizer), vqvae.config.num_vq_embeddings
+        self.first, self.codes = vocabulary_size(tokenizer), vqvae.config.num_vq_embeddings
         self.side = vqvae.config.sample_size // 2 ** (len(vqvae.config.block_out_channels) - 1)
         size, positions = self.first + self.codes + 1, max_length + 1 + self.side**2
         if transformer.config.vocab_size != size or transformer.config.n_positions < positions:
@@ -126,11 +126,9 @@ def _positions(mask: Tensor) -> Tensor:
 
 def load_translator(source: str) -> ImageTranslator:
     """The translator in float32. Raises CheckpointError."""
-    place = locate(source, "translator")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, subfolder="tokenizer")
-        vqvae = VQModel.from_pretrained(place, subfolder="vqvae", torch_dtype=torch.float32)
-        transformer = GPT2LMHeadModel.from_pretrained(place, subfolder="transformer", dtype=torch.float32)
-        return ImageTranslator(tokenizer, vqvae, transformer, tokenizer.model_max_length)
-    except LOADING as error:
-        raise unreachable("translator", source, error) from None
+    with loading("translator", source) as place:
+        tokenizer = load_tokenizer(place, "pad", subfolder="tokenizer")
+        vqvae = load_pretrained(VQModel, place, subfolder="vqvae")
+        transformer = load_pretrained(GPT2LMHeadModel, place, subfolder="transformer")
+        translator = ImageTranslator(tokenizer, vqvae, transformer, tokenizer.model_max_length)
+    return translator

@@ -36,7 +36,7 @@ def train_tokenizers(config: Config, folder: Path) -> None:
     """Writes the tokenizers ``language`` and ``generator/tokenizer`` into ``folder``."""
     chats = make_chats(config, min(config.pretrain.chats, 5000))
     turns = [turn for chat in chats for turn in chat.dialogue.turns]
-    captions = [turn.photo.caption for turn in turns if turn.photo]
+    captions = [photo.caption for turn in turns for photo in turn.photos]
     texts = [f"{('User', 'Assistant')[turn.speaker]}: {turn.text}\n" for turn in turns if turn.text]
     train_llama_like(texts + captions, LLAMA_VOCABULARY).save_pretrained(folder / "language")
     train_clip_like(captions, CLIP_MERGES, CAPTION_LIMIT).save_pretrained(folder / "generator" / "tokenizer")
@@ -51,7 +51,7 @@ def token_settings(tokenizer: Any) -> dict[str, Any]:
 def sample_example(chat: Chat, rng: random.Random) -> Example:
     """One response of a chat, half of the time one that shares a photo, else one of the second half."""
     examples = examples_of(chat.dialogue)
-    sharing = [example for example in examples if example.response.photo]
+    sharing = [example for example in examples if example.response.photos]
     return rng.choice(sharing if sharing and rng.random() < 0.5 else examples[len(examples) // 2:])
 
 
@@ -59,7 +59,7 @@ def captioning_example(chat: Chat, rng: random.Random) -> Example:
     """One photo of a chat alone, answered by a caption that leaves nothing out."""
     photo = rng.choice(chat.dialogue.photos)
     caption = SharedPhoto(photo.photo_id, describe(chat.scenes[photo.photo_id], rng, 1.0))
-    return Example(chat.dialogue.dialogue_id, 1, (Turn(0, "", photo),), Turn(1, "", caption))
+    return Example(chat.dialogue.dialogue_id, 1, (Turn(0, "", (photo,)),), Turn(1, "", (caption,)))
 
 
 def tokenize_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: int,
@@ -75,10 +75,11 @@ def tokenize_chat(chat: Chat, tokenizer: Any, rng: random.Random, max_context: i
     example = captioning_example(chat, rng) if is_captioning else sample_example(chat, rng)
     turns = example.context
     if rng.random() >= 1 - full_captions or (len(turns) == 1 and full_captions):
-        turns = tuple(replace(turn, photo=turn.photo and full[turn.photo.photo_id]) for turn in turns)
+        turns = tuple(replace(turn, photos=tuple(full[photo.photo_id] for photo in turn.photos))
+                      for turn in turns)
     formatter = PromptFormatter(tokenizer, 1, max_context, photos_as_captions=True)
-    context, _ = formatter.context(turns, example.response.speaker)
-    response, _ = formatter.response(example.response)
+    context = formatter.context(turns, example.response.speaker).ids
+    response = formatter.response(example.response).ids
     labels, in_caption = [], False
     for token in context:
         in_caption = in_caption and token != formatter.image_end_id

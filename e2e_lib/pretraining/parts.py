@@ -48,7 +48,7 @@ def pretrain(config: Config, echo: Callable[[str], None], out: Path | None = Non
     Writes them with their manifest, and what they reach to ``results/<profile>/pretraining.json``. Raises
     files.SaveError and CheckpointError, and ValueError if the parts are too large to ship.
     """
-    out = out or WORK / config.profile / "parts"
+    out = files.make_folder(out or WORK / config.profile / "parts")
     train_parts(Pretraining(config, WORK / config.profile, out, echo))
     write_manifest(config, out, STAGES, MAX_BYTES)
     echo("measuring what the parts reach on unseen photos …")
@@ -58,7 +58,7 @@ def pretrain(config: Config, echo: Callable[[str], None], out: Path | None = Non
 def pretrain_baselines(config: Config, echo: Callable[[str], None], shipped: Path,
                        out: Path | None = None) -> Path:
     """The same for the baselines' parts, from the ``shipped`` ones; see ``pretraining_baselines.json``."""
-    out = out or WORK / config.profile / "baselines"
+    out = files.make_folder(out or WORK / config.profile / "baselines")
     train_baselines(Pretraining(config, WORK / config.profile, shipped, echo), out)
     write_manifest(config, out, BASELINE_STAGES, MAX_BASELINE_BYTES)
     return _write_results("pretraining_baselines", config, echo, out, measure_baselines(config, shipped, out))
@@ -66,7 +66,7 @@ def pretrain_baselines(config: Config, echo: Callable[[str], None], shipped: Pat
 
 def _write_results(name: str, config: Config, echo: Callable[[str], None], out: Path,
                    scores: dict[str, Any]) -> Path:
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     record = {**scores, "weights_bytes": size, "seconds": sum(manifest["seconds"].values()),
               "n": dict.fromkeys(scores, COUNT), "command": manifest["command"],
@@ -118,7 +118,8 @@ def save_part(part: Any, folder: Path) -> None:
 
 def write_manifest(config: Config, folder: Path, stages: Sequence[str], max_bytes: int) -> None:
     """Writes manifest.json: SHA-256 of files, time, settings, versions. ValueError over ``max_bytes``."""
-    states = {name: json.loads((WORK / config.profile / name / "state.json").read_text()) for name in stages}
+    states = {name: json.loads((WORK / config.profile / name / "state.json").read_text(encoding="utf-8"))
+              for name in stages}
     (folder / "manifest.json").unlink(missing_ok=True)
     hashes = files.sha256_folder(folder)
     size = sum((folder / name).stat().st_size for name in hashes)
@@ -206,9 +207,9 @@ def caption_accuracy(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[s
 def caption_photos(model: PhotoChatModel, config: Config, photos: Tensor) -> list[str]:
     """What a model says of each photo (N, 3, S, S), uint8, where the photo is all the context there is."""
     album = PhotoAlbum()
-    turns = [Turn(0, "", SharedPhoto(album.add(to_image(photo)), "?")) for photo in photos]
+    turns = [Turn(0, "", (SharedPhoto(album.add(to_image(photo)), "?"),)) for photo in photos]
     examples = [Example("look", 1, (turn,), Turn(1, "")) for turn in turns]
     settings = replace(config.inference, do_sample=False)
     batches = (examples[first:first + 64] for first in range(0, len(examples), 64))
-    return [response.caption or "" for batch in batches for response in generate_texts(
+    return [(response.captions or [""])[0] for batch in batches for response in generate_texts(
         model, batch, album, settings, generator(config.pretrain.seed, "tell"))]

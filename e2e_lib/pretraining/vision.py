@@ -50,11 +50,11 @@ def train_scene_classifier(run: Pretraining) -> SceneClassifier:
 
 def visual_row(chat: Chat, example: Example, formatter: PromptFormatter) -> VisualRow:
     """An example's tokens, labels of its response, and the scenes of the photos in its context."""
-    context, kept_turns = formatter.context(example.context, example.response.speaker)
-    response, _ = formatter.response(example.response)
-    photos = [] if formatter.photos_as_captions else [turn.photo for turn in kept_turns if turn.photo]
-    scenes = [chat.scenes[photo.photo_id] for photo in photos]
-    return context + response, [IGNORED] * len(context) + response, scenes
+    context = formatter.context(example.context, example.response.speaker)
+    response = formatter.response(example.response).ids
+    turns = [] if formatter.photos_as_captions else context.turns
+    scenes = [chat.scenes[photo.photo_id] for turn in turns for photo in turn.photos]
+    return context.ids + response, [IGNORED] * len(context.ids) + response, scenes
 
 
 def visual_chat_loss(llama: LlamaForCausalLM, perceptron: ImagePerceptron, formatter: PromptFormatter,

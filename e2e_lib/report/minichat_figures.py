@@ -18,16 +18,16 @@ Answers = Mapping[str, Mapping[int, Sequence[Row]]]  # system: seed: answers
 CAUSES = {"right": BLUE, "wrong words": ORANGE, "wrong drawing": VERMILLION, "no photo": "#bbbbbb"}
 
 
-def cause(row: Row, name: str) -> str:
+def cause(scene: Mapping[str, Any], captions: Sequence[str], name: str) -> str:
     """What became of one attribute of a photo that is due, a key of ``CAUSES``.
 
-    Words are wrong where the model's own caption does not name the gold value, the drawing where it does.
+    Words are wrong where none of the answer's captions names the gold value, the drawing where one does.
     """
-    if row["scene"]["drawn"] is None:
+    if scene["drawn"] is None:
         return "no photo"
-    if not wrong_attributes(row["scene"], [name]):
+    if not wrong_attributes(scene, [name]):
         return "right"
-    named = re.search(rf"\b{row['scene']['gold'][name]}s?\b", row["caption"] or "")
+    named = re.search(rf"\b{scene['gold'][name]}s?\b", " ".join(captions))
     return "wrong drawing" if named else "wrong words"
 
 
@@ -39,12 +39,13 @@ def verdicts(answers: Answers) -> pd.DataFrame:
     """
     rows = []
     for system, seeds in answers.items():
-        pairs = [(seed, row) for seed, of_seed in seeds.items() for row in of_seed if row.get("scene")]
-        for seed, row in pairs:
-            held_out = tuple(row["scene"]["gold"][name] for name in CORE_ATTRIBUTES) in HELD_OUT
-            wrong = wrong_attributes(row["scene"], tuple(ATTRIBUTES))
+        scenes = [(seed, scene, row["captions"]) for seed, of_seed in seeds.items() for row in of_seed
+                  for scene in row.get("scenes", ())]
+        for seed, scene, captions in scenes:
+            held_out = tuple(scene["gold"][name] for name in CORE_ATTRIBUTES) in HELD_OUT
+            wrong = wrong_attributes(scene, tuple(ATTRIBUTES))
             rows += [(STYLES[system][0], seed, "held out" if held_out else "met in training", name,
-                      name not in wrong, cause(row, name) if name in CORE_ATTRIBUTES else None)
+                      name not in wrong, cause(scene, captions, name) if name in CORE_ATTRIBUTES else None)
                      for name in ATTRIBUTES]
     return pd.DataFrame(rows, columns=["system", "seed", "triple", "attribute", "right", "cause"])
 

@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from e2e_lib.data.dialogue import Dialogue, Turn
-from e2e_lib.repro.results import RESULTS, load_json
+from e2e_lib.data.photo_input import open_photo
 
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 VERMILLION, PURPLE, GREY = "#D55E00", "#CC79A7", "#777777"
@@ -69,7 +69,8 @@ class Figure(matplotlib.figure.Figure):
         super().__init__(figsize=(width, height), dpi=100, layout="constrained")
         FigureCanvasAgg(self)
         if note:
-            self.supxlabel(escape_mathtext(note), x=0.01, ha="left", fontsize=8, color="#555555")
+            text = escape_mathtext(note, round(16 * width))
+            self.supxlabel(text, x=0.01, ha="left", fontsize=8, color="#555555")
 
     def alternative_text(self) -> str:
         """The figure's titles and its footer, for those who cannot see it."""
@@ -145,7 +146,8 @@ def annotate_empty(ax: Axes, text: str) -> None:
 def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6, heading: str = "",
                note: str = "", colours: Sequence[str] | None = None, side: float = 1.4,
                wrap: int = 24) -> Figure:
-    """Photos (PIL images, arrays, files; None: not drawn), ``side`` inches wide, titles above."""
+    """Photos (PIL images, arrays, files; None: not drawn), ``side`` inches wide, titles above. Raises
+    PhotoError for a file that is no photo."""
     lines = max((len(textwrap.wrap(title, wrap)) for title in titles), default=1)
     rows, gap, above = max(1, math.ceil(len(images) / columns)), 0.15, 0.15 + 0.13 * lines  # inches
     head, foot = 0.1 + 0.25 * bool(heading), 0.05 + 0.3 * bool(note)
@@ -159,7 +161,7 @@ def photo_grid(images: Sequence[Any], titles: Sequence[str], *, columns: int = 6
         ax.axis("off")
     empty, colours = np.full((64, 64, 3), 242, np.uint8), colours or ["black"] * len(images)
     for ax, image, title, colour in zip(axes, images, titles, colours, strict=False):
-        photo = Image.open(image) if isinstance(image, Path) else image
+        photo = open_photo(image) if isinstance(image, Path) else image
         ax.imshow(empty if photo is None else np.asarray(photo), interpolation="nearest")
         annotate_empty(ax, "no photo" if photo is None else "")
         ax.set_title(escape_mathtext(title, wrap), fontsize=7.5, color=colour)
@@ -182,9 +184,9 @@ def chat_html(turns: Sequence[Turn], photo_of: PhotoOf, *, names: tuple[str, str
     lines = []
     for turn in turns:
         body = [html.escape(turn.text)] if turn.text else []
-        if turn.photo:
-            body.append(image_tag(photo_of(turn.photo.photo_id), alt=turn.photo.caption or "photo"))
-            body.append(f"<i style='font-size:85%'>“{html.escape(turn.photo.caption)}”</i>")
+        for photo in turn.photos:
+            body.append(image_tag(photo_of(photo.photo_id), alt=photo.caption or "photo"))
+            body.append(f"<i style='font-size:85%'>“{html.escape(photo.caption)}”</i>")
         side, colour = ("left", "#eeeeee") if turn.speaker == 0 else ("right", "#d6ecfa")
         style = (f"display:inline-block;max-width:85%;text-align:left;color:#111;background:{colour};"
                  "border-radius:12px;padding:5px 9px")
@@ -231,7 +233,7 @@ def markdown(frame: pd.DataFrame, note: str = "") -> Markdown:
         if value is None or isinstance(value, float) and math.isnan(value):
             return "–"
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if number else str(value)
+        return f"{value:z,.3f}" if isinstance(value, float) else f"{value:,}" if number else str(value)
     texts = frame.astype(object).map(text)
     escaped = texts.map(lambda text: html.escape(text, quote=False).replace("|", r"\|").replace("\n", " "))
     page = escaped.to_markdown(index=False, disable_numparse=True, colalign=sides(texts))
@@ -241,15 +243,6 @@ def markdown(frame: pd.DataFrame, note: str = "") -> Markdown:
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
     """Rows under ``headings`` as a Markdown table."""
     return markdown(pd.DataFrame([list(row) for row in rows], columns=list(headings), dtype=object))
-
-
-def if_measured(profile: str, name: str, view: Callable[[Any], Any], root: Path = RESULTS) -> Any:
-    """``view`` of ``results/<profile>/<name>.json``, or which command makes it. Raises ResultsError."""
-    if (path := root / profile / f"{name}.json").is_file():
-        return view(load_json(path))
-    command = {"benchmarks": "make bench", "gold_fid": f"e2e compare --profile {profile}"}.get(
-        name, f"e2e ablate --profile {profile}")
-    return Markdown(f"`results/{profile}/{name}.json` is not there yet; `{command}` makes it.")
 
 
 def quiet() -> None:

@@ -11,7 +11,7 @@ from e2e_lib.repro.results import RESULTS, load_json, read_summary
 
 
 def results_table(profile: str, root: Path) -> str:
-    """The scores of a profile, a row per metric, and the system that each interval favours."""
+    """The scores of a profile, a row per metric, and which system is ahead in each difference."""
     summary = read_summary(profile, root)
     scores = tables.score_table(tables.scores(summary), "metric", "system")
     page = markdown(scores, tables.summary_footer(summary))
@@ -22,7 +22,9 @@ def results_table(profile: str, root: Path) -> str:
     pairs = (frame.system + " − " + frame.than).rename("pair")
     better = frame.assign(pair=pairs).pivot(index="metric", columns="pair", values="better")
     better = better.loc[frame.metric.unique(), pairs.unique()].reset_index()
-    return f"{page}\n\n{markdown(better, tables.comparison_footer(comparison))}"
+    rule = (f"Named: the one that is ahead, of these {len(comparison['seeds'])} training seeds, with "
+            f"p < {tables.LEVEL} after Holm's correction for all {len(frame)} differences")
+    return f"{page}\n\n{markdown(better, f'{rule}. {tables.comparison_footer(comparison)}')}"
 
 
 def ablation_table(profile: str, root: Path) -> str:

@@ -11,7 +11,6 @@ import seaborn as sns
 from e2e_lib.corpora import DATA
 from e2e_lib.report import minichat_figures, photos, plots, tables, training_curves
 from e2e_lib.report.plots import ESTIMATOR_STYLES, MAP_STYLES, STYLES, Figure, footer, style_axes, style_of
-from e2e_lib.report.tables import METRICS
 from e2e_lib.repro import files
 from e2e_lib.repro.results import ResultsError
 from e2e_lib.repro.run_files import RUNS, read_answers, read_logs
@@ -22,7 +21,8 @@ SCORES = ("scene_accuracy", "fid", "caption_bleu")
 
 def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lines: int,
                      units: Sequence[str]) -> Figure:
-    """A panel per metric, with a row per ``label``: a dot at ``value``, a bar from ``low`` to ``high``.
+    """A panel per metric (its label), with a row per ``label``: a dot at ``value``, a bar from ``low`` to
+    ``high``.
 
     They have their ``colour``. ``by_seed`` holds single seeds' values, ticks below; ``units`` name the axes.
     """
@@ -30,7 +30,7 @@ def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lin
     figure = Figure(10, lines * (1.46 + 0.28 * rows), note)
     panels = figure.subplots(lines, columns, squeeze=False, sharey="row").ravel()
     for ax, metric, unit in zip(panels, metrics, units, strict=False):
-        group = frame[frame.metric == METRICS[metric].label].reset_index(drop=True)
+        group = frame[frame.metric == metric].reset_index(drop=True)
         for place, row in group.iterrows():
             reach = [[max(0, row.value - row.low)], [max(0, row.high - row.value)]]
             ax.errorbar(row.value, place, xerr=reach, marker="o", capsize=3, color=row.colour)
@@ -39,7 +39,7 @@ def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lin
             sns.scatterplot(x=seeds.by_seed.astype(float), y=seeds.place + 0.28, hue=seeds.place, marker="|",
                             palette=group.colour.to_dict(), linewidth=1, legend=False, ax=ax)
         ax.locator_params(axis="x", nbins=4)
-        style_axes(ax, METRICS[metric].label, unit, "")
+        style_axes(ax, metric, unit, "")
         ax.set_yticks(group.index, group.label, fontsize=8)
         ax.set_ylim(len(group) - 0.5, -0.5)
     for ax in panels[len(metrics):]:
@@ -50,17 +50,20 @@ def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lin
 def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2) -> Figure:
     """Of ``comparison.json`` or ``ablation_differences.json``: differences with their intervals.
 
-    All ``metrics`` by default, in ``lines`` rows of panels; intervals that contain zero are grey.
+    All ``metrics`` by default, in ``lines`` rows of panels; grey where ``tables.differences`` calls neither
+    better. Metrics that nothing was compared in are left out.
     """
-    pairs, higher = comparison["pairs"], comparison["higher_is_better"]
-    metrics = metrics or list(dict.fromkeys(pair["metric"] for pair in pairs))
+    pairs, higher, known = comparison["pairs"], comparison["higher_is_better"], tables.metrics_of(comparison)
+    compared = list(dict.fromkeys(pair["metric"] for pair in pairs))
+    metrics = [metric for metric in metrics or compared if metric in compared]
     frame = tables.differences(comparison).rename(columns={"difference": "value"}).assign(
         label=[f"{style_of(pair['system'])[0]} − {style_of(pair['than'])[0]}" for pair in pairs],
         by_seed=[pair["by_seed"] for pair in pairs], colour=[style_of(pair["system"])[1] for pair in pairs])
     frame.loc[frame.better == "neither", "colour"] = plots.GREY
     units = ["worse ← → better" if higher[metric] else "better ← → worse" for metric in metrics]
-    note = tables.comparison_footer(comparison) + " · ticks: single seeds"
-    figure = _interval_panels(frame, metrics, note, lines, units)
+    note = tables.comparison_footer(comparison) + (
+        f" · ticks: single seeds · grey: neither is better, p ≥ {tables.LEVEL} (Holm)")
+    figure = _interval_panels(frame, [known[metric].label for metric in metrics], note, lines, units)
     for ax in figure.axes[:len(metrics)]:
         ax.axvline(0, color="black", linewidth=0.8)
     return figure
@@ -68,12 +71,14 @@ def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (
 
 def variants_figure(ablations: Mapping[str, Any], metrics: Sequence[str] = SCORES) -> Figure:
     """Of ``ablations.json``: mean and standard deviation over seeds for each variant, a panel per metric."""
-    frame = tables.scores(ablations, metrics)
+    known, frame = tables.metrics_of(ablations), tables.scores(ablations, metrics)
+    shown = [known[key] for key in metrics if key in known]
     sd, styles = frame.sd.fillna(0), frame.system.map(style_of)
     frame = frame.assign(value=frame["mean"], low=frame["mean"] - sd, high=frame["mean"] + sd,
                          label=styles.str[0], colour=styles.str[1])
     note = tables.summary_footer(ablations) + " · bars: sd over seeds"
-    return _interval_panels(frame, metrics, note, 1, [f"{METRICS[key].better} is better" for key in metrics])
+    return _interval_panels(frame, [metric.label for metric in shown], note, 1,
+                            [f"{metric.better} is better" for metric in shown])
 
 
 def _bands(frame: pd.DataFrame, note: str, title: str, x: str, y: str) -> Figure:
@@ -91,18 +96,22 @@ def _bands(frame: pd.DataFrame, note: str, title: str, x: str, y: str) -> Figure
 
 
 def fid_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
-    """Of ``comparison.json``: N photos (x), mean FID over random subsets of N, and one sd around it."""
+    """Of ``comparison.json``: N (x), mean FID over random subsets of N, and one sd around it."""
     frame = pd.DataFrame([{"label": STYLES[system][0], "colour": STYLES[system][1], **row}
                           for system, rows in comparison["fid_by_number"].items() for row in rows])
     return frame.assign(x=frame.n, low=frame["mean"] - frame["std"], high=frame["mean"] + frame["std"])
 
 
 def fid_figure(comparison: Mapping[str, Any]) -> Figure:
-    """FID against the number of photos, of the first seed."""
-    n = "as on the axis, 20 random subsets each; bands: sd"
-    note = footer(comparison["profile"], comparison["seeds"][:1], n)
-    return _bands(fid_frame(comparison), note, "The fewer photos, the higher FID*", "N photos on either side",
-                  "FID*, lower is better")
+    """FID of the same photos by how many of them are scored, of the first seed: by how much it is too high
+    for being measured on so few (see ``experiments.comparison.fid_by_number``)."""
+    earlier, sides = tables.intervals_note(comparison), "the same test answers on both sides"
+    if "draws" in comparison:  # version 1
+        sides = "drawn apart on either side, so that a perfect copy would not have FID* 0"
+    n = f"as on the axis, 20 random subsets each, {sides}; bands: sd, less where subsets overlap more"
+    note = " · ".join(filter(None, [footer(comparison["profile"], comparison["seeds"][:1], n), earlier]))
+    return _bands(fid_frame(comparison), note, "FID* of the same systems, by the number of photos scored",
+                  "N photos on either side", "FID*, lower is better")
 
 
 def propagation_frame(propagation: Mapping[str, Any]) -> pd.DataFrame:
@@ -117,8 +126,9 @@ def propagation_frame(propagation: Mapping[str, Any]) -> pd.DataFrame:
 
 def propagation_figure(propagation: Mapping[str, Any]) -> Figure:
     """Scene accuracy against the share of wrong words, and what the captions still name."""
-    note = footer(propagation["profile"], propagation["arguments"]["seeds"],
-                  f"{propagation['photos']} test photos; bands: 95 % over photos")
+    n = f"{propagation['photos']} test photos; bands: 95 % over their dialogues, of these seeds"
+    note = " · ".join(filter(None, [footer(propagation["profile"], propagation["arguments"]["seeds"], n),
+                                    tables.intervals_note(propagation)]))
     return _bands(propagation_frame(propagation), note, "Wrong words make wrong photos",
                   "share of the caption's words replaced", "thing, colour and place right")
 
@@ -161,7 +171,7 @@ def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Pat
     logs, answers = read_logs(profile, seeds, runs), read_answers(profile, seeds, runs)
     corpus = photos.corpus_of(profile, seeds[0], runs, data)
     figures = {name: training_curves.curves(name, logs, profile) for name in training_curves.PANELS}
-    if any(row.get("scene") for rows in answers.values() for row in rows):
+    if any(row.get("scenes") for rows in answers.values() for row in rows):
         figures["scene_accuracy"] = minichat_figures.scene_bars({"end_to_end": answers}, profile)
         figures["errors"] = minichat_figures.causes_figure({"end_to_end": answers}, profile)
     figures["gallery"] = photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0])

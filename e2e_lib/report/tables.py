@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from e2e_lib import corpora
 from e2e_lib.config import Data
-from e2e_lib.corpora import CORPORA, metrics_of
+from e2e_lib.evaluation.scores import METRICS, Metric
 from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown, sides
 from e2e_lib.repro import files
-from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json
+from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json, version_note
 
-METRICS = {key: metric for name in CORPORA for key, metric in metrics_of(Data(name=name)).items()}
 SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end")}  # the paper's order
 ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follows by name
-COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "is", "fid"),
-           "further": ("scene_accuracy", "details", "intent_f1", "caption_bleu"),
+OWN = "own"  # among columns: all that only the corpus of the results has
+COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid"),
+           "further": (OWN, "intent_f1", "caption_bleu"),
            "ablations": ("scene_accuracy", "fid", "caption_bleu", "bleu2", "rougeL")}
+LEVEL = 0.05  # who is said to be ahead has a p-value below it, after Holm's correction
 LATEX = str.maketrans({"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$"})
 
 
@@ -31,23 +33,35 @@ def mean_and_sd(mean: float | None, sd: float | None = None, digits: int | None 
     """ "mean ± sd", or "mean", or "–" for none; ``digits``: by default 3 from -2 to 2, and 2 elsewhere."""
     if mean is None or math.isnan(mean):
         return "–"
-    digits = digits if digits is not None else 3 if abs(mean) < 2 else 2
-    return f"{mean:.{digits}f}" + ("" if sd is None or math.isnan(sd) else f" ± {sd:.{digits}f}")
+    digits = digits if digits is not None else 3 if abs(mean) < 2 else 2  # "z" below: no "-0.000"
+    return f"{mean:z.{digits}f}" + ("" if sd is None or math.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
-def scores(summary: Mapping[str, Any], metrics: Iterable[str] = tuple(METRICS)) -> pd.DataFrame:
+def metrics_of(content: Mapping[str, Any]) -> dict[str, Metric]:
+    """How the scores of the corpus are shown that a summary, differences or a run are of. Its name stands in
+    their configuration, or among their "numbers". Raises ConfigError for a corpus that is not there."""
+    config = content.get("provenance", {}).get("config", {})
+    numbers = content.get("numbers", {})
+    name = config.get("data", {}).get("name") or next(filter(numbers.get, corpora.CORPORA), Data().name)
+    return corpora.metrics_of(Data(name=name))
+
+
+def scores(summary: Mapping[str, Any], metrics: Iterable[str] = ()) -> pd.DataFrame:
     """One row per system (or variant) and metric of what ``results.summarise`` returns, NaN without a score.
 
+    ``metrics`` may have ``OWN``; those that the corpus does not have are left out; by default it is all.
     Columns: system, metric (labels), mean, sd (sample standard deviation over seeds), seeds (their number).
     Systems have the paper's order, variants that of their maps; all others follow by name.
     """
-    rows, systems = [], summary["systems"]
+    known, rows, systems = metrics_of(summary), [], summary["systems"]
+    own = [key for key in known if key not in METRICS]
+    metrics = [key for name in metrics or known for key in (own if name == OWN else [name]) if key in known]
     for name in [name for name in dict.fromkeys([*ORDER, *sorted(systems)]) if name in systems]:
         entries = systems[name]
         seeds = max((entry["n"] for entry in entries.values()), default=0)
         for key in metrics:
             entry = entries.get(key, {"mean": None, "std": None})
-            rows.append((SYSTEMS.get(name, name), METRICS[key].label, entry["mean"], entry["std"], seeds))
+            rows.append((SYSTEMS.get(name, name), known[key].label, entry["mean"], entry["std"], seeds))
     frame = pd.DataFrame(rows, columns=["system", "metric", "mean", "sd", "seeds"])
     return frame.astype({"mean": float, "sd": float})
 
@@ -69,11 +83,12 @@ def score_numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_footer(summary: Mapping[str, Any]) -> str:
-    """Profile, test items and seeds of a summary."""
+    """Profile, test items and seeds of a summary, and whether it was made by earlier parts or code."""
     seeds = sorted({int(run.removesuffix(".json").rpartition("-seed")[2]) for run in summary["runs"]})
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in summary["test"].items())
-    earlier = " · trained from earlier parts than now ship" if is_outdated(summary) else ""
-    return footer(summary["profile"], seeds, counts) + earlier
+    earlier = "trained from earlier parts than now ship" if is_outdated(summary) else ""
+    parts = [footer(summary["profile"], seeds, counts), earlier, version_note(summary)]
+    return " · ".join(filter(None, parts))
 
 
 def published_numbers(paper: Mapping[str, Any]) -> pd.DataFrame:
@@ -105,18 +120,19 @@ def table_1(splits: Mapping[str, Mapping[str, Any]], paper: Mapping[str, Any]) -
 def differences(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """One row per pair and metric of ``comparison.json`` or ``ablation_differences.json``: system minus than.
 
-    "low" and "high" bound the 95 % interval; "better" is the one that an interval without 0 favours, or
-    "neither"; "seeds ahead" counts the training seeds in which "system" scores better.
+    "low" and "high" bound the 95 % interval; "better" is the one that is ahead, of these training seeds, with
+    a p-value below 0.05 after Holm's correction, or "neither"; "seeds ahead" counts the training seeds in
+    which "system" scores better.
     """
-    rows = []
+    known, rows = metrics_of(comparison), []
     for pair in comparison["pairs"]:
         sign = 1 if comparison["higher_is_better"][pair["metric"]] else -1
         one, other = (SYSTEMS.get(pair[side], pair[side]) for side in ("system", "than"))
-        worst, best = sorted(sign * pair[bound] for bound in ("low", "high"))
-        rows.append([one, other, METRICS[pair["metric"]].label,
+        ahead = one if sign * pair["difference"] > 0 else other
+        better = ahead if pair["p_corrected"] < LEVEL else "neither"
+        rows.append([one, other, known[pair["metric"]].label,
                      *(pair[key] for key in ("difference", "low", "high", "p", "p_corrected")),
-                     one if worst > 0 else other if best < 0 else "neither",
-                     sum(sign * value > 0 for value in pair["by_seed"]), len(pair["by_seed"])])
+                     better, sum(sign * value > 0 for value in pair["by_seed"]), len(pair["by_seed"])])
     columns = "system,than,metric,difference,low,high,p,p (Holm),better,seeds ahead,seeds".split(",")
     return pd.DataFrame(rows, columns=columns)
 
@@ -124,7 +140,7 @@ def differences(comparison: Mapping[str, Any]) -> pd.DataFrame:
 def difference_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The ``differences`` as texts, the interval in one column and the corrected p-value alone."""
     ahead = frame["seeds ahead"].astype(str) + " of " + frame.seeds.astype(str)
-    texts = frame[["difference", "low", "high"]].map(lambda value: f"{value:+.3f}".replace("-", "−"))
+    texts = frame[["difference", "low", "high"]].map(lambda value: f"{value:+z.3f}".replace("-", "−"))
     return frame[["system", "than", "metric"]].assign(**{
         "difference": texts.difference, "95 % interval": "[" + texts.low + ", " + texts.high + "]",
         "p (Holm)": frame["p (Holm)"].map(lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}"),
@@ -132,10 +148,20 @@ def difference_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_footer(comparison: Mapping[str, Any]) -> str:
-    """Profile, N, seeds and bootstrap samples of a comparison."""
+    """Profile, N, seeds and rule of the intervals of a comparison; and what makes it again, if the rule was
+    another than now."""
     n = f"{comparison['examples']:,} answers in {comparison['dialogues']:,} dialogues"
-    samples = f"{comparison['draws']:,} bootstrap samples of dialogues"
-    return f"{footer(comparison['profile'], comparison['seeds'], n)} · {samples}"
+    rule = "intervals: jackknife over dialogues"
+    if "draws" in comparison:  # version 1
+        rule = f"intervals: percentiles of {comparison['draws']:,} bootstrap samples of dialogues"
+    parts = [footer(comparison["profile"], comparison["seeds"], n), rule, intervals_note(comparison)]
+    return " · ".join(filter(None, parts))
+
+
+def intervals_note(content: Mapping[str, Any]) -> str:
+    """``results.version_note`` of differences, or of other intervals, older ones of which have no version."""
+    numbers = content.get("numbers") or content.get("arguments", {}).get("numbers", {})
+    return version_note({**content, "numbers": {"intervals": 1, **numbers}})
 
 
 def difference_groups(comparison: Mapping[str, Any]) -> pd.DataFrame:
@@ -143,8 +169,8 @@ def difference_groups(comparison: Mapping[str, Any]) -> pd.DataFrame:
     frame = differences(comparison)
     from_photo = frame.than.str.endswith("none") & ~frame.system.str.endswith("none")
     group = ("compared with " + frame.than).mask(from_photo, "a gradient from the photo, compared with none")
-    counts = pd.DataFrame({"variants": group, "differences": 1, "p (Holm) < 0.05": frame["p (Holm)"] < 0.05,
-                           "95 % interval excludes 0": frame.better != "neither"})
+    counts = pd.DataFrame({"variants": group, "differences": 1, "p (Holm) < 0.05": frame.better != "neither",
+                           "95 % interval excludes 0": (frame.low > 0) | (frame.high < 0)})
     return counts.groupby("variants", sort=False).sum().reset_index()
 
 
@@ -153,7 +179,7 @@ def slopes_table(propagation: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([{
         "system": SYSTEMS.get(name, "named by the caption itself"),
         "slope: accuracy lost from no wrong word to all": entry["slope"]["mean"],
-        "95 % interval": "[{low:.3f}, {high:.3f}]".format_map(entry["slope"]),
+        "95 % interval": "[{low:z.3f}, {high:z.3f}]".format_map(entry["slope"]),
         "accuracy with no wrong word": entry["accuracy"][0]["mean"]}
         for name, entry in propagation["systems"].items()])
 
@@ -236,9 +262,10 @@ def latex(frame: pd.DataFrame, caption: str, label: str) -> str:
 
 STAR = "*: with the features of the corpus's own extractor, not Inception's."
 OVER_SEEDS = f"Mean ± standard deviation over seeds. Of FID* less is better, of all else more. {STAR}"
-INTERVALS = ("Intervals and two-sided p-values: paired bootstrap over dialogues, means over seeds; p-values "
-             "are corrected by Holm for all rows, intervals are not. Better: the one favoured by an interval "
-             f"that excludes 0. Seeds ahead: in how many training seeds the first one is better. {STAR}")
+INTERVALS = ("95 % intervals and two-sided p-values are over test dialogues, of these training seeds: they "
+             "say nothing of others. P-values are corrected by Holm for all rows; intervals are not, so one "
+             "may exclude 0 where neither is better. Better: the one that is ahead, of these seeds, with "
+             f"p (Holm) < {LEVEL}. Seeds ahead: in how many of them the first one scores better. {STAR}")
 TABLES = {  # name: the JSON below results/ that it is made of, and its caption
     "main": ("{}/summary.json", "Our scores in the layout of the paper's Table 2, whose own numbers are of "
              f"other data and do not compare. {OVER_SEEDS}"),

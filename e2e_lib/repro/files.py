@@ -6,6 +6,8 @@ A reader sees the old file or the new one, never half of one, and a full disk le
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +16,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+TEMPORARY = ".tmp"  # how the names of temporary folders end
 
 
 class SaveError(OSError):
@@ -52,14 +56,64 @@ def _explained(path: Path) -> Iterator[None]:
         raise SaveError(f"could not save {path}: {advice}. What was there before is untouched.") from error
 
 
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, removed at the end; first, those that killed processes left are removed.
+
+    Its process holds a lock on it, which the system releases however the process ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    lock = None
+    while lock is None:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
+        lock = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Opens and locks a new folder; None if another process took it for abandoned and removed it."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # a file system without locks: there, none is taken for abandoned
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if folder.is_dir():
+        return lock
+    os.close(lock)
+    return None
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary folders beside ``path`` whose process has ended."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
+        with contextlib.suppress(OSError):  # its process lives, or removed it meanwhile
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def make_folder(path: Path | str) -> Path:
+    """Makes a folder, if need be, in which files can be written. Raises SaveError where that cannot be."""
+    path = Path(path)
+    with _explained(path), _temporary_folder(path / "new"):
+        return path
+
+
 def write_bytes(path: Path | str, content: bytes) -> Path:
     """Writes ``content`` to ``path`` atomically, in a folder made for it if need be. Raises SaveError."""
     path = Path(path)
     with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.",
-                                         ignore_cleanup_errors=True) as folder:
-            with open(Path(folder) / path.name, "wb") as file:
+        with _temporary_folder(path) as folder:
+            with open(folder / path.name, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,41 +139,74 @@ def write_json(path: Path | str, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_bytes(path: Path | str, made_by: str) -> bytes:
-    """The bytes of a file that the command ``made_by`` makes. Raises ResultsError if it is missing."""
+def read_bytes(path: Path | str, made_by: str, remove: Path | str = "") -> bytes:
+    """The bytes of a file that the command ``made_by`` makes, which keeps what is done unless ``remove`` is
+    deleted. Raises ResultsError if it is missing."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise ResultsError(f"{path}: no such file in {Path.cwd().name!r}; `{made_by}` makes it") from None
+        once = f", once {remove} is deleted" if remove and Path(remove).exists() else ""
+        where = f"no such file in {Path.cwd().name!r}"
+        raise ResultsError(f"{path}: {where}; `{made_by}` makes it{once}") from None
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _parsed(content: bytes, where: str, made_by: str, kind: type = object) -> Any:
+def find_problem(value: Any, shape: Any, where: str = "") -> str | None:
+    """Where a JSON value first differs from ``shape``, in words, or None where it does not.
+
+    A shape is a type, or several (``str | None``); a list of the one shape that every row has; or a
+    dictionary with the shape of each field of an object: "name", "name?" for one that may be missing, or
+    "*" for all. ``where`` is the place of the value in a larger one.
+    """
+    if isinstance(shape, list) and isinstance(value, list):
+        return next(filter(None, (find_problem(row, shape[0], f"{where}, row {number}".removeprefix(", "))
+                                  for number, row in enumerate(value, 1))), None)
+    if isinstance(shape, dict) and isinstance(value, dict):
+        fields = [(name.rstrip("?"), kind) for name, kind in shape.items()
+                  if name != "*" and (name[-1] != "?" or name[:-1] in value)]
+        fields += [(name, shape["*"]) for name in value if "*" in shape]
+        inside = f"{where[:-1]}." if where.endswith("'") else f"{where}, field '".removeprefix(", ")
+        return next(filter(None, (find_problem(value.get(name), kind, f"{inside}{name}'")
+                                  for name, kind in fields)), None)
+    kinds = (type(shape),) if isinstance(shape, dict | list) else get_args(shape) or (shape,)
+    # JSON's true and false are no numbers, though Python's are.
+    if isinstance(value, kinds) and (not isinstance(value, bool) or {bool, object} & {*kinds}):
+        return None
+    names = {dict: "an object", list: "a list", type(None): "None"}
+    expected = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
+    found = type(value).__name__ if dict in kinds or list in kinds else f"{value!r:.60}"
+    return f"{where}: expected {expected}, found {found}".removeprefix(": ")
+
+
+def _parsed(content: bytes, where: str, again: str, shape: Any) -> Any:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{where}: damaged, it is not readable JSON ({error}); delete the file and make "
-                           f"it again with `{made_by}`") from None
-    if not isinstance(value, kind):
-        raise ResultsError(f"{where}: expected an object, found {type(value).__name__}")
+        raise ResultsError(f"{where}: damaged, it is not readable JSON ({error}); {again}") from None
+    if problem := find_problem(value, shape):
+        raise ResultsError(f"{where}: {problem}; {again}")
     return value
 
 
-def read_json(path: Path | str, made_by: str) -> Any:
-    """The content of a JSON file. Raises ResultsError if it is missing or damaged."""
-    return _parsed(read_bytes(path, made_by), str(path), made_by)
+def read_json(path: Path | str, made_by: str, shape: Any = object, *, remove: Path | str = "") -> Any:
+    """The content of a JSON file that the command ``made_by`` makes, once it, or ``remove``, is deleted.
+    Raises ResultsError if it is missing, damaged or not of the ``shape`` (see ``find_problem``)."""
+    again = f"delete {remove or 'the file'} and make it again with `{made_by}`"
+    return _parsed(read_bytes(path, made_by, remove), str(path), again, shape)
 
 
-def read_json_lines(path: Path | str, made_by: str, *, growing: bool = False) -> list[dict[str, Any]]:
-    """The rows of a file of one JSON object per line. Raises ResultsError naming the file and the row.
+def read_json_lines(path: Path | str, made_by: str, shape: Any = dict, *, growing: bool = False,
+                    remove: Path | str = "") -> list[dict[str, Any]]:
+    """The rows of a file of one JSON object per line, each of the ``shape``, otherwise as ``read_json``.
 
     A ``growing`` file may end in a line that a kill cut off, which is left out.
     """
-    lines = read_bytes(path, made_by).split(b"\n")
+    again = f"delete {remove or 'the file'} and make it again with `{made_by}`"
+    lines = read_bytes(path, made_by, remove).split(b"\n")
     if growing or not lines[-1]:
         lines.pop()
-    return [_parsed(line, f"{path}, row {number}", made_by, dict) for number, line in enumerate(lines, 1)]
+    return [_parsed(line, f"{path}, row {number}", again, shape) for number, line in enumerate(lines, 1)]
 
 
 @contextlib.contextmanager
@@ -130,11 +217,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.",
-                                         ignore_cleanup_errors=True) as temporary:
+        with _temporary_folder(path) as temporary:
             os.chmod(temporary, 0o755)
-            yield Path(temporary)
+            yield temporary
             os.sync()  # one flush for thousands of files: a flush for each would take most of the time
             # A rename cannot replace a full folder, so the old one steps aside first. A kill between the two
             # renames leaves it under its ".old" name, from which `recover_folder` puts it back.
@@ -146,9 +231,28 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def atomic_files(folder: Path | str) -> Iterator[Path]:
+    """Yields an empty temporary folder whose files move into ``folder`` when the block ends without an error.
+
+    Each replaces the one of its name; whatever else is in ``folder`` stays. Raises SaveError.
+    """
+    folder = Path(folder)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _temporary_folder(folder / "new") as temporary:
+            yield temporary
+            os.sync()
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, folder / file.name)
+
+
 def recover_folder(path: Path | str) -> Path:
-    """Puts back a folder whose replacement was cut off between two renames; returns ``path``."""
+    """Puts back a folder whose replacement was cut off between two renames; returns ``path``.
+
+    What processes that were killed left of it beside ``path`` is removed."""
     path = Path(path)
+    _remove_abandoned(path)
     aside = path.with_name(f".{path.name}.old")
     if not path.exists() and aside.exists():
         os.replace(aside, path)
@@ -174,7 +278,7 @@ def check(folder: Path | str) -> dict[str, str]:
         raise CheckpointError(f"there is no checkpoint at {folder}; train one with `e2e train`, "
                               "or name another folder")
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         hashes = manifest.get("files", manifest)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint at {folder} has no readable manifest.json "

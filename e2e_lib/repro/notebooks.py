@@ -4,6 +4,7 @@ A finished notebook is not run again while nothing it depends on has changed: it
 caller's ``inputs`` (hashes of settings and data) and the notebooks before it (see ``<name>.done.json``).
 """
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -17,6 +18,9 @@ from typing import Any
 
 import nbformat
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
@@ -25,12 +29,6 @@ from traitlets.config import Config
 from e2e_lib.repro import files
 from e2e_lib.repro.provenance import clock
 
-EXECUTION = {
-    "kernel_name": "python3", "progress_bar": False,
-    "start_timeout": 120, "iopub_timeout": 60,  # under load a kernel starts and sends outputs slowly
-    # Sockets in the file system: nobody else on the machine can listen, and no two runs want the same port.
-    "config": Config({"KernelManager": {"transport": "ipc"}}),
-}
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
@@ -40,6 +38,31 @@ class NotebookError(ValueError):
 
 class NotebookFailed(RuntimeError):
     """A notebook stopped; the message says which, at which cell and why, and where what ran of it is."""
+
+
+class _KernelManager(AsyncKernelManager):
+    """Starts kernels of the interpreter that runs this, whatever kernels are installed by that name."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
+def _execution(folder: Path) -> dict[str, Any]:
+    """papermill's arguments for a kernel that keeps its files in ``folder``, a private one.
+
+    Sockets stand in the file system: nobody else on the machine can listen, and no two runs share one."""
+    return {"kernel_name": "python3", "language": "python", "kernel_manager_class": _KernelManager,
+            "progress_bar": False,
+            "start_timeout": 120, "iopub_timeout": 60,  # under load a kernel starts and sends outputs slowly
+            "config": Config({"KernelManager": {
+                "transport": "ipc", "ip": str(folder / "k"), "connection_file": str(folder / "k.json")}})}
+
+
+def _private_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder that only this user can enter; paths of sockets in it must stay below 104 bytes."""
+    usual = tempfile.gettempdir()
+    return tempfile.TemporaryDirectory(prefix="e2e-", dir=usual if len(os.fsencode(usual)) < 80 else "/tmp")
 
 
 def enter_repository() -> Path:
@@ -67,8 +90,9 @@ def _read(path: Path) -> Any:
 
 def _depends_on(path: Path, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The hash of all that decides a notebook's outputs, which is checked, not run. Raises NotebookError."""
-    cells = [[cell.cell_type, cell.source, sorted(_tags(cell))] for cell in _read(path).cells]
-    known = papermill.inspect_notebook(str(path))
+    notebook = _read(path)
+    cells = [[cell.cell_type, cell.source, sorted(_tags(cell))] for cell in notebook.cells]
+    known = _parameters(path, [cell.source for cell in notebook.cells if "parameters" in _tags(cell)])
     for key, value in parameters.items():
         if key not in known:
             raise NotebookError(f"{path}: unknown parameter {key!r} (value {value!r}); its cell with the tag "
@@ -80,6 +104,21 @@ def _depends_on(path: Path, parameters: Mapping[str, Any], inputs: Mapping[str, 
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _parameters(path: Path, sources: Sequence[str]) -> list[str]:
+    """The names that a notebook's cells of parameters set, in order. Raises NotebookError."""
+    try:
+        tree = ast.parse("\n".join(sources))
+    except SyntaxError as error:
+        raise NotebookError(f"{path}: its cell with the tag 'parameters' is not Python: {error}") from None
+    return [name.id for line in tree.body if isinstance(line, ast.Assign | ast.AnnAssign)
+            for name in ast.walk(line) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
+
+
+def _unformatted(path: Path) -> str:
+    """A path for papermill, which fills in parameters where it finds braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def _stamp(executed: Path) -> dict[str, Any]:
     """What a notebook's last complete run depended on, its seconds and its hash; {} where that is unknown."""
     with contextlib.suppress(OSError, ValueError, TypeError):
@@ -89,12 +128,13 @@ def _stamp(executed: Path) -> dict[str, Any]:
 
 def _failure(path: Path, copy: Path, partial: Path, error: Exception, timeout_s: int) -> NotebookFailed:
     """The error to raise for a notebook that stopped; keeps what ran of it, its ``copy``, in ``partial``."""
-    number, lines = 0, [""]
+    where, lines = "could not be run", list[str]()
     with contextlib.suppress(Exception):
         files.write_bytes(partial, copy.read_bytes())
         cells = [cell for cell in _read(copy).cells if not _tags(cell) & ADDED_BY_PAPERMILL]
-        number = max(i for i, cell in enumerate(cells, 1) if cell.metadata.papermill.get("start_time"))
-        lines = cells[number - 1].source.strip().splitlines()
+        started = [i for i, cell in enumerate(cells, 1) if cell.metadata.papermill.get("start_time")]
+        where = f"failed in cell {started[-1]}" if started else "could not be run: the kernel did not start"
+        lines = cells[started[-1] - 1].source.strip().splitlines() if started else []
     problem = f"{type(error).__name__}: {error}"
     if isinstance(error, PapermillExecutionError):
         traceback = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", "\n".join(error.traceback))  # without colours
@@ -103,8 +143,8 @@ def _failure(path: Path, copy: Path, partial: Path, error: Exception, timeout_s:
         problem = f"it did not finish within its {timeout_s} s; give it more time or a smaller profile"
     elif isinstance(error, DeadKernelError):
         problem = "the kernel died while the cell ran: killed, perhaps for want of memory, or crashed"
-    excerpt = "\n".join(f"    {line}" for line in lines[:6] + ["…"] * (len(lines) > 6))
-    return NotebookFailed(f"notebook {path.stem} failed in cell {number}:\n{excerpt}\n{problem}\n"
+    excerpt = "".join(f"    {line}\n" for line in lines[:6] + ["…"] * (len(lines) > 6))
+    return NotebookFailed(f"notebook {path.stem} {where}:\n{excerpt}{problem}\n"
                           f"What ran until then is in {partial}. Notebooks finished before it are kept; "
                           "the next run goes on from here.")
 
@@ -112,13 +152,14 @@ def _failure(path: Path, copy: Path, partial: Path, error: Exception, timeout_s:
 def _run(path: Path, executed: Path, parameters: Mapping[str, Any], timeout_s: int, depends_on: str) -> float:
     """Runs one notebook and saves it with its stamp; returns its seconds. Raises NotebookFailed."""
     start, partial = time.monotonic(), executed.with_suffix(".failed.ipynb")
-    with tempfile.TemporaryDirectory() as folder:
+    with _private_folder() as folder:
         copy = Path(folder) / path.name
         try:
             notebook = papermill.execute_notebook(
-                str(path), str(copy), parameters=dict(parameters), cwd=str(path.parent),
+                _unformatted(path), _unformatted(copy), parameters=dict(parameters), cwd=str(path.parent),
                 # Each cell may take what is left of the notebook's time, so that one limit holds for both.
-                timeout_func=lambda _cell: max(1, round(timeout_s - time.monotonic() + start)), **EXECUTION)
+                timeout_func=lambda _cell: max(1, round(timeout_s - time.monotonic() + start)),
+                **_execution(Path(folder)))
             if notebook.metadata.papermill.get("exception"):  # papermill takes exit() for a regular end
                 raise RuntimeError("the cell ended the notebook before its last cell")
         except Exception as error:  # papermill, nbclient and the kernel's channels each raise their own

@@ -57,7 +57,8 @@ def git_state() -> dict[str, Any]:
     """
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+        return os.fsdecode(done.stdout).strip()  # a path may have any bytes, whatever the locale
 
     with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeDecodeError):
         # Installed below another project's checkout, that project's commit would say nothing about this code.

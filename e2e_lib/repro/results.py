@@ -12,20 +12,68 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2e_lib.config import with_defaults
+from e2e_lib.config import PROFILES, SYSTEMS, ConfigError, check_seed, with_defaults
 from e2e_lib.repro import files
 from e2e_lib.repro.files import ResultsError
+from e2e_lib.repro.run_files import NUMBER
 from e2e_lib.versions import versions
 
 RESULTS = Path("results")
 MANIFEST = Path(__file__).parents[1] / "weights" / "mini" / "manifest.json"  # of the parts that ship now
 COMMANDS = {"runs": "reproduce", "ablations": "ablate"}  # folder: the command that makes its runs
-FIELDS = {"profile": str, "system": str, "seed": int, "metrics": dict, "provenance": dict}
+
+# What must stand in the files of results/ (see `files.find_problem`), and the commands that make them.
+RUN = {"profile": str, "system": str, "seed": int, "metrics": {"n?": {"*": NUMBER}},
+       "provenance": {"config": {}, "numbers?": {"*": int}, "weights?": {}}}
+_SUMMARY = {"profile": str, "systems": {"*": {"*": {"mean": NUMBER, "std": NUMBER | None, "n": int}}},
+            "runs": [str], "test": {"*": NUMBER}, "numbers?": {"*": int}}
+_DIFFERENCES = {"profile": str, "seeds": [int], "examples": int, "dialogues": int, "numbers?": {"*": int},
+                "higher_is_better": {"*": bool},
+                "pairs": [{"system": str, "than": str, "metric": str, "difference": NUMBER, "low": NUMBER,
+                           "high": NUMBER, "p": NUMBER, "p_corrected": NUMBER, "by_seed": [NUMBER]}]}
+_INTERVAL = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
+_PROPAGATION = {"profile": str, "photos": int, "arguments": {"shares": [NUMBER], "seeds": [int]},
+                "systems": {"*": {"accuracy": [_INTERVAL], "slope": _INTERVAL}}}
+_GOLD_FID = {"profile": str, "photos": int, "drawn_anew": NUMBER, "arguments": {"seeds": [int]},
+             "systems": {"*": {"*": [NUMBER | None]}}}
+_GRADIENTS = {"captions": list, "arguments": {"settings": {"profile": str}},
+              "rows": [{"mapping": str, "estimator": str, "temperature": NUMBER}]}
+_STEPS = {"threads": int, "arguments": {"rounds": int},
+          "rows": [{"mapping": str, "over_none": NUMBER, "std": NUMBER}]}
+_REPRODUCE = {"transcript": [str], "cpu_count": int, "device": str, "wall_seconds": NUMBER,
+              "peak_memory_bytes": int}
+_PUBLISHED = {"source": str, "caption": str, "columns": {"*": str}, "rows": [{}]}
+FILES: dict[str, tuple[str, Any]] = {
+    "summary": ("e2e reproduce", _SUMMARY), "ablations": ("e2e ablate", _SUMMARY),
+    "comparison": ("e2e reproduce", _DIFFERENCES), "ablation_differences": ("e2e ablate", _DIFFERENCES),
+    "propagation": ("e2e reproduce", _PROPAGATION), "gold_fid": ("e2e compare", _GOLD_FID),
+    "gradients": ("e2e ablate", _GRADIENTS), "steps": ("e2e ablate", _STEPS),
+    "polynomial": ("e2e ablate", {"rows": [{"estimator": str, "temperature": NUMBER, "end": NUMBER}]}),
+    "benchmarks": ("make bench", {"measured": [{"benchmark": str}]}),
+    "reproduce": ("e2e reproduce", _REPRODUCE), "pretraining": ("e2e pretrain", {}),
+    "pretraining_baselines": ("e2e pretrain --baselines", {}),
+    **dict.fromkeys(("table1", "table2"), ("git restore results/published", _PUBLISHED)),
+}
 
 
-def load_json(path: Path | str) -> Any:
-    """The content of a file in ``results/``. Raises ResultsError naming it if it is missing or damaged."""
-    return files.read_json(path, "e2e reproduce")
+def load_json(path: Path | str) -> dict[str, Any]:
+    """The content of a file in ``results/``; a summary has the versions of its runs as "numbers".
+
+    Raises ResultsError naming it if it is missing, damaged or of another shape, and what makes it again."""
+    path = Path(path)
+    command, shape = FILES.get(path.stem, ("e2e reproduce", {}))
+    if path.parent.name in COMMANDS:
+        command, shape = f"e2e {COMMANDS[path.parent.name]}", RUN
+    elif path.parent.name == "vocabularies":
+        command = "e2e vocabularies"
+    profile = next((name for name in reversed(path.parts[:-1]) if name in PROFILES), None)
+    of_profile = f" --profile {profile}" if profile and command.startswith("e2e ") else ""
+    content: dict[str, Any] = files.read_json(path, command + of_profile, shape)
+    if shape is _SUMMARY and "numbers" not in content:  # it is older than they are: all runs have the same
+        folder = path.parent / ("runs" if path.stem == "summary" else path.stem)
+        first = next((folder / name for name in content["runs"] if (folder / name).is_file()), None)
+        content |= _numbers(load_json(first)) if first else {}
+    return content
 
 
 def is_up_to_date(path: Path, settings: Mapping[str, Any], echo: Callable[[str], None]) -> bool:
@@ -35,6 +83,28 @@ def is_up_to_date(path: Path, settings: Mapping[str, Any], echo: Callable[[str],
     return same
 
 
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"numbers": the versions that decided a summary, run or measurement}``, {} if it records none."""
+    parts = (record, record.get("arguments"), record.get("provenance"))
+    return next(({"numbers": part["numbers"]} for part in parts if part and part.get("numbers")), {})
+
+
+def version_note(record: Mapping[str, Any]) -> str:
+    """Says by which earlier versions of the code (``e2e_lib.versions``) a summary, run or measurement was
+    made, and what makes it again; "" where the code has the same versions, or the record none."""
+    now = versions()
+    earlier = {name: version for name, version in _numbers(record).get("numbers", {}).items()
+               if now.get(name, version) != version}
+    if not earlier:
+        return ""
+    variants = "runs" in record and not {*record["systems"]} <= {*SYSTEMS}
+    command = f"e2e {'ablate' if variants else 'compare'} --profile {record.get('profile', 'mini')}"
+    made_by, code_at = (" and ".join(f"{name} version {by_name[name]}" for name in earlier)
+                        for by_name in (earlier, now))
+    return (f"made with {made_by}; the code is at {code_at}: `{record.get('command', command)}` "
+            "makes them again")
+
+
 def is_outdated(summary: Mapping[str, Any]) -> bool:
     """Whether a summary's runs are known to begin from other pretrained parts than those that ship now."""
     return summary.get("shipped") not in (None, files.sha256(MANIFEST))
@@ -42,17 +112,17 @@ def is_outdated(summary: Mapping[str, Any]) -> bool:
 
 def _problem(run: Any, profile: str, name: str) -> str | None:
     """What is wrong with a run read from the file ``name``, or None."""
-    if not isinstance(run, dict):
-        return f"expected an object, found {type(run).__name__}"
-    for key, kind in FIELDS.items():
-        if not isinstance(run.get(key), kind) or isinstance(run[key], bool):
-            return f"field {key!r}: expected {kind.__name__}, found {run.get(key)!r:.60}"
-    if not re.fullmatch(r"[a-z][a-z0-9_.]*", run["system"]) or run["seed"] < 0:
-        return f"fields 'system', 'seed': expected lower-case letters and a number from 0, found {_name(run)}"
+    if problem := files.find_problem(run, RUN):
+        return problem
+    try:
+        check_seed(run["seed"])
+        with_defaults(run["provenance"]["config"])
+    except ConfigError as error:
+        return str(error)
+    if not re.fullmatch(r"[a-z][a-z0-9_.]*", run["system"]):
+        return f"field 'system': expected lower-case letters, digits, dots and _, found {run['system']!r}"
     if (run["profile"], _name(run)) != (profile, name):
         return f"it holds {_name(run)} of profile {run['profile']!r}, expected {name} of profile {profile!r}"
-    if not isinstance(run["provenance"].get("config"), dict):
-        return "field 'provenance.config': expected the settings, as provenance.provenance_record gives them"
     for key, value in run["metrics"].items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"metric {key!r} is {value}; use None for a metric that could not be computed"
@@ -67,7 +137,8 @@ def write_run(profile: str, system: str, seed: int, metrics: Mapping[str, Any], 
     (a signature, a list) are kept but not summarised. ``provenance`` is what ``provenance_record`` gives.
     Raises ResultsError for what is not a result (NaN, a name with odd characters) and files.SaveError.
     """
-    run = {"profile": profile, "system": system, "seed": seed, "metrics": metrics, "provenance": provenance}
+    run = {"profile": profile, "system": system, "seed": seed, "metrics": dict(metrics),
+           "provenance": dict(provenance)}
     path = Path(root) / profile / folder / _name(run)
     if problem := _problem(run, profile, path.name):
         raise ResultsError(f"{path} was not written: {problem}")
@@ -96,17 +167,14 @@ def _shipped(run: Mapping[str, Any]) -> str | None:
 
 
 def _check_comparable(first: Mapping[str, Any], other: Mapping[str, Any], again: str) -> None:
-    """Raises ResultsError unless two runs can stand in one table; the command ``again`` makes them again."""
-    now = versions()
-    for name, version in other["provenance"].get("numbers", {}).items():
-        if now.get(name, version) != version:
-            raise ResultsError(f"{_name(other)} was made by {name} version {version}, which is {now[name]} "
-                               f"now; make it again with `{again}`, or move it away")
-    made_of = [{"version of the code": run["provenance"].get("numbers"), "shipped parts": _shipped(run),
+    """Raises ResultsError unless two runs can stand in one table; the command ``again`` makes them again.
+
+    They may be of earlier versions of the code, but must be of the same."""
+    made_of = [{"versions of the code": _numbers(run).get("numbers"), "shipped parts": _shipped(run),
                 "test set": run["metrics"].get("n")} for run in (first, other)]
     for what, one in made_of[0].items():
         if one != (two := made_of[1][what]):
-            raise ResultsError(f"{_name(other)} has another {what} than {_name(first)} ({two}, not {one}); "
+            raise ResultsError(f"{_name(other)} and {_name(first)} differ in {what} ({two}, not {one}); "
                                f"make one of them again with `{again}`, or move it away")
 
 
@@ -133,10 +201,12 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs",
     """Averages a profile's runs over ``seeds`` (default: all), writes and returns ``summary.json``::
 
         {"profile": "mini", "systems": {"end_to_end": {"bleu1": {"mean": …, "std": …, "n": 3}, …}, …},
-         "runs": ["end_to_end-seed0.json", …], "test": {"examples": 500, …}, "shipped": "4470…"}
+         "runs": ["end_to_end-seed0.json", …], "test": {"examples": 500, …}, "shipped": "4470…",
+         "numbers": {"scoring": 1, …}}
 
     with every numeric metric that all runs of a system have (see ``mean_and_std``), the runs' common
-    ``metrics["n"]`` as ``test`` and the hash of the pretrained parts. "ablations" become ``ablations.json``.
+    ``metrics["n"]`` as ``test``, the hash of the pretrained parts and the versions of the code that made the
+    runs, which may be earlier ones than now (see ``version_note``). "ablations" become ``ablations.json``.
     Raises ResultsError where there is no run and for runs that are not comparable (see the checks above).
     """
     again = f"e2e {COMMANDS[folder]} --profile {profile}"
@@ -155,6 +225,7 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs",
     summary = {"profile": profile, "systems": systems, "runs": [_name(run) for run in runs],
                "test": runs[0]["metrics"].get("n") or {}}
     summary |= {"shipped": _shipped(runs[0])} if _shipped(runs[0]) else {}
+    summary |= _numbers(runs[0])
     name = "summary.json" if folder == "runs" else f"{folder}.json"
     files.write_json(Path(root) / profile / name, summary)
     return summary

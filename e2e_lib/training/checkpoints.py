@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from e2e_lib.config import Config, with_defaults
+from e2e_lib.config import Config, ConfigError, with_defaults
 from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
@@ -44,20 +44,30 @@ def exists(folder: Path | str) -> bool:
     return files.recover_folder(folder).is_dir()
 
 
-def load(folder: Path | str, *,
-         optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None,
+         shape: Any = dict) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and state of a checkpoint, checked against its manifest; fills ``optimizer`` if given.
 
-    Raises CheckpointError if the folder or any file is missing or damaged.
+    Raises CheckpointError if the folder or any file is missing or damaged, or if the state is not of the
+    ``shape`` (see ``files.find_problem``).
     """
     folder = files.recover_folder(folder)
-    if "optimizer.safetensors" not in check(folder) and optimizer is not None:
+    hashes = check(folder)
+    if optimizer is not None and "optimizer.safetensors" not in hashes:
         raise CheckpointError(f"the checkpoint at {folder} holds weights to answer with, not to train on "
                               "from: optimizer.safetensors is missing; remove the folder to train anew")
-    state = json.loads((folder / "state.json").read_text())
-    weights = _read(folder / "model.safetensors")
-    if optimizer is not None:
-        _unflatten(optimizer, _read(folder / "optimizer.safetensors"))
+    try:
+        if missing := {"model.safetensors", "state.json"} - hashes.keys():
+            raise ValueError(f"manifest.json does not name {min(missing)}")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if problem := files.find_problem(state, shape, "state.json"):
+            raise ValueError(problem)
+        weights = _read(folder / "model.safetensors")
+        if optimizer is not None:
+            _unflatten(optimizer, _read(folder / "optimizer.safetensors"))
+    except (ValueError, IndexError) as error:  # whole, and yet not what `save` saves
+        raise CheckpointError(f"the checkpoint at {folder} is not one that this version saves ({error}); "
+                              "remove the folder to train anew") from None
     return weights, state
 
 
@@ -66,11 +76,13 @@ def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path
 
     Raises CheckpointError naming ``folder`` where they do not fit it.
     """
-    different = sorted(trainable_weights(model).keys() ^ weights.keys())
-    if different:
+    own, saved = ({name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                  for tensors in (trainable_weights(model), weights))
+    if different := sorted({name for name, _ in own.items() ^ saved.items()}):
+        name = different[0]
         raise CheckpointError(f"the checkpoint at {folder} does not fit the model: {len(different)} tensors "
-                              f"are only in one of them, {different[0]} first; remove the folder to train "
-                              "anew")
+                              f"differ, {name} first ({saved.get(name, 'none')} there, "
+                              f"{own.get(name, 'none')} here); remove the folder to train anew")
     model.load_state_dict(weights, strict=False)
 
 
@@ -79,7 +91,11 @@ def check_configuration(saved: dict[str, Any], config: Config, folder: Path) -> 
 
     How answers are written may differ.
     """
-    here, there = json.loads(json.dumps(asdict(config))), with_defaults(saved)
+    try:
+        here, there = asdict(config), with_defaults(saved)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint at {folder} is not one that this version saves ({error}); "
+                              "remove the folder to train anew") from None
     different = [f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
                  for section in ("data", "model", "bridge", "train") for key, value in here[section].items()
                  if there[section].get(key) != value]

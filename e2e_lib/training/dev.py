@@ -38,7 +38,7 @@ class DevSet:
 
     def save_gallery_before_training(self, model: PhotoChatModel) -> None:
         """Answers only the chats that the gallery shows, as epoch 0."""
-        self._answer(model, [e for e in self.examples if e.response.photo][:GALLERY_SIZE], 0)
+        self._answer(model, [e for e in self.examples if e.response.photos][:GALLERY_SIZE], 0)
 
     def _answer(self, model: PhotoChatModel, examples: list[Example], epoch: int) -> list[Response]:
         responses = respond(model, examples, self.store, self.settings, generator(self.seed, "dev"))
@@ -58,20 +58,20 @@ def dev_score(scores: dict[str, Any]) -> float:
 
 def dev_examples(examples: list[Example], count: int) -> list[Example]:
     """The first ``count`` / 2 examples that share a photo (for FID), the rest ones that do not (for BLEU)."""
-    sharing = [e for e in examples if e.response.photo][:count // 2]
-    return sharing + [e for e in examples if not e.response.photo][:count - len(sharing)]
+    sharing = [e for e in examples if e.response.photos][:count // 2]
+    return sharing + [e for e in examples if not e.response.photos][:count - len(sharing)]
 
 
 def save_gallery(folder: Path, examples: Sequence[Example], responses: Sequence[Response]) -> None:
     """Saves the first responses to gold photos: ``gallery.json``, and drawn photos as PNG by row."""
     with files.atomic_folder(folder) as new:
         rows: list[dict[str, Any]] = []
-        for example, response in zip(examples, responses, strict=True):
-            gold = example.response.photo
-            if gold is None or len(rows) == GALLERY_SIZE:
-                continue
-            if response.image:
-                response.image.save(new / f"{len(rows)}.png")
-            rows.append({"photo_id": gold.photo_id, "gold": gold.caption, "caption": response.caption,
-                         "drawn": response.image is not None})
+        due = [(gold, response, k) for example, response in zip(examples, responses, strict=True)
+               for k, gold in enumerate(example.response.photos)]
+        for gold, response, k in due[:GALLERY_SIZE]:
+            drawn = k < len(response.images)
+            if drawn:
+                response.images[k].save(new / f"{len(rows)}.png")
+            rows.append({"photo_id": gold.photo_id, "gold": gold.caption,
+                         "caption": response.captions[k] if drawn else None, "drawn": drawn})
         files.write_json(new / "gallery.json", rows)

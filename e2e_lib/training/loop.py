@@ -9,58 +9,51 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import get_constant_schedule_with_warmup
 
-from e2e_lib.config import Bridge, Config
+from e2e_lib.config import Bridge, Config, ConfigError
 from e2e_lib.corpora import DATA, prepare
 from e2e_lib.data.collate import Batch, Collator
 from e2e_lib.data.examples import Example, split_examples
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.models.captioner import with_captions
-from e2e_lib.models.losses import Output, trainable_weights
+from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import PhotoChatModel, build
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator, seed_of, seeded
-from e2e_lib.repro.run_files import RUNS, read_log, run_folder
+from e2e_lib.repro.run_files import NUMBER, RUNS, read_done, read_log, run_folder
 from e2e_lib.training import checkpoints
 from e2e_lib.training.dev import DevSet
+from e2e_lib.training.step import Step, image_gradients, norm
 
 Echo = Callable[[str], None]
 POOL = 16  # batches among which examples of similar length are put together
-
-
-@dataclass
-class Step:
-    """What one batch did: its number in the run, losses, τ, learning rate and, if logged, gradient norms."""
-
-    number: int
-    output: Output
-    temperature: float
-    learning_rate: float
-    norms: dict[str, float | None]
+STATE: dict[str, Any] = {  # what a checkpoint to go on from holds besides weights, see `files.find_problem`
+    "epoch": int, "batch": int, "step": int, "best": dict | None, "since_best": int, "seconds": NUMBER,
+    "config": {}, "schedule": {}, "scaler": dict | None}
 
 
 def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS,
           data_root: Path = DATA) -> Path:
     """Trains the configuration's system, or resumes it, or finds it done; returns the run's folder.
 
-    Raises CheckpointError if the folder holds a run of another configuration, and files.SaveError when a
-    checkpoint cannot be written (the last one is then untouched).
+    Raises CheckpointError if the folder holds a run of another configuration, or that and files.ResultsError
+    if it is damaged; ConfigError for a setting that is more than a part can do, or if training diverges; and
+    files.SaveError when a checkpoint cannot be written (the last one is then untouched).
     """
     folder = run_folder(config, seed, root)
-    if (folder / "done.json").is_file():
-        checkpoints.check_configuration(json.loads((folder / "done.json").read_text())["config"], config,
-                                        folder)
+    if done := read_done(folder):
+        checkpoints.check_configuration(done["config"], config, folder)
         echo(f"seed {seed}: {folder} is trained already")
         return folder
     run = _Run(config, seed, folder, data_root, echo)
@@ -68,10 +61,10 @@ def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS,
     while run.state["epoch"] < config.train.epochs and run.state["since_best"] < config.train.patience:
         began, examples = time.monotonic(), 0
         for step in run.steps():
-            examples += run.examples_per_batch
-            if step.norms:
+            examples += run.examples_per_batch * step.batches
+            if step.logged:
                 run.log(step, examples, time.monotonic() - began)
-            if run.accelerator.sync_gradients and run.state["step"] % config.train.checkpoint_every == 0:
+            if run.state["step"] % config.train.checkpoint_every == 0:
                 run.save()
         run.score()
         run.save()
@@ -85,18 +78,13 @@ def temperature_at(bridge: Bridge, epochs_done: float) -> float:
     return bridge.temperature_start + share * (bridge.temperature_end - bridge.temperature_start)
 
 
-def norm(gradients: Sequence[Tensor | None]) -> float:
-    """The Euclidean norm of all gradients together; None counts as zero."""
-    return math.sqrt(sum(float(g.detach().float().square().sum()) for g in gradients if g is not None))
-
-
 def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> PhotoChatModel:
     """The best weights of a finished run, ready to answer.
 
     Raises CheckpointError if the run is missing, damaged or of other settings.
     """
     folder = run_folder(config, seed, root)
-    weights, state = checkpoints.load(folder / "best")
+    weights, state = checkpoints.load(folder / "best", shape={"config": {}})
     checkpoints.check_configuration(state["config"], config, folder)
     model = build(config)
     checkpoints.load_weights(model, weights, folder)
@@ -118,18 +106,21 @@ class _Run:
     def __init__(self, config: Config, seed: int, folder: Path, data_root: Path, echo: Echo) -> None:
         self.config, self.seed, self.folder, self.echo = config, seed, folder, echo
         settings = config.train
-        self.accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            # A batch without photos leaves the generator or the perceptron unused.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=settings.mixed_precision,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps,
+                # A batch without photos leaves the generator or the perceptron unused.
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+        except ValueError as error:  # a number format that the device does not have
+            raise ConfigError(f"train.mixed_precision = {settings.mixed_precision!r}: {error}") from None
         with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
         with self.accelerator.main_process_first():
             corpus = prepare(config, echo, data_root)
             self.examples, store = _read(corpus, "train", self.model, echo)
             dev, dev_store = _read(corpus, "dev", self.model, echo)
-        self.lengths = [sum(len(turn.text) + 40 * bool(turn.photo) for turn in (*e.context, e.response))
+        self.lengths = [sum(len(turn.text) + 40 * len(turn.photos) for turn in (*e.context, e.response))
                         for e in self.examples]
         self.dev = DevSet(config, seed, dev, dev_store, folder / "gallery")
         self.collate = Collator(self.model.formatter, store)
@@ -166,68 +157,83 @@ class _Run:
                                                    collate_fn=self.collate))
 
     def steps(self) -> Iterator[Step]:
-        """Trains on the rest of the epoch, batch by batch; ``state`` counts a batch when it is yielded."""
+        """Trains on the rest of the epoch, step by step; ``state`` counts a step when it is yielded."""
         self.wrapped.train()
-        epoch = self.state["epoch"]
+        epoch, per_step = self.state["epoch"], self.config.train.gradient_accumulation_steps
+        step = None
         for batch in self.accelerator.skip_first_batches(self.loader(epoch), self.state["batch"]):
-            number = epoch * self.batches_per_epoch + self.state["batch"]
-            epochs_done = epoch + self.state["batch"] / self.batches_per_epoch
-            step = self.step(batch, number, temperature_at(self.config.bridge, epochs_done))
+            at = self.state["batch"]
+            number = epoch * self.batches_per_epoch + at
+            temperature = temperature_at(self.config.bridge, epoch + at / self.batches_per_epoch)
+            step = step or Step(number, min(per_step, self.batches_per_epoch - at), temperature,
+                                self.schedule.get_last_lr()[0],
+                                self.state["step"] % self.config.train.log_every == 0)
+            self.train_on(batch, number, temperature, step)
             self.state["batch"] += 1
-            self.state["step"] += int(self.accelerator.sync_gradients)
-            yield step
-
-    def step(self, batch: Batch, number: int, temperature: float) -> Step:
-        """From a batch to the optimizer's step: forward, backward and, every so many batches, new weights."""
-        process = self.accelerator.process_index
-        # Dropout, where a model has it, draws from torch's global state: seeded by step, resuming is exact.
-        torch.manual_seed(seed_of(self.seed, "dropout", number, process))
-        log_now, norms = self.state["step"] % self.config.train.log_every == 0, dict[str, float | None]()
-        learning_rate = self.schedule.get_last_lr()[0]
-        with self.accelerator.accumulate(self.wrapped):
-            output = self.wrapped(batch, temperature=temperature,
-                                  rng=generator(self.seed, "noise", number, process))
-            if log_now:
-                norms["gradient_language_from_image"] = self.image_gradient_norm(output.image_loss)
-            self.accelerator.backward(output.loss)
-            if log_now:
-                norms |= self.gradient_norms()
             if self.accelerator.sync_gradients:
-                self.accelerator.unscale_gradients()  # once, however many parts are clipped
-                for parameters in self.clipped:
-                    torch.nn.utils.clip_grad_norm_(parameters, self.config.train.max_grad_norm)
+                self.state["step"] += 1
+                yield step
+                step = None
+
+    def train_on(self, batch: Batch, number: int, temperature: float, step: Step) -> None:
+        """Forward and backward for one batch of a step; after its last, new weights. Raises ConfigError."""
+        process = self.accelerator.process_index
+        # Dropout, where a model has it, draws from torch's global state: seeded by batch, resuming is exact.
+        torch.manual_seed(seed_of(self.seed, "dropout", number, process))
+        with self.accelerator.accumulate(self.wrapped):
+            try:
+                output = self.wrapped(batch, temperature=temperature,
+                                      rng=generator(self.seed, "noise", number, process))
+            except ValueError as error:  # the bridge's, of logits that are no numbers
+                raise ConfigError(f"step {self.state['step']}: {error}") from error
+            if step.logged:
+                step.add(batch, output, image_gradients(self.model, output.image_loss))
+            # accelerate divides by this number of batches, also where an epoch ends with fewer.
+            share = self.config.train.gradient_accumulation_steps / step.batches
+            self.accelerator.backward(output.loss * share)
+            if self.accelerator.sync_gradients:
+                if step.logged:
+                    step.norms = self.gradient_norms(step)
+                self.clip()
             self.optimizer.step()
             if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                 self.schedule.step()
             self.optimizer.zero_grad()
-        return Step(number, output, temperature, learning_rate, norms)
 
-    def image_gradient_norm(self, image_loss: Tensor) -> float | None:
-        """The norm of the language model's gradient from the image loss alone; None without such a path."""
-        if not image_loss.requires_grad:
-            return None
-        weights = [p for p in self.model.language.parameters() if p.requires_grad]
-        return norm(torch.autograd.grad(image_loss, weights, retain_graph=True, allow_unused=True))
+    def clip(self) -> None:
+        """Clips the gradient of each part that has its own. Raises ConfigError if it is no number."""
+        self.accelerator.unscale_gradients()  # once, however many parts are clipped
+        for parameters in self.clipped:
+            size = torch.nn.utils.clip_grad_norm_(parameters, self.config.train.max_grad_norm)
+            # A scaler leaves such a step out and goes on with smaller numbers.
+            if not self.accelerator.scaler and not size.isfinite():
+                settings = self.config.train
+                raise ConfigError(f"the gradient of step {self.state['step']} is not finite; lower "
+                                  f"train.learning_rate (now {settings.learning_rate:g}) or "
+                                  f"train.image_loss_weight (now {settings.image_loss_weight:g})")
 
-    def gradient_norms(self) -> dict[str, float | None]:
-        """The gradient norm of every trained part, as ``gradient_<part>``."""
+    def gradient_norms(self, step: Step) -> dict[str, float | None]:
+        """The gradient norm of every trained part, as ``gradient_<part>``, and that from the image loss."""
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0  # fp16's
-        return {f"gradient_{name}": norm([p.grad for p in part.parameters()]) / scale
-                for name, part in self.model.trained_parts().items()}
+        from_image = norm(step.from_image) / step.batches if step.from_image else None
+        return {"gradient_language_from_image": from_image,
+                **{f"gradient_{name}": norm([p.grad for p in part.parameters()]) / scale
+                   for name, part in self.model.trained_parts().items()}}
 
     def log(self, step: Step, examples: int, seconds: float) -> None:
         """Writes a line of the log and says how far the run is: ``examples`` took the last ``seconds``."""
-        output, epoch = step.output, step.number / self.batches_per_epoch
-        image_loss = output.image_loss.item() if output.captions else None
+        epoch, text_loss = step.number / self.batches_per_epoch, fmean(step.text_losses)
+        image_loss = fmean(step.image_losses) if step.image_losses else None
         self._write_line({
-            "kind": "step", "step": self.state["step"] - int(self.accelerator.sync_gradients), "epoch": epoch,
-            "text_loss": output.text_loss.item(), "image_loss": image_loss, "temperature": step.temperature,
-            **step.norms, "learning_rate": step.learning_rate, "captions_truncated": output.truncated,
+            "kind": "step", "step": self.state["step"] - 1, "epoch": epoch, "text_loss": text_loss,
+            "image_loss": image_loss, "temperature": step.temperature, **step.norms,
+            "learning_rate": step.learning_rate, "captions_truncated": step.truncated,
+            "contexts_cut": step.contexts_cut, "responses_cut": step.responses_cut,
             "examples_per_second": examples / seconds})
-        batches_left = self.batches_per_epoch * self.config.train.epochs - step.number - 1
+        batches_left = self.batches_per_epoch * self.config.train.epochs - step.number - step.batches
         self.echo(f"seed {self.seed}: step {self.state['step']}, epoch {epoch:.2f} of "
-                  f"{self.config.train.epochs}, text {output.text_loss.item():.3f}, image "
-                  f"{image_loss or 0:.3f}, τ {step.temperature:.2f}, about "
+                  f"{self.config.train.epochs}, text {text_loss:.3f}, image {image_loss or 0:.3f}, "
+                  f"τ {step.temperature:.2f}, about "
                   f"{seconds / examples * self.examples_per_batch * batches_left:.0f} s left")
 
     def score(self) -> None:
@@ -279,7 +285,7 @@ class _Run:
                 files.write_text(self.folder / "log.jsonl", "")
                 self.dev.save_gallery_before_training(self.model)
             return
-        weights, state = checkpoints.load(self.folder / "latest", optimizer=self.optimizer)
+        weights, state = checkpoints.load(self.folder / "latest", optimizer=self.optimizer, shape=STATE)
         checkpoints.check_configuration(state["config"], self.config, self.folder)
         checkpoints.load_weights(self.model, weights, self.folder)
         self.schedule.load_state_dict(state["schedule"])

@@ -59,7 +59,7 @@ def chats(config: Config) -> tuple[list[Example], list[Example], PhotoStore]:
     python_random("bench systems").shuffle(examples)
     # One per dialogue, or two of them would have the same photo in their contexts.
     to_answer = {e.dialogue_id: e for e in examples
-                 if e.response.photo and sum(turn.photo is not None for turn in e.context) == 1}
+                 if e.response.photos and sum(len(turn.photos) for turn in e.context) == 1}
     return list(to_answer.values())[:BATCH], dev_examples(examples, BATCH), store  # half of the latter share a photo
 
 
@@ -78,7 +78,7 @@ def reply_seconds(model: PhotoChatModel, examples: list[Example], store: PhotoSt
                   config: Config) -> dict[str, float]:
     """Seconds to the replies' text, to their text and photos, and to their text where captions were kept."""
     settings, rng, fresh = config.inference, generator("bench systems"), FreshCaptions(store)
-    captions = [example.response.photo.caption for example in examples if example.response.photo]
+    captions = [example.response.photos[0].caption for example in examples if example.response.photos]
     model.eval()
     began = time.perf_counter()
     generate_texts(model, captioned(model, examples, fresh), fresh, settings, rng)

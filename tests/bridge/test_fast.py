@@ -25,5 +25,21 @@ def test_values_and_gradients_are_those_of_the_definition(monkeypatch, temperatu
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("cached", [1, 2**19])
+def test_positions_that_are_not_real_have_no_probability_and_no_gradient(monkeypatch, cached):
+    monkeypatch.setattr(fast, "CACHED", cached)
+    logits, ids = torch.randn(3, 2, 5, generator=generator("z")), torch.tensor([[0, 3], [1, 2], [4, 4]])
+    real, weight = torch.tensor([[True, True], [True, False], [False, True]]), torch.randn(3, 2, 2, generator=generator("w"))
+    gradients = []
+    for filling in (0.0, float("nan"), float("inf"), -float("inf")):
+        free = logits.masked_fill(~real[:, :, None], filling).requires_grad_()
+        y = fast.token_probabilities(free, ids, 0.7, None, real)
+        gradients += torch.autograd.grad((y * weight).sum(), free)
+        assert not y[~real].any() and not gradients[-1][~real].any() and torch.equal(gradients[-1], gradients[0])
+    free = logits.clone().requires_grad_()
+    expected, = torch.autograd.grad((fast.plain_probabilities(free, ids, 0.7, None) * weight)[real].sum(), free)
+    torch.testing.assert_close(gradients[0], expected)
+
+
 def test_an_empty_batch_has_no_probabilities():
     assert fast.token_probabilities(torch.zeros(0, 2, 9), torch.zeros(0, 3).long(), 1.0, None).shape == (0, 2, 3)

@@ -101,7 +101,7 @@ def test_ties_and_large_logits_still_give_one_word():
     assert h.sum(-1).tolist() == [1.0, 1.0] and torch.isfinite(h).all()
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-31, float("inf"), float("nan")])
 def test_a_temperature_that_is_not_positive_is_named(temperature):
     with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
         softmax_with_temperature(torch.zeros(2, 3), temperature)
@@ -110,5 +110,14 @@ def test_a_temperature_that_is_not_positive_is_named(temperature):
 def test_logits_that_are_not_numbers_are_named():
     logits = torch.zeros(2, 3)
     logits[1, 1] = float("nan")
-    with pytest.raises(ValueError, match=r"logits \(shape \(2, 3\)\).*not numbers"):
+    with pytest.raises(ValueError, match=r"logits \(shape \(2, 3\)\) hold NaN at position 1\."):
         softmax_with_temperature(logits, 1.0)
+    with pytest.raises(ValueError, match=r"logits \(shape \(3,\)\) hold NaN\."):
+        softmax_with_temperature(logits[1], 1.0)
+    with pytest.raises(ValueError, match=r"hold NaN at index \(0, 1, 0\)\."):
+        softmax_with_temperature(logits[None, :, None], 1.0)
+
+
+def test_half_precision_becomes_float32_and_a_masked_word_has_no_probability():
+    y = softmax_with_temperature(torch.tensor([1.0, -float("inf"), 3.0], dtype=torch.float16), 2.0)
+    torch.testing.assert_close(y, torch.tensor([1 / (1 + np.e), 0.0, np.e / (1 + np.e)], dtype=torch.float32))

@@ -11,7 +11,7 @@ from e2e_lib.data.examples import Response, examples_of, load_split, merge_turns
 from e2e_lib.data.photos import PhotoStore, to_tensor
 
 CAT = SharedPhoto("p1", "a black cat at the beach")
-TURNS = st.builds(Turn, st.sampled_from([0, 1]), st.sampled_from(["a", "b c", "d"]), st.sampled_from([None, None, CAT]))
+TURNS = st.builds(Turn, st.sampled_from([0, 1]), st.sampled_from(["a", "b c", "d"]), st.sampled_from([(), (), (CAT,), (CAT, CAT)]))
 
 
 def test_one_speakers_utterances_become_one_turn():
@@ -20,9 +20,9 @@ def test_one_speakers_utterances_become_one_turn():
 
 
 def test_a_turn_with_a_photo_is_not_merged():
-    announced, shared, after = Turn(0, "here, I took a picture"), Turn(0, "", CAT), Turn(0, "nice, no?")
+    announced, shared, after = Turn(0, "here, I took a picture"), Turn(0, "", (CAT,)), Turn(0, "nice, no?")
     assert merge_turns([announced, shared, after]) == [announced, shared, after]
-    assert merge_turns([Turn(0, "a", CAT), Turn(0, "b", CAT)]) == [Turn(0, "a", CAT), Turn(0, "b", CAT)]
+    assert merge_turns([Turn(0, "a", (CAT,)), Turn(0, "b", (CAT, CAT))]) == [Turn(0, "a", (CAT,)), Turn(0, "b", (CAT, CAT))]
 
 
 @given(st.lists(TURNS, max_size=8))
@@ -30,14 +30,14 @@ def test_a_turn_with_a_photo_is_not_merged():
 def test_merging_keeps_every_word_and_photo_and_is_complete_after_one_pass(turns):
     merged = merge_turns(turns)
     assert " ".join(t.text for t in merged) == " ".join(t.text for t in turns)
-    assert [t.photo for t in merged if t.photo] == [t.photo for t in turns if t.photo]
+    assert [t.photos for t in merged if t.photos] == [t.photos for t in turns if t.photos]
     assert merge_turns(merged) == merged
     for before, after in zip(merged, merged[1:], strict=False):
-        assert before.speaker != after.speaker or before.photo or after.photo
+        assert before.speaker != after.speaker or before.photos or after.photos
 
 
 def test_every_turn_but_the_first_is_a_response_to_all_before_it():
-    dialogue = Dialogue("d", (Turn(0, "hi"), Turn(1, "look"), Turn(1, "", CAT), Turn(0, "cute")))
+    dialogue = Dialogue("d", (Turn(0, "hi"), Turn(1, "look"), Turn(1, "", (CAT,)), Turn(0, "cute")))
     examples = examples_of(dialogue)
     assert [e.response for e in examples] == list(dialogue.turns[1:])
     assert [e.context for e in examples] == [dialogue.turns[:i] for i in (1, 2, 3)]
@@ -56,9 +56,10 @@ def test_a_subsample_is_evenly_spaced(size, count):
 
 def test_a_responses_image_is_its_photo(examples):
     rows, store = examples
-    image = store.load(next(e.response.photo.photo_id for e in rows if e.response.photo))
-    assert Response("hi").image is None
-    assert Response("hi", "a cat", to_tensor(image)).image.tobytes() == image.tobytes()
+    image = store.load(next(e.response.photos[0].photo_id for e in rows if e.response.photos))
+    assert Response("hi").images == []
+    images = Response("hi", ["a cat", "again"], [to_tensor(image)] * 2).images
+    assert [one.tobytes() for one in images] == [image.tobytes()] * 2
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from e2e_lib.data import photos as module
-from e2e_lib.data.photos import MAX_PIXELS, PhotoError, PhotoStore, square, to_image, to_tensor
+from e2e_lib.data.photo_input import MAX_PIXELS, PhotoError
+from e2e_lib.data.photos import PhotoStore, square, to_image, to_tensor
 from e2e_lib.repro import files
 
 
@@ -32,6 +33,32 @@ def test_a_photo_comes_back_pixel_for_pixel(tmp_path, durable):
     assert loaded.mode == "RGB" and np.array_equal(np.array(loaded), np.array(image))
     store.add("a", noise(64, 64, 1), durable=durable)
     assert np.array_equal(np.array(store.load("a")), np.array(noise(64, 64, 1)))
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_photo_enters_the_store_upright_and_on_white(tmp_path, durable):
+    store, exif = PhotoStore(tmp_path / "photos"), Image.Exif()
+    exif[0x0112] = 6
+    rgba = noise(5, 8).convert("RGBA")
+    rgba.putpixel((0, 4), (0, 255, 0, 0))
+    path = tmp_path / "phone.png"
+    rgba.save(path, exif=exif)
+    stored = Image.open(store.add("a", path, durable=durable))
+    assert stored.mode == "RGB" and stored.size == (5, 8) and not stored.getexif()
+    expected = np.rot90(np.array(noise(5, 8)), -1).copy()
+    expected[0, 0] = 255
+    assert np.array_equal(np.array(store.load("a")), expected)
+    with pytest.raises(PhotoError, match="no such file"):
+        store.add("b", tmp_path / "nope.png", durable=durable)
+    assert "b" not in store
+
+
+def test_a_stored_file_is_read_as_upright_and_opaque_as_others(tmp_path):
+    store = PhotoStore(tmp_path)
+    clear = noise(5, 8)
+    clear.putalpha(0)
+    clear.save(store.path("a"))  # put there by another program
+    assert (np.array(store.load("a")) == 255).all()
 
 
 @pytest.mark.parametrize("photo_id", ["../../etc/passwd", "/etc/x", "train/4beacc", "", "a\0b", "\ud800", "x" * 5000])
@@ -96,17 +123,35 @@ def test_a_tensor_holds_the_photos_own_pixels(tmp_path, size):
     assert to_image(tensor).tobytes() == noise(*size).tobytes()
 
 
-@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), max_size=4), st.integers(1, 70))
-@settings(max_examples=40, deadline=None)
-def test_square_scales_the_shorter_side_and_crops_the_centre(sizes, side):
-    photos = [noise(*size, seed=i) for i, size in enumerate(sizes)]
+@given(st.integers(1, 90), st.integers(0, 40), st.booleans(), st.integers(1, 70))
+@settings(max_examples=60, deadline=None)
+def test_square_is_the_centre_square_scaled(shorter, beyond, upright, side):
+    size = (shorter, shorter + 2 * beyond) if upright else (shorter + 2 * beyond, shorter)
+    photos = [noise(*size), noise(side, side), noise(shorter, shorter, 1)]
     squares = square([to_tensor(photo) for photo in photos], side)
-    assert squares.shape == (len(photos), 3, side, side) and squares.dtype == torch.uint8
+    assert squares.shape == (3, 3, side, side) and squares.dtype == torch.uint8
     for photo, ours in zip(photos, squares, strict=True):
-        width, height = (max(side, round(length * side / min(photo.size))) for length in photo.size)
-        x, y = (width - side) // 2, (height - side) // 2
-        expected = np.array(photo.resize((width, height), Image.Resampling.BICUBIC))[y:y + side, x:x + side]
-        assert np.array_equal(ours.numpy(), expected.transpose(2, 0, 1))
+        assert np.array_equal(ours.numpy().transpose(1, 2, 0), ImageOps.fit(photo, (side, side), Image.Resampling.BICUBIC))
+    whole = noise(shorter, shorter, 1).resize((side, side), Image.Resampling.BICUBIC)
+    assert torch.equal(squares[2], to_tensor(whole))
+
+
+@pytest.mark.parametrize(("size", "rows", "columns"), [((64, 67), slice(None), slice(1, 65)), ((71, 64), slice(3, 67), slice(None))])
+def test_a_photo_that_is_only_cut_keeps_its_pixels(size, rows, columns):
+    photo = to_tensor(noise(*size))
+    assert torch.equal(square([photo], 64)[0], photo[:, rows, columns])
+
+
+def test_a_long_narrow_photo_is_cut_before_it_is_scaled(monkeypatch):
+    long, sizes, resize = torch.zeros(3, 10, 40_000, dtype=torch.uint8), [], Image.Image.resize
+    long[:, :, 19_990:20_010] = 200
+    monkeypatch.setattr(Image.Image, "resize", lambda *args, **kwargs: (scaled := resize(*args, **kwargs), sizes.append(scaled.size))[0])
+    assert (square([long], 512) == 200).all() and sizes == [(512, 512)]
+    assert (square([long.transpose(1, 2)], 512) == 200).all()
+
+
+def test_square_of_no_photo_is_empty():
+    assert square([], 9).shape == (0, 3, 9, 9)
 
 
 def test_photos_of_the_right_size_are_not_changed():
@@ -130,6 +175,20 @@ def test_captions_are_kept_per_captioner_beside_the_photos(tmp_path):
     again = PhotoStore(tmp_path / "photos")
     assert again.captions("one") == captions and again.captions("two") == {"a": "a dog"}
     assert again.captions("three") == {}
+
+
+def test_the_captions_of_a_photo_go_when_another_takes_its_place(tmp_path):
+    store = PhotoStore(tmp_path)
+    for name in "ab":
+        store.add(name, noise(8, 8))
+    for key in ("one", "two"):
+        store.keep_captions(key, {"a": f"a cat ({key})", "b": "a dog"})
+    store.keep_captions("three", {"b": "a fox"})
+    store.add("a", noise(8, 8, 1))
+    assert [store.captions(key) for key in ("one", "two", "three")] == [{"b": "a dog"}, {"b": "a dog"}, {"b": "a fox"}]
+    store.path("b").unlink()
+    store.add("b", noise(8, 8, 2))  # also where the old one was deleted by hand
+    assert [store.captions(key) for key in ("one", "two", "three")] == [{}, {}, {}]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": "a c', b"3", b"[1, 2]", b"null", bytes([200, 201])])

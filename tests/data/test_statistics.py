@@ -17,7 +17,7 @@ SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "photochat_sa
 def dialogue(script: str, name: str = "d") -> Dialogue:
     """A dialogue from a script: ``0`` and ``1`` speak; ``a`` and ``b`` are the same two sharing photos."""
     turns = [Turn("01".index(c), "hi") if c in "01"
-             else Turn("ab".index(c), "look", SharedPhoto(f"{name}{i}", "a kite"))
+             else Turn("ab".index(c), "look", (SharedPhoto(f"{name}{i}", "a kite"),))
              for i, c in enumerate(script)]
     return Dialogue(name, tuple(turns))
 
@@ -33,8 +33,13 @@ def test_table_1_equals_a_count_by_hand():
     assert table_1([dialogue("001a110")]) == table(1, 6, 3, 1, 1)
 
 
+def test_a_turn_with_several_photos_counts_each_of_them():
+    several = Turn(1, "these", tuple(SharedPhoto(name, "a kite") for name in "pqp"))
+    assert table_1([Dialogue("d", (Turn(0, "hi"), several, Turn(0, "oh")))]) == table(1, 2, 1, 3, 2)
+
+
 def test_photo_shared_twice_is_one_distinct_image():
-    twice = [Dialogue(str(k), (Turn(0, "", SharedPhoto("p", "a kite")), Turn(1, "nice"))) for k in range(2)]
+    twice = [Dialogue(str(k), (Turn(0, "", (SharedPhoto("p", "a kite"),)), Turn(1, "nice"))) for k in range(2)]
     assert table_1(twice) == table(2, 2, 2, 2, 1)
 
 
@@ -58,7 +63,7 @@ def test_photochat_sample_equals_a_count_by_hand():
     dialogues = []
     for row in raw:
         photo = SharedPhoto(row["photo_url"], row["photo_description"])
-        turns = [Turn(turn["user_id"], turn["message"], photo if turn["share_photo"] else None)
+        turns = [Turn(turn["user_id"], turn["message"], (photo,) if turn["share_photo"] else ())
                  for turn in row["dialogue"]]
         dialogues.append(Dialogue(str(row["dialogue_id"]), tuple(turns)))
     runs = [11, 6, 13, 10, 12, 8, 3, 8, 11]

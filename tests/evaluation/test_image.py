@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from e2e_lib.evaluation import image
+from e2e_lib.evaluation.fidelity import metric_isc
 from e2e_lib.evaluation.image import PhotoFeatures, features_of, fid, inception_score, inception_scores, kid
 
 CLASSES = 14
@@ -87,6 +88,25 @@ def test_inception_score_has_a_split_for_every_ten_photos():
     shuffled = drawn.logits.numpy()[np.random.RandomState(image.SEED).permutation(40)]
     expected = naive_inception_scores(shuffled, splits=4)
     assert inception_score(drawn) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 9, 10, 57, 99, 100, 233])
+def test_photos_are_split_as_torch_fidelity_splits_them(n):
+    drawn = PhotoFeatures(torch.zeros(n, 1), torch.randn(n, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64))
+    theirs = metric_isc.isc_features_to_metric(drawn.logits, max(1, min(10, n // 10)), rng_seed=image.SEED)
+    assert inception_score(drawn) == pytest.approx(tuple(theirs.values()), rel=1e-12)
+
+
+def test_a_photo_stays_in_its_split_when_others_are_left_out():
+    """What is left out of one split changes that one alone, and little: as in the formula of the splits without it."""
+    drawn = extracted(40, 5)
+    kept = torch.arange(40) != 7
+    fewer = drawn.take(kept.nonzero()[:, 0])
+    parts = [drawn.logits[kept & (drawn.splits == split)].numpy() for split in range(4)]
+    assert sorted(map(len, parts)) == [9, 10, 10, 10] and len(fewer) == 39
+    expected = [naive_inception_scores(part, 1)[0] for part in parts]
+    assert inception_score(fewer) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
+    assert not torch.equal(PhotoFeatures(fewer.features, fewer.logits).splits, fewer.splits)
 
 
 def test_inception_score_runs_from_1_to_the_number_of_classes():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu
 from sacrebleu.metrics import BLEU
 
-from e2e_lib.evaluation.text import bleu, bleu_signature, ngram_counts, rouge_l
+from e2e_lib.evaluation.text import bleu, bleu_signature, ngram_counts, rouge_l, rouge_l_whitespace
 
 # The two hypotheses of nltk's documentation of corpus_bleu, each with its first reference.
 HYPOTHESES = ["It is a guide to action which ensures that the military always obeys the commands of the party",
@@ -108,6 +108,19 @@ def naive_rouge(hypothesis: str, reference: str) -> float:
 @given(texts, texts)
 def test_rouge_l_equals_its_definition(hypothesis, reference):
     assert rouge_l(hypothesis, reference) == pytest.approx(naive_rouge(hypothesis, reference))
+
+
+words_as_they_stand = st.lists(st.sampled_from(["a", "A", "a,", "B!", "🚀"]), max_size=7).map(" ".join)
+
+
+@given(words_as_they_stand, words_as_they_stand)
+def test_rouge_l_of_white_space_takes_words_as_they_stand(hypothesis, reference):
+    assert rouge_l_whitespace(hypothesis, reference) == pytest.approx(naive_rouge(hypothesis, reference))
+
+
+def test_the_two_rouge_l_differ_by_case_and_punctuation():
+    assert rouge_l("A red Kite.", "a red kite") == pytest.approx(1) and rouge_l_whitespace("A red Kite.", "a red kite") == pytest.approx(1 / 3)
+    assert rouge_l("un café", "un café") == pytest.approx(1) and rouge_l_whitespace("ein blauer", "ein blauer Hund") == pytest.approx(4 / 5)
 
 
 def test_rouge_l_does_not_stem_and_ignores_case_and_punctuation():

@@ -1,49 +1,167 @@
-"""Which contexts are answered, and what is saved of the answers."""
+"""Which contexts are answered and by what, what is saved of the answers, and how saved answers are scored."""
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from trained_runs import save_trained
 
+from e2e_lib import corpora, versions
 from e2e_lib.config import replace
-from e2e_lib.data.examples import examples_of, load_split
+from e2e_lib.data.examples import Response, examples_of, load_split, split_examples
+from e2e_lib.data.minichat.questions import Question
+from e2e_lib.evaluation.image import features_of, inception_score
+from e2e_lib.evaluation.scores import answer_row, score_once
 from e2e_lib.experiments.evaluate import contexts_to_answer, evaluate, saved_answers
+from e2e_lib.inference.respond import respond
+from e2e_lib.models import hub
+from e2e_lib.models.systems import build
+from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.run_files import read_answers, read_details
-from e2e_lib.training.loop import train
+from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.run_files import read_answers, read_details, run_folder
+from e2e_lib.training import checkpoints
+
+
+def quiet(_):
+    pass
+
+
+@pytest.fixture
+def tiny(config, shipped, tmp_path, monkeypatch):
+    """The configuration with few test examples, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return replace(config, "evaluation.max_text_only_examples", 6)
 
 
 def test_contexts_with_a_photo_are_all_answered_and_some_of_the_others(corpus):
     dialogues, _, _ = load_split(corpus, "train")
     examples = [e for d in dialogues for e in examples_of(d)]
-    sharing, others = ([e for e in examples if bool(e.response.photo) == shares] for shares in (True, False))
+    sharing, others = ([e for e in examples if bool(e.response.photos) == shares] for shares in (True, False))
     assert contexts_to_answer(examples, 0) == sharing + others
     some = contexts_to_answer(examples, 3)
     assert some[:-3] == sharing and [others.index(e) for e in some[-3:]] == [i * len(others) // 3 for i in range(3)]
 
 
-def test_answers_are_saved_scored_and_kept_until_the_weights_change(config, shipped, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = replace(replace(config, "train.epochs", 1), "train.epoch_examples", 4)
+def pixels(photo):
+    return photo.permute(1, 2, 0).numpy().tolist()
+
+
+def test_the_trained_weights_answer_the_test_set_and_the_corpus_questions(tiny):
+    """And not the parts that training began with, in training mode, on another split or with other random numbers."""
+    save_trained(tiny, 1)
+    evaluated, corpus = evaluate(tiny, 1, quiet), corpora.prepare(tiny, quiet)
+    every, store = split_examples(corpus, "test")
+    examples, trained = contexts_to_answer(every, 6), build(tiny)
+    trained.load_state_dict(checkpoints.load(run_folder(tiny, 1) / "best")[0], strict=False)
+    expected = respond(trained.eval(), examples, store, tiny.inference, generator(1, "test"))
+    untrained = respond(build(tiny).eval(), examples, store, tiny.inference, generator(1, "test"))
+    rows, details = read_answers("smoke", [1])[1], read_details("smoke", [1])[1]
+    assert [(row["text"], row["captions"]) for row in rows] == [(answer.text, answer.captions) for answer in expected]
+    assert [row["text"] for row in rows] != [answer.text for answer in untrained]
+    for row, example, answer in zip(rows, examples, expected, strict=True):
+        gold = example.response
+        assert (row["dialogue_id"], row["index"], row["gold_text"]) == (example.dialogue_id, example.index, gold.text)
+        assert row["gold_captions"] == [photo.caption for photo in gold.photos]
+        assert row["gold_photo_ids"] == [photo.photo_id for photo in gold.photos]
+        assert [np.array(Image.open(path)).tolist() for path in row["images"]] == [pixels(photo) for photo in answer.photos]
+    questions = corpora.scores_of(tiny.data, corpus).questions(every)
+    replies = respond(trained, [example for example, _ in questions], store, tiny.inference, generator(1, "details"))
+    assert details == [{"dialogue_id": example.dialogue_id, "index": example.index, **question, "text": reply.text,
+                        "right": Question(**question).answered_by(reply.text)}
+                       for (example, question), reply in zip(questions, replies, strict=True)] != []
+    metrics = json.loads(evaluated.read_text())["metrics"]
+    assert metrics["n"]["examples"] == len(rows) == 11 and metrics["details_n"] == len(details)
+    assert metrics["drawn_photos"] == sum(len(row["images"]) for row in rows)
+
+
+def test_a_reply_that_answers_its_question_is_right(tiny, monkeypatch):
+    save_trained(tiny)
+    every, _ = split_examples(corpora.prepare(tiny, quiet), "test")
+    gold = {(e.dialogue_id, e.index): e.response.text for e in every}
+
+    def answered(model, examples, *_, **__):  # the gold replies, where there is no photo to send
+        return [Response(gold[e.dialogue_id, e.index]) for e in examples]
+
+    monkeypatch.setattr("e2e_lib.experiments.evaluate.respond", answered)
+    metrics = json.loads(evaluate(tiny, 0, quiet).read_text())["metrics"]
+    assert [row["right"] for row in read_details("smoke", [0])[0]] == [True] * metrics["details_n"] != []
+    assert metrics["details"] == 1 and metrics["bleu2"] == metrics["rougeL"] == 100 and metrics["intent_f1"] == 0
+    assert metrics["scene_accuracy"] == 0 and metrics["scene_missing"] == metrics["scene_n"] > 0
+
+
+def test_saved_answers_are_scored_with_their_own_photos_beside_the_gold_ones(tiny, tmp_path):
+    """As many drawn as gold photos, so that nothing but the pixels tells one side from the other."""
+    corpus = corpora.prepare(tiny, quiet)
+    every, store = split_examples(corpus, "test")
+    examples = contexts_to_answer(every, 6)
+    number_of = [2, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0]  # the first five should share one each
+    photos = torch.randint(256, (5, 3, 64, 64), generator=generator("drawn"), dtype=torch.uint8)
+    assert [len(e.response.photos) for e in examples] == [1] * 5 + [0] * 6
+    folder, left = run_folder(tiny, 0) / "answers", list(photos)
+    with files.atomic_folder(folder) as new:
+        lines = []
+        for i, (example, number) in enumerate(zip(examples, number_of, strict=True)):
+            response = Response("hello", ["a car"] * number, [left.pop(0) for _ in range(number)])
+            lines.append(json.dumps(answer_row(example, response) | {"scenes": []}))
+            for k, image in enumerate(response.images):
+                image.save(new / f"{i}-{k}.png")
+        files.write_text(new / "answers.jsonl", "\n".join(lines) + "\n")
+        files.write_text(new / "details.jsonl", "")
+    answers, extractor = saved_answers(tiny, "end_to_end", 0, corpus), corpora.extractor_of(tiny.data)
+    gold = [store.tensor(photo.photo_id) for example in examples for photo in example.response.photos]
+    for side, rows, expected, at in ((answers.drawn, answers.drawn_rows, list(photos), [0, 0, 2, 3, 6]),
+                                     (answers.gold, answers.gold_rows, gold, [0, 1, 2, 3, 4])):
+        assert rows.tolist() == at and torch.equal(side.features, features_of(expected, extractor).features)
+    score, other = (inception_score(features_of(side, extractor))[0] for side in (list(photos), gold))
+    assert score_once("is", answers) == pytest.approx(score) != pytest.approx(other)
+
+
+def test_answers_are_kept_until_something_changes_that_decides_them(tiny, monkeypatch):
     with pytest.raises(CheckpointError, match="there is no checkpoint at .*best; train one with `e2e train`"):
-        evaluate(config, 0, lambda _: None)
-    folder, lines = train(config, 0, lambda _: None), []
-    path = evaluate(config, 0, lines.append)
-    run = json.loads(path.read_text())
-    rows, details = read_answers("smoke", [0])[0], read_details("smoke", [0])[0]
-    assert len(rows) == run["metrics"]["n"]["examples"] and len(details) == run["metrics"]["details_n"]
-    assert set(rows[0]) == {"dialogue_id", "index", "text", "caption", "gold_text", "gold_caption", "gold_photo_id", "scene", "image"}
+        evaluate(tiny, 0, quiet)
+    photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    monkeypatch.setattr("e2e_lib.experiments.evaluate.respond", lambda model, examples, *_: [Response("hi", ["a car"], [photo]) for _ in examples])
+    folder, lines = save_trained(tiny), []
+    path = evaluate(tiny, 0, lines.append)
+    run, rows, details = json.loads(path.read_text()), read_answers("smoke", [0])[0], read_details("smoke", [0])[0]
+    assert set(rows[0]) == {"dialogue_id", "index", "text", "captions", "gold_text", "gold_captions", "gold_photo_ids", "scenes", "images"}
     assert all(set(row) == {"dialogue_id", "index", "photo_id", "attribute", "truth", "text", "right"} for row in details)
-    assert [row["scene"] for row in rows if row["scene"]][0].keys() == {"photo_id", "gold", "drawn"}
-    assert all((row["image"] is not None) == (row["caption"] is not None) for row in rows)
-    assert run["provenance"]["numbers"] == {"minichat": 1, "scoring": 1, "decoding": 1, "training": 1}
+    assert [scene for row in rows for scene in row["scenes"]][0].keys() == {"photo_id", "gold", "drawn"}
+    assert all(len(row["images"]) == 1 for row in rows)
+    assert run["provenance"]["numbers"] == versions.versions("minichat", "scoring", "decoding", "training")
     assert set(run["provenance"]["data"]) == {"train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl"}
-    corpus = next((tmp_path / "data").iterdir())
-    assert saved_answers(config, "end_to_end", 0, corpus).counts["n"] == run["metrics"]["n"]
-    evaluate(config, 0, lines.append)
-    assert lines[-1].endswith("end_to_end-seed0.json is there already")
-    evaluate(replace(config, "inference.max_new_tokens", 5), 0, lines.append)
-    assert "is there already" not in lines[-1]
+    assert run["provenance"]["training"] == {"seconds": 9.5, "steps": 7, "epochs": 1, "best": {"epoch": 1, "score": -0.5}}
+
+    def is_kept(config=tiny):
+        evaluate(config, 0, lines.append)
+        return lines[-1].endswith("end_to_end-seed0.json is there already")
+
+    assert is_kept() and not is_kept(replace(tiny, "inference.max_new_tokens", 5)) and not is_kept() and is_kept()
+    for name in ("SCORING", "DECODING", "TRAINING"):
+        monkeypatch.setattr(versions, name, 99)
+        assert not is_kept() and is_kept(), name
+    (hub.WEIGHTS / "mini" / "manifest.json").touch()
+    assert is_kept()  # by what it holds
+    save_trained(tiny, weights_of=1)
+    assert not is_kept() and is_kept()
     weights = next((folder / "best").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(CheckpointError, match="is damaged"):
-        evaluate(config, 0, lines.append)
+        evaluate(tiny, 0, lines.append)
+
+
+@pytest.mark.parametrize(("changes", "parts"), [
+    ((), {"shipped"}), ((("model.image_input", "captions"),), {"shipped", "baselines"}),
+    ((("model.system", "pipeline"),), {"shipped", "baselines"})])
+def test_a_result_names_the_shipped_parts_that_its_system_is_made_of(tiny, monkeypatch, changes, parts):
+    for key, value in changes:
+        tiny = replace(tiny, key, value)
+    save_trained(tiny)
+    monkeypatch.setattr("e2e_lib.experiments.evaluate.respond", lambda model, examples, *_: [Response("hi") for _ in examples])
+    weights = json.loads(evaluate(tiny, 0, quiet).read_text())["provenance"]["weights"]
+    assert weights.keys() == {"trained", *parts}
+    for name, place in (("shipped", "mini"), ("baselines", "mini-baselines")):
+        assert name not in parts or weights[name] == files.sha256(hub.WEIGHTS / place / "manifest.json")

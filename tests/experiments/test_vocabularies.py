@@ -1,17 +1,28 @@
 """The survey of two vocabularies against counting by hand, and against known figures of the real ones where they are at hand."""
 
+import codecs
+import copy
 import gzip
 import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_tokenizers import TEXTS, tokenizer
+from tokenizers import Regex
+from tokenizers.normalizers import Replace
+from transformers import PreTrainedTokenizerFast
 
 from e2e_lib.bridge.vocabulary import normalized_tokens
+from e2e_lib.config import ConfigError
+from e2e_lib.experiments import vocabularies
 from e2e_lib.experiments.vocabularies import (
     PACKAGED,
+    compare,
     first_of,
     load_tokenizer,
     read_captions,
@@ -67,17 +78,69 @@ def test_a_tokenizers_hash_does_not_depend_on_its_last_use():
 
 
 @pytest.mark.parametrize(("content", "expected"), [
-    ("a dog\n\n b cat \n", ["a dog", "b cat"]), ('{"caption": " a dog"}\n{"captions": ["x", "y "]}', ["a dog", "x", "y"])])
-def test_captions_are_read_from_lines_or_json(tmp_path, content, expected):
-    (tmp_path / "c").write_text(content)
+    ("a dog\n\n b cat \n", ["a dog", "b cat"]), ('{"caption": " a dog"}\n{"captions": ["x", "y "]}', ["a dog", "x", "y"]),
+    ('{"caption": "x", "captions": ["y"]}', ["x", "y"]), ('{"captions": []}\n[a kite] at the beach\n"quoted"', ["[a kite] at the beach", '"quoted"']),
+    ('{"caption": "a\u2028red\x85kite"}\na\u2028dog', ["a\u2028red\x85kite", "a\u2028dog"])])  # no ends of lines but those of text editors
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_captions_are_read_from_lines_or_json_however_an_editor_wrote_them(tmp_path, content, expected, encoding, newline):
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (tmp_path / "c").write_bytes(mark + content.replace("\n", newline).encode(encoding))
     assert read_captions(tmp_path / "c") == expected
 
 
-@pytest.mark.parametrize("line", ['{"text": "a"}', '{"caption": 3}', '{"caption"'])
-def test_a_line_that_holds_no_caption_is_named(tmp_path, line):
+@pytest.mark.parametrize(("line", "problem"), [
+    ('{"text": "a"}', 'neither in {"text": "a"}'), ('{"caption": 3}', '"caption": 3'), ('{"caption"', "JSON that cannot be read"), ("[" * 9999, None),
+    ('{"captions": "a red kite"}', '"captions": "a red kite"'), ('{"captions": ["a", 3]}', '"captions": \\["a", 3\\]'), ('{"captions": null}', '"captions": null'),
+    ('{"caption": ["a"]}', '"caption": \\["a"\\]'), ('["a", "b"]', 'a list: \\["a"'), ('{"caption": "\\ud83d"}', '"caption": number 0.*half a character')])
+def test_a_line_that_holds_no_caption_is_named_with_its_field(tmp_path, line, problem):
     (tmp_path / "c").write_text(f"fine\n{line}\n")
-    with pytest.raises(ValueError, match=r"c, line 2: expected a caption"):
+    if problem is None:
+        assert read_captions(tmp_path / "c") == ["fine", line]
+        return
+    with pytest.raises(ValueError, match=rf'c, line 2: expected a caption, or JSON with "caption" .*, got {problem}'):
         read_captions(tmp_path / "c")
+
+
+@pytest.mark.parametrize("content", ["a red kite\n".encode("utf-16-le"), b"\xff\xd8\xff\xe0", "Über".encode("latin-1"), b"\xff\xfea"])
+def test_a_file_that_is_no_text_is_refused(tmp_path, content):
+    (tmp_path / "c").write_bytes(content)
+    with pytest.raises(ValueError, match="c: .*save it as UTF-8"):
+        read_captions(tmp_path / "c")
+
+
+@pytest.mark.fuzz
+@given(st.one_of(st.binary(max_size=40), st.lists(st.text(max_size=9) | st.dictionaries(
+    st.sampled_from(["caption", "captions", "x"]), st.recursive(st.none() | st.text(max_size=5) | st.integers(), st.lists, max_leaves=4), max_size=2)
+    .map(json.dumps), max_size=4).map(lambda lines: "\n".join(lines).encode())))
+def test_any_file_is_read_or_refused(content):
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(content)
+        try:
+            assert all(isinstance(caption, str) and caption for caption in read_captions(Path(file.name)))
+        except ValueError as error:
+            assert str(error).startswith(file.name)
+
+
+@pytest.mark.parametrize("hole", ["source", "target"])
+def test_holes_in_a_vocabulary_are_no_words(hole):
+    plain, captions = (tokenizer("sentencepiece"), tokenizer("clip")), ["the cat and the dog"]
+    sides = list(plain)
+    at = ["source", "target"].index(hole)
+    described = json.loads(plain[at].backend_tokenizer.to_str())
+    described["model"]["vocab"]["\x01"] = len(plain[at]) + 50
+    sides[at] = PreTrainedTokenizerFast(tokenizer_object=type(plain[at].backend_tokenizer).from_str(json.dumps(described)),
+                                        eos_token=plain[at].eos_token, pad_token=plain[at].pad_token)
+    found, expected = survey(*sides, captions), survey(*plain, captions)
+    assert found["static"]["lost"] == expected["static"]["lost"] and found["vocabulary"][hole] == expected["vocabulary"][hole] + 1
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_captions_is_named():
+    nothing = copy.deepcopy(tokenizer("clip"))
+    nothing.backend_tokenizer.normalizer = Replace(Regex("."), "")
+    for sides, name in (((tokenizer("clip"), nothing), "target"), ((nothing, tokenizer("clip")), "source")):
+        with pytest.raises(ValueError, match=f"the {name} tokenizer makes no tokens"):
+            survey(*sides, ["a dog"])
 
 
 def test_clips_own_file_makes_clips_tokenizer(tmp_path, monkeypatch):
@@ -113,9 +176,46 @@ def test_a_package_that_is_missing_is_named_and_the_next_source_is_taken(tmp_pat
     with pytest.raises(CheckpointError, match=r"pip:nothing is not installed; .*\[vocabularies\]"):
         load_tokenizer("pip:nothing")
     tokenizer("clip").save_pretrained(tmp_path / "t")
-    assert first_of(["pip:nothing", str(tmp_path / "t")])[0] == str(tmp_path / "t")
-    with pytest.raises(CheckpointError, match="pip:nothing"):
-        first_of([str(tmp_path / "none"), "pip:nothing"])
+    said = []
+    assert first_of(["pip:nothing", str(tmp_path / "t")], said.append)[0] == str(tmp_path / "t")
+    assert [line[:20] for line in said] == ["loading the tokenize", "not to be had: token", "loading the tokenize"]
+    with pytest.raises(CheckpointError, match="^tokenizer: pip:nothing is not"):
+        first_of([str(tmp_path / "none"), "pip:nothing"], said.append)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_does_not_answer_is_asked_once_and_what_was_downloaded_is_taken(monkeypatch, answers):
+    asked = []
+
+    class Session:
+        def head(self, address, timeout):
+            asked.append(timeout)
+            if not answers:
+                raise OSError("no network")
+
+    def from_pretrained(source, **how):
+        asked.append(how["local_files_only"])
+        raise OSError("not there")
+
+    monkeypatch.setattr(vocabularies, "get_session", Session)
+    monkeypatch.setattr(vocabularies.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(CheckpointError, match="could not load 'nobody/nothing'.*--source .or --target. pip:PACKAGE takes") as error:
+        load_tokenizer("nobody/nothing")
+    assert asked == [5, not answers] and "--set" not in str(error.value)
+
+
+def test_the_command_says_what_it_tries_and_what_it_lacks_before_it_tries(tmp_path, monkeypatch):
+    (tmp_path / "c").write_text("a red kite\n")
+    for side in ("source", "target"):
+        tokenizer("clip").save_pretrained(tmp_path / side)
+        with pytest.raises(ConfigError, match="--name says what to call the result"):
+            compare(tmp_path / "missing", *(str(tmp_path / side) if side == own else None for own in ("source", "target")), None, None)
+    monkeypatch.chdir(tmp_path)
+    said = []
+    path = compare(tmp_path / "c", str(tmp_path / "source"), str(tmp_path / "target"), "two_clips", said.append)
+    assert said[:3] == [f"loading the tokenizer {tmp_path}/source", f"loading the tokenizer {tmp_path}/target",
+                        f"{tmp_path}/source beside {tmp_path}/target, on 1 captions"]
+    assert json.loads(path.read_text())["static"]["lost"] == 0
 
 
 def test_bad_input_is_named(tmp_path):

@@ -1,6 +1,8 @@
-"""A running chat is the same as answering its examples, and its photos are context of what follows."""
+"""A running chat is the same as answering its examples, remembers only what was answered, and overwrites nothing."""
 
 import dataclasses
+import io
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from PIL import Image
 from e2e_lib.config import SYSTEMS, Inference
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
-from e2e_lib.inference.chat import ChatPartner, PhotoAlbum
+from e2e_lib.data.photo_input import PhotoError
+from e2e_lib.inference.chat import ChatPartner, PhotoAlbum, chat_in_terminal, chat_settings, save_as_new
 from e2e_lib.inference.respond import respond
 from e2e_lib.repro.randomness import generator
 
@@ -23,8 +26,43 @@ def model(talkative):
     return talkative("end_to_end")
 
 
+@pytest.fixture
+def scripted(systems, monkeypatch):
+    """A partner that writes these turns, one after another, and draws as it likes."""
+    def make(*turns):
+        model, answers = systems["end_to_end"], iter(turns)
+        monkeypatch.setattr(model.language, "generate", lambda inputs_embeds, **_: torch.tensor(
+            [model.formatter.response(next(answers)).ids]))
+        return ChatPartner(model, GREEDY)
+    return make
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """Types lines to a partner in an empty folder until they end; returns what was shown. An exception is raised instead."""
+    monkeypatch.chdir(tmp_path)
+
+    def chat_with(partner, *lines):
+        typing, shown = iter(lines), []
+
+        def type_next(prompt):
+            line = next(typing, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", type_next)
+        chat_in_terminal(partner, shown.append)
+        return shown
+    return chat_with
+
+
 def grey(value, height=40, width=60):
     return Image.fromarray(np.full((height, width, 3), value, dtype=np.uint8))
+
+
+def photo_turn(*captions, text="look"):
+    return Turn(1, text, tuple(SharedPhoto("p", caption) for caption in captions))
 
 
 def test_an_album_reads_like_a_store():
@@ -42,33 +80,130 @@ def test_an_album_reads_like_a_store():
 def test_a_chat_answers_as_its_turns_would_be_answered_elsewhere(talkative, system):
     partner = ChatPartner(talkative(system), GREEDY, seed=4)
     first = partner.say("  hi there  ", grey(90))
-    assert partner.turns == [Turn(0, "hi there", SharedPhoto("photo 1", "")), Turn(1, first.text, partner.turns[1].photo)]
+    assert partner.turns == [Turn(0, "hi there", (SharedPhoto("photo 1", ""),)), Turn(1, first.text, partner.turns[1].photos)]
     second = partner.say("and then?")
     assert [turn.speaker for turn in partner.turns] == [0, 1, 0, 1] and partner.turns[3].text == second.text
     example = Example("c", 3, tuple(partner.turns[:3]), Turn(1, ""))
     (expected,) = respond(partner.model, [example], partner.album, GREEDY, generator(0))
-    assert (second.text, second.caption) == (expected.text, expected.caption)
+    assert (second.text, second.captions) == (expected.text, expected.captions)
     captioner = partner.model.captioner
     if captioner:  # the photo is read as its caption
         (caption,) = captioner.generate_captions([partner.album.tensor("photo 1")])
         assert partner.album.captions(captioner.key)["photo 1"] == caption
 
 
-def test_the_partners_own_photo_is_context_of_what_follows(model, monkeypatch):
-    partner, captions = ChatPartner(model, GREEDY), iter(["two red cars", "a boat"])
-    with monkeypatch.context() as patch:
-        patch.setattr(model.language, "generate", lambda inputs_embeds, **_: torch.tensor(
-            [model.formatter.response(Turn(1, "look", SharedPhoto("p", next(captions))))[0]]))
-        answer = partner.say("show me")
-        assert partner.turns[-1] == Turn(1, "look", SharedPhoto("photo 1", "two red cars"))
-        assert torch.equal(partner.album.tensor("photo 1"), answer.photo)
-        partner.go_on()
+def test_the_partners_own_photos_are_context_of_what_follows(scripted, monkeypatch):
+    partner = scripted(photo_turn("two red cars", "a cat"), photo_turn("a boat"), Turn(1, "yes"))
+    answer = partner.say("show me")
+    assert partner.turns[-1] == Turn(1, "look", (SharedPhoto("photo 1", "two red cars"), SharedPhoto("photo 2", "a cat")))
+    assert torch.equal(partner.album.tensor("photo 2"), answer.photos[1]) and not torch.equal(*answer.photos)
+    partner.go_on()
     assert [turn.speaker for turn in partner.turns] == [0, 1, 1]
-    assert partner.turns[-1].photo == SharedPhoto("photo 2", "a boat")
-    seen, embed = [], model.embed_context
+    assert partner.turns[-1].photos == (SharedPhoto("photo 3", "a boat"),)
+    seen, embed = [], partner.model.embed_context
+    monkeypatch.setattr(partner.model, "embed_context", lambda batch: seen.extend(batch.photos) or embed(batch))
+    partner.say("nice")  # with all photos to look at
+    assert len(seen) == 3 and torch.equal(seen[1], answer.photos[1])
+
+
+def test_photos_of_a_message_are_seen_in_their_order_and_in_any_form(systems, tmp_path, monkeypatch):
+    model, seen = systems["end_to_end"], []
+    embed = model.embed_context
     monkeypatch.setattr(model, "embed_context", lambda batch: seen.extend(batch.photos) or embed(batch))
-    partner.say("nice")  # with both photos to look at
-    assert len(seen) == 2 and torch.equal(seen[0], answer.photo)
+    grey(1).save(tmp_path / "cat.png")
+    content, array = io.BytesIO(), np.full((40, 60, 3), 4, np.uint8)
+    grey(3).save(content, "PNG")
+    forms = [str(tmp_path / "cat.png"), tmp_path / "cat.png", content.getvalue(), array, torch.from_numpy(array), grey(6).convert("L")]
+    partner = ChatPartner(model, GREEDY)
+    partner.say("look", forms)
+    assert [int(photo[0, 0, 0]) for photo in seen] == [1, 1, 3, 4, 4, 6]
+    assert [photo.photo_id for photo in partner.turns[0].photos] == [f"photo {n}" for n in range(1, 7)]
+    ChatPartner(model, GREEDY).say("", array)  # one alone needs no list
+    assert int(seen[-1][0, 0, 0]) == 4
+
+
+def test_a_photo_of_a_phone_is_seen_upright_and_a_transparent_one_on_white(systems):
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").crop((0, 0, 60, 250)).convert("RGB").save(content, "JPEG", exif=exif, quality=95)
+    clear = Image.new("RGBA", (8, 8), (0, 255, 0, 0))
+    partner = ChatPartner(systems["end_to_end"], GREEDY)
+    partner.say("look", (content, clear))
+    upright = np.rot90(np.asarray(Image.linear_gradient("L").crop((0, 0, 60, 250)), int), -1)
+    assert np.abs(partner.album.tensor("photo 1")[0].numpy() - upright).max() <= 2
+    assert (partner.album.tensor("photo 2") == 255).all()
+
+
+def test_ten_photos_are_answered_and_what_does_not_fit_is_counted(systems):
+    partner = ChatPartner(systems["end_to_end"], GREEDY)
+    answer = partner.say("look", [grey(n) for n in range(10)])
+    assert len(partner.turns[0].photos) == 10 and answer.context_tokens_cut == 0
+    assert ChatPartner(systems["end_to_end"], GREEDY).say("look", [grey(n) for n in range(90)]).context_tokens_cut > 0
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_text_of_any_length_is_answered(systems, system):
+    partner = ChatPartner(systems[system], GREEDY)
+    text = "We flew a red kite. " * 60
+    answer = partner.say(text)
+    assert answer.context_tokens_cut > 0 and partner.turns[0].text == text.strip()
+    assert partner.say("and then?").context_tokens_cut > answer.context_tokens_cut
+
+
+WRONG = {
+    "no text": (lambda partner: partner.say(None, grey(1)), TypeError, "expected a text .str., found NoneType"),
+    "a number": (lambda partner: partner.say(3), TypeError, "found int"),
+    "bytes": (lambda partner: partner.say(b"hi"), TypeError, "found bytes"),
+    "a photo first": (lambda partner: partner.say(grey(1)), TypeError, "a photo comes second"),
+    "nothing": (lambda partner: partner.say(" \n\u200b"), ValueError, "say something: a text, a photo, or both"),
+    "no photos": (lambda partner: partner.say("", []), ValueError, "say something"),
+    "an absent file": (lambda partner: partner.say("look", "nope.jpg"), PhotoError, "'nope.jpg'.*no such file"),
+    "one bad of two": (lambda partner: partner.say("look", [grey(1), np.zeros((0, 5, 3))]), PhotoError, "no pixel"),
+    "no photo in a list": (lambda partner: partner.say("look", [grey(1), None]), PhotoError, "NoneType: expected a photo"),
+}
+
+
+def test_what_is_refused_is_not_remembered(model):
+    partner, untouched = ChatPartner(model, SAMPLED), ChatPartner(model, SAMPLED)
+    for do, kind, message in WRONG.values():
+        with pytest.raises(kind, match=message):
+            do(partner)
+        assert partner.turns == [] and partner.album.images == {}
+    assert partner.say("hi").text == untouched.say("hi").text
+
+
+def test_half_a_surrogate_and_line_ends_are_made_plain(systems):
+    partner = ChatPartner(systems["end_to_end"], GREEDY)
+    partner.say("x\ud83d\n\n  y")
+    assert partner.turns[0].text == "x\ufffd y"
+
+
+@pytest.mark.parametrize(("system", "error"), [("end_to_end", KeyboardInterrupt), ("pipeline", RuntimeError)])
+def test_a_message_enters_the_chat_only_with_its_answer(talkative, monkeypatch, system, error):
+    model = talkative(system)
+    partner, calm = (ChatPartner(model, SAMPLED, seed=3) for _ in range(2))
+    for chatting in (partner, calm):
+        chatting.say("Hi!", grey(9))
+    turns, images, state = list(partner.turns), dict(partner.album.images), partner.rng.get_state()
+    captions = dict(partner.album._captions)
+
+    def fail(*_, **__):
+        raise error
+
+    for part, name in ((model, "embed_context"), (model.language, "generate"), (model.generator, "draw")):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.language, "generate", lambda inputs_embeds, **_: torch.tensor(
+                [model.formatter.response(photo_turn("a boat")).ids]))
+            patch.setattr(part, name, fail)
+            for do in (lambda: partner.say("Yellow, I think.", grey(70)), partner.go_on):
+                with pytest.raises(error):
+                    do()
+                assert partner.turns == turns and partner.album.images == images and partner.album._captions == captions
+                assert torch.equal(partner.rng.get_state(), state)
+    for words in ("Yellow, I think.", "and then?"):
+        again, expected = (chatting.say(words, grey(70)) for chatting in (partner, calm))
+        assert (again.text, again.captions) == (expected.text, expected.captions)
+    assert partner.turns == calm.turns and list(partner.album.images) == list(calm.album.images)
 
 
 def test_the_same_seed_gives_the_same_chat(model):
@@ -76,11 +211,122 @@ def test_the_same_seed_gives_the_same_chat(model):
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_saying_nothing_is_an_error(model):
-    partner = ChatPartner(model, GREEDY)
-    for text in ("", "   \n"):
-        with pytest.raises(ValueError, match="say something: a text, a photo, or both"):
-            partner.say(text)
-    assert partner.turns == []
+def test_nothing_can_go_on_before_anything_was_said(systems):
     with pytest.raises(ValueError, match="has not begun"):
-        partner.go_on()
+        ChatPartner(systems["end_to_end"], GREEDY).go_on()
+
+
+def test_a_chat_is_cooler_than_scored_answers_unless_a_temperature_was_set():
+    usual = Inference(num_beams=1, top_p=0.8)
+    assert usual.chat_temperature < usual.temperature
+    assert chat_settings(usual) == dataclasses.replace(usual, temperature=usual.chat_temperature)
+    assert chat_settings(dataclasses.replace(usual, chat_temperature=0.9)).temperature == 0.9
+    assert chat_settings(dataclasses.replace(usual, temperature=1.3)).temperature == 1.3
+
+
+def test_a_drawn_photo_goes_to_a_free_name(scripted, typed, tmp_path):
+    (tmp_path / "photo-1.png").write_text("x")
+    (tmp_path / "photo-3.png").symlink_to("nowhere")
+    partner = scripted(photo_turn("two red cars", "a cat"), Turn(1, "yes"))
+    shown = typed(partner, "I have a red kite.", "Nice!", "")
+    assert shown[1:] == ["partner: look", "partner shares photo-2.png: two red cars", "partner shares photo-4.png: a cat", "partner: yes", ""]
+    assert (tmp_path / "photo-1.png").read_text() == "x" and not (tmp_path / "nowhere").exists()
+    for name, photo_id in (("photo-2.png", "photo 1"), ("photo-4.png", "photo 2")):
+        assert np.array_equal(Image.open(tmp_path / name), partner.album.images[photo_id])
+
+
+def test_chats_at_the_same_time_take_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start, names = threading.Barrier(4), []
+
+    def save(value):
+        start.wait()
+        names.extend((save_as_new(grey(value)), value) for _ in range(8))
+
+    threads = [threading.Thread(target=save, args=(value,)) for value in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(int(name.stem[6:]) for name, _ in names) == list(range(1, 33))
+    assert all(Image.open(name).getpixel((0, 0))[0] == value for name, value in names)
+
+
+def test_a_photo_that_is_not_written_whole_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = open
+
+    class Full(io.FileIO):
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", lambda path, mode="r", **kwargs: Full(path, "xb") if mode == "xb" else opened(path, mode, **kwargs))
+    with pytest.raises(OSError, match="No space"):
+        save_as_new(grey(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_files_does_not_end_the_chat(scripted, typed, monkeypatch):
+    partner = scripted(photo_turn("a cat", text=""), Turn(1, "yes"))
+    monkeypatch.chdir("/proc")
+    shown = typed(partner, "Show me!", "Nice!")
+    assert shown[1:] == ["partner shares a photo: a cat (not saved: No such file or directory)", "partner: yes", ""]
+
+
+def test_a_chat_ends_politely(scripted, typed):
+    for end in (EOFError(), KeyboardInterrupt(), OSError(5, "Input/output error"), RuntimeError("input(): lost sys.stdin"), "", "  ", "/quit"):
+        partner = scripted(Turn(1, "yes"))
+        assert typed(partner, "Hi!", end, "never read")[1:] == ["partner: yes", ""] and len(partner.turns) == 2
+
+
+def test_an_interrupted_answer_ends_the_chat_without_it(scripted, typed, monkeypatch):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    partner = scripted()
+    monkeypatch.setattr(partner.model.language, "generate", interrupted)
+    assert typed(partner, "Hi!", "never read")[1:] == [""] and partner.turns == []
+
+
+def test_commands_explain_themselves_and_a_text_may_begin_with_a_slash(scripted, typed):
+    partner = scripted(Turn(1, "yes"), Turn(1, "no"), Turn(1, ""))
+    shown = typed(partner, "/help", "/more", "/photo", "/foto cat.jpg", "//photo is a command", "/more", "/more")
+    for command in ("/photo FILE", "/more", "/help", "/quit", "//"):
+        assert command in shown[1]
+    assert shown[2] == "(not sent: the chat has not begun; say something first)"
+    assert shown[3] == "(not sent: /photo needs the name of a file)"
+    assert shown[4].startswith("There is no command /foto.") and shown[4].endswith(shown[1])
+    assert shown[5:] == ["partner: yes", "partner: no", "partner: (says nothing)", ""]
+    assert [turn.text for turn in partner.turns] == ["/photo is a command", "yes", "no", ""]
+
+
+PASTED = ["my cat.png", '"my cat.png"', "'my cat.png'", r"my\ cat.png", "~/my cat.png", '"~/my cat.png"', " my cat.png ",
+          "file://HOME/my%20cat.png", "'file://HOME/my%20cat.png'", r"HOME/my\ cat.png"]
+
+
+def test_photo_takes_a_file_as_terminals_paste_it(scripted, typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    grey(77).save(tmp_path / "my cat.png")
+    partner = scripted(*[Turn(1, "nice")] * len(PASTED))
+    shown = typed(partner, *["/photo " + name.replace("HOME", str(tmp_path)) for name in PASTED])
+    assert shown[1:] == ["partner: nice"] * len(PASTED) + [""]
+    assert [image.getpixel((0, 0)) for image in partner.album.images.values()] == [(77, 77, 77)] * len(PASTED)
+
+
+def test_photo_takes_several_files_and_names_the_one_that_is_missing(scripted, typed, tmp_path):
+    for value, name in ((7, "a b.png"), (8, "it's.png")):
+        grey(value).save(tmp_path / name)
+    partner = scripted(Turn(1, "nice"), Turn(1, "yes"))
+    shown = typed(partner, r"""/photo a\ b.png "it's.png" """, "/photo it's.png", "/photo it's", "/photo 'a b.png' nope.png")
+    assert shown[1:3] == ["partner: nice", "partner: yes"]
+    assert [len(turn.photos) for turn in partner.turns] == [2, 0, 1, 0]
+    assert '"it\'s"' in shown[3] and "no such file" in shown[3] and "'nope.png'" in shown[4] and "no such file" in shown[4]
+
+
+def test_a_chat_longer_than_the_context_says_what_is_left_out(systems, typed):
+    partner = ChatPartner(systems["end_to_end"], GREEDY)
+    shown = typed(partner, "Hi!", "We flew a red kite. " * 60)
+    notices = [line for line in shown if "left out" in line]
+    (number,) = [int(word) for line in notices for word in line.split() if word.isdigit() and int(word) != 192]
+    cut = partner.model.formatter.context(partner.turns[:3], 1).cut
+    assert number == cut > 0 and "192 tokens" in notices[0] and shown.index(notices[0]) == 2

@@ -9,6 +9,8 @@ import torch
 from e2e_lib.config import SYSTEMS, Inference
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import Response
+from e2e_lib.inference import respond as respond_module
 from e2e_lib.inference.respond import generate_texts, parse_response, respond
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.repro.randomness import generator
@@ -22,8 +24,8 @@ BEAMS = dataclasses.replace(GREEDY, num_beams=3)
 def chats(examples):
     """Six contexts of different lengths, half of them with photos."""
     rows, store = examples
-    with_photo = [e for e in rows if any(turn.photo for turn in e.context)]
-    without = [e for e in rows if not any(turn.photo for turn in e.context)]
+    with_photo = [e for e in rows if any(turn.photos for turn in e.context)]
+    without = [e for e in rows if not any(turn.photos for turn in e.context)]
     return [pair for both in zip(with_photo[::5][:3], without[::5][:3], strict=True) for pair in both], store
 
 
@@ -39,7 +41,7 @@ def model(talkative):
 
 def share(model, caption, text=""):
     """Makes ``model`` answer with a photo: its generated tokens are replaced by these."""
-    ids = model.formatter.response(Turn(1, text, SharedPhoto("p", caption)))[0]
+    ids = model.formatter.response(Turn(1, text, (SharedPhoto("p", caption),)))[0]
     model.language.generate = lambda inputs_embeds, **_: torch.tensor([ids] * len(inputs_embeds))
 
 
@@ -53,7 +55,7 @@ def test_a_batch_is_answered_as_its_chats_alone(any_system, chats, settings):
     rows, store = chats
     together = texts(any_system, rows, store, settings)
     assert together == [texts(any_system, [row], store, settings)[0] for row in rows]
-    assert len({(r.text, r.caption) for r in together}) > 2  # the contexts matter
+    assert len({(r.text, *r.captions) for r in together}) > 2  # the contexts matter
 
 
 @torch.no_grad()
@@ -65,7 +67,8 @@ def test_greedy_answers_are_the_likeliest_tokens_one_after_another(any_system, c
         while len(ids) < GREEDY.max_new_tokens and not set(ids) & set(model.formatter.eos_token_ids):
             ids.append(int(model.language(inputs_embeds=inputs).logits[0, -1].argmax()))
             inputs = torch.cat([inputs, embed(torch.tensor([[ids[-1]]]))], 1)
-        assert texts(model, [row], store, GREEDY)[0] == parse_response(model, torch.tensor(ids))
+        (answer,), expected = texts(model, [row], store, GREEDY), parse_response(model, torch.tensor(ids))
+        assert (answer.text, answer.captions) == (expected.text, expected.captions)
 
 
 @pytest.mark.parametrize("system", ["pipeline", "divter"])
@@ -75,9 +78,62 @@ def test_the_captioners_captions_decide_the_answer(talkative, chats, system, mon
     monkeypatch.setattr(model.captioner, "key", "other")
     monkeypatch.setattr(model.captioner, "generate_captions", lambda photos: ["nothing at all"] * len(photos))
     second = texts(model, rows, store, GREEDY)
-    photos = [any(turn.photo for turn in row.context) for row in rows]
+    photos = [any(turn.photos for turn in row.context) for row in rows]
     changed = [one != two for one, two in zip(first, second, strict=True)]
     assert any(changed) and not any(c and not photo for c, photo in zip(changed, photos, strict=True))
+
+
+def test_answers_come_in_the_order_of_the_examples_each_with_its_own_photos(model, chats, monkeypatch):
+    rows, store = chats
+    alone = [respond(model, [row], store, GREEDY, generator(0))[0].text for row in rows]
+    lengths = [sum(len(turn.text) for turn in row.context) for row in rows]
+    assert len(set(alone)) > 2 and lengths != sorted(lengths)
+    parse = respond_module.parse_response
+
+    def with_captions_of_its_own(system, ids):
+        """As many photos as the answer has letters, modulo 3."""
+        answer = parse(system, ids)
+        return Response(answer.text, [f"{answer.text} {k}" for k in range(len(answer.text) % 3)])
+
+    def draw(texts, rng, **_):
+        return torch.stack([torch.full((3, 2, 2), sum(map(ord, text)) % 256, dtype=torch.uint8) for text in texts])
+
+    monkeypatch.setattr(respond_module, "parse_response", with_captions_of_its_own)
+    monkeypatch.setattr(model.generator, "draw", draw)
+    answers = respond(model, rows, store, dataclasses.replace(GREEDY, batch_size=2), generator(0))
+    assert [answer.text for answer in answers] == alone and len({len(answer.photos) for answer in answers}) > 1
+    for answer in answers:
+        assert answer.captions == [f"{answer.text} {k}" for k in range(len(answer.text) % 3)]
+        assert [int(photo[0, 0, 0]) for photo in answer.photos] == [int(draw([text], None)[0, 0, 0, 0]) for text in answer.captions]
+
+
+def test_a_low_temperature_gives_the_likeliest_words_and_a_high_one_others(model, chats):
+    rows, store = chats
+    greedy, cold, hot = ([r.text for r in texts(model, rows, store, dataclasses.replace(GREEDY, **sampling))] for sampling in (
+        {}, {"do_sample": True, "temperature": 1e-3, "top_p": 1.0}, {"do_sample": True, "temperature": 50.0, "top_p": 1.0}))
+    assert cold == greedy and all(one != other for one, other in zip(hot, greedy, strict=True))
+    assert [r.text for r in texts(model, rows, store, SAMPLED)] not in (greedy, hot)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_answers_are_given_without_dropout(talkative, chats, system):
+    (rows, store), model = chats, talkative(system)
+    for module in model.language.modules():  # GPT-2's are modules, Llama's a number
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+        elif hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
+            module.attention_dropout = 0.9
+    expected = [r.text for r in respond(model.eval(), rows[:3], store, GREEDY, generator(1))]
+    assert [r.text for r in texts(model.train(), rows[:3], store, GREEDY)] != expected
+    assert [r.text for r in respond(model.train(), rows[:3], store, GREEDY, generator(2))] == expected
+    assert not model.training
+
+
+def test_an_answer_says_how_much_of_the_context_was_not_read(model, chats):
+    (row, *_), store = chats
+    long = dataclasses.replace(row, context=(*row.context, Turn(0, "We flew a red kite. " * 60)))
+    cut = model.formatter.context(long.context, long.response.speaker).cut
+    assert [r.context_tokens_cut for r in respond(model, [row, long], store, GREEDY, generator(0))] == [0, cut] and cut > 200
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED, BEAMS], ids=["greedy", "sampled", "beams"])
@@ -90,8 +146,8 @@ def test_the_same_generator_gives_the_same_answers_and_the_global_state_stays(mo
     torch.manual_seed(12)
     again, other = (respond(model, rows, store, settings, generator(seed)) for seed in (1, 2))
     for one, two in zip(first, again, strict=True):
-        assert (one.text, one.caption) == (two.text, two.caption) and (one.photo is None) == (two.photo is None)
-        assert one.photo is None or torch.equal(one.photo, two.photo)
+        assert (one.text, one.captions) == (two.text, two.captions) and len(one.photos) == len(two.photos) == len(one.captions)
+        assert all(torch.equal(*pair) for pair in zip(one.photos, two.photos, strict=True))
     assert ([r.text for r in other] != [r.text for r in first]) == (settings is SAMPLED)
 
 
@@ -100,7 +156,7 @@ def test_shared_photos_are_drawn_from_their_captions(any_system, chats):
     share(model, "two red cars", text="look")
     settings = dataclasses.replace(GREEDY, batch_size=2)
     answers = respond(model, rows[:3], store, settings, rng, progress=lambda *call: calls.append(call))
-    assert [(r.text, r.caption) for r in answers] == [("look", "two red cars")] * 3
+    assert [(r.text, r.captions) for r in answers] == [("look", ["two red cars"])] * 3
     assert calls == [("written", 2, 3), ("written", 3, 3), ("drawn", 2, 3), ("drawn", 3, 3)]
     rng = generator(3)
     for _ in range(2):  # one seed for each of the two batches of texts
@@ -108,30 +164,38 @@ def test_shared_photos_are_drawn_from_their_captions(any_system, chats):
     scale = GREEDY.guidance_scale
     expected = torch.cat([model.generator.draw(["two red cars"] * n, rng, num_inference_steps=2, guidance_scale=scale)
                           for n in (2, 1)])
-    assert torch.equal(torch.stack([r.photo for r in answers]), expected)
-    image = answers[0].image
+    assert torch.equal(torch.stack([photo for r in answers for photo in r.photos]), expected)
+    image, = answers[0].images
     assert np.array_equal(np.array(image), expected[0].permute(1, 2, 0).numpy()) and image.size == (64, 64)
 
 
-@pytest.mark.parametrize(("tokens", "text", "caption"), [
-    ("it was fun</s>", "it was fun", None),
-    ("it was fun", "it was fun", None),
-    (f"look! {IMAGE_START} a red cat {IMAGE_END}</s>", "look!", "a red cat"),
-    (f"{IMAGE_START} a red cat {IMAGE_END}</s>", "", "a red cat"),
-    (f"look! {IMAGE_START} a red cat", "look!", "a red cat"),  # left open
-    (f"look! {IMAGE_START} {IMAGE_END}</s>", "look!", None),  # an empty caption
-    (f"look! {IMAGE_START}", "look!", None),
-    (f"look! {IMAGE_START} a red cat {IMAGE_END} nice, no?</s>", "look! nice, no?", "a red cat"),
-    (f"{IMAGE_START} a cat {IMAGE_END} and {IMAGE_START} a dog {IMAGE_END}</s>", "and a dog", "a cat"),
-    (f"well {IMAGE_END} then</s>", "well then", None),
-    (f"well {IMAGE_END} then {IMAGE_START} a cat {IMAGE_END}</s>", "well then", "a cat"),
-    (f"{IMAGE_START} a {IMAGE_START} cat {IMAGE_END}</s>", "", "a cat"),
-    (f"a {IMAGE_TOKEN} b</s>", "a b", None),
-    ("<s> hello <unk> you</s>", "hello you", None),
-    ("</s>", "", None),
-    ("</s><pad><pad>", "", None),
+@pytest.mark.parametrize(("tokens", "text", "captions"), [
+    ("it was fun</s>", "it was fun", []),
+    ("it was fun", "it was fun", []),
+    (f"look! {IMAGE_START} a red cat {IMAGE_END}</s>", "look!", ["a red cat"]),
+    (f"{IMAGE_START} a red cat {IMAGE_END}</s>", "", ["a red cat"]),
+    (f"look! {IMAGE_START} a red cat", "look!", ["a red cat"]),  # left open
+    (f"look! {IMAGE_START} {IMAGE_END}</s>", "look!", []),  # an empty caption
+    (f"look! {IMAGE_START}", "look!", []),
+    (f"look! {IMAGE_START} a red cat {IMAGE_END} nice, no?</s>", "look! nice, no?", ["a red cat"]),
+    (f"{IMAGE_START} a cat {IMAGE_END} and {IMAGE_START} a dog {IMAGE_END}</s>", "and", ["a cat", "a dog"]),
+    (f"here {IMAGE_START} a cat {IMAGE_END} and {IMAGE_START} {IMAGE_END} so {IMAGE_START} a dog", "here and so", ["a cat", "a dog"]),
+    (f"{IMAGE_START} a cat {IMAGE_END} {IMAGE_START} a cat {IMAGE_END}</s>", "", ["a cat", "a cat"]),
+    (f"well {IMAGE_END} then</s>", "well then", []),
+    (f"well {IMAGE_END} then {IMAGE_START} a cat {IMAGE_END}</s>", "well then", ["a cat"]),
+    (f"{IMAGE_START} a {IMAGE_START} cat {IMAGE_END}</s>", "", ["a cat"]),
+    (f"a {IMAGE_TOKEN} b</s>", "a b", []),
+    ("<s> hello <unk> you</s>", "hello you", []),
+    ("</s>", "", []),
+    ("</s><pad><pad>", "", []),
 ])
-def test_generated_tokens_become_text_and_caption(systems, tokens, text, caption):
+def test_generated_tokens_become_text_and_captions(systems, tokens, text, captions):
     ids = systems["end_to_end"].tokenizer(tokens, add_special_tokens=False)["input_ids"]
     answer = parse_response(systems["end_to_end"], torch.tensor(ids))
-    assert (answer.text, answer.caption, answer.photo) == (text, caption, None)
+    assert (answer.text, answer.captions, answer.photos) == (text, captions, [])
+
+
+def test_marks_that_are_spelled_out_as_words_are_no_photo(systems):
+    model = systems["end_to_end"]
+    answer = parse_response(model, torch.tensor(model.formatter.tokenize(f"a {IMAGE_START} is a mark, {IMAGE_END} too")))
+    assert answer.captions == [] and "".join(answer.text.split()) == f"a{IMAGE_START}isamark,{IMAGE_END}too"

@@ -157,7 +157,7 @@ def corrupted(model, examples):
     rows, store = examples
     collate = Collator(model.formatter, store)
     for example in rows:
-        if example.response.photo and not example.response.text:
+        if example.response.photos and not example.response.text:
             batch = collate([example])
             if caption := lesson.corrupted(model, batch, CHOICES, 2, generator("slip")):
                 return batch, caption

@@ -47,8 +47,8 @@ def scenes(corpus):
 @pytest.fixture(scope="module")
 def case(examples, scenes):
     """An example whose last turn asks for the time of day in its last photo, and the question."""
-    example = next(e for e in examples[0] if e.context[-1].photo)
-    speaker, photo_id = example.response.speaker, example.context[-1].photo.photo_id
+    example = next(e for e in examples[0] if e.context[-1].photos)
+    speaker, photo_id = example.response.speaker, example.context[-1].photos[0].photo_id
     context = (*example.context[-3:], Turn(speaker, "How nice!"), Turn(1 - speaker, "When was that?"))
     question = Question(photo_id, "time", scenes[photo_id].time)
     return Example("d", 5, context, Turn(speaker, "At night.")), question
@@ -80,13 +80,13 @@ def test_components_hold_every_weight_once_and_count_those_trained(systems):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_context_tokens_are_those_of_the_batch(systems, examples, name):
     model, store = systems[name], examples[1]
-    for example in [e for e in examples[0] if sum(bool(turn.photo) for turn in e.context) > 1][:2]:
+    for example in [e for e in examples[0] if sum(bool(turn.photos) for turn in e.context) > 1][:2]:
         tokens, of_photo = zip(*reading.context_tokens(model, example, store), strict=True)
         read, = contexts(model, [example], store)
         ids = Collator(model.formatter, store, answering=True)([read]).input_ids[0].tolist()
         assert model.tokenizer.convert_ids_to_tokens(ids) == [token.replace("⏎", "\n") for token in tokens]
         turns = model.formatter.context(read.context, read.response.speaker)[1]
-        expected = [i for turn in turns if turn.photo for i in model.formatter.photo_ids(turn.photo)]
+        expected = [i for turn in turns for photo in turn.photos for i in model.formatter.photo_ids(photo)[1:-1]]
         assert [i for i, flag in zip(ids, of_photo, strict=True) if flag] == expected
         assert ("<image>" in tokens) == (name == "end_to_end")
 
@@ -138,7 +138,7 @@ def test_photo_features_are_query_embeddings_or_counts_of_words(systems, photos)
 @pytest.mark.parametrize("with_photo", [True, False])
 def test_gradient_norms_are_those_of_each_loss_alone(systems, examples, name, with_photo):
     model, (rows, store) = copy.deepcopy(systems[name]), examples
-    some = [e for e in rows if bool(e.response.photo) == with_photo and any(turn.photo for turn in e.context)]
+    some = [e for e in rows if bool(e.response.photos) == with_photo and any(turn.photos for turn in e.context)]
     batch = Collator(model.formatter, store)(contexts(model, some[:2], store))
     norms = reading.gradient_norms(model, batch, randomness.generator("step"))
     assert all(p.grad is None for p in model.parameters())

@@ -88,14 +88,14 @@ def chats(tmp_path):
         store.add(name, to_image(photo))
 
     def chat(*names):
-        turns = tuple(Turn(i % 2, "look", SharedPhoto(name, f"gold {name}")) for i, name in enumerate(names))
-        return Example("d", len(turns), turns, Turn(0, "and this", SharedPhoto(names[0], f"gold {names[0]}")))
+        turns = tuple(Turn(i % 2, "look", (SharedPhoto(name, f"gold {name}"),)) for i, name in enumerate(names))
+        return Example("d", len(turns), turns, Turn(0, "and this", (SharedPhoto(names[0], f"gold {names[0]}"),)))
 
     return [chat("a", "b"), chat("b", "c", "a"), Example("e", 1, (Turn(0, "hi"),), Turn(1, "hello"))], store
 
 
 def captions_of(examples):
-    return [[turn.photo.caption for turn in example.context if turn.photo] for example in examples]
+    return [[turn.photos[0].caption for turn in example.context if turn.photos] for example in examples]
 
 
 def test_each_photo_is_captioned_once_and_its_caption_kept_beside_the_photos(chats, captioner, calls):
@@ -109,6 +109,14 @@ def test_each_photo_is_captioned_once_and_its_caption_kept_beside_the_photos(cha
     assert again.captions(captioner.key) == {"a": a, "b": b, "c": c} and len({a, b, c}) == 3
 
 
+def test_every_photo_of_a_turn_is_captioned(chats, captioner, calls):
+    store, photos = chats[1], tuple(SharedPhoto(name, "gold") for name in "cab")
+    captioned, = with_captions([Example("d", 1, (Turn(0, "these:", photos),), Turn(1, "oh"))], captioner, store)
+    assert calls == [3] and [photo.photo_id for photo in captioned.context[0].photos] == ["c", "a", "b"]
+    kept = store.captions(captioner.key)
+    assert [photo.caption for photo in captioned.context[0].photos] == [kept[name] for name in "cab"]
+
+
 def test_only_contexts_get_captions_and_the_callers_examples_stay(chats, captioner):
     examples, store = chats
     before = copy.deepcopy(examples)
@@ -116,8 +124,8 @@ def test_only_contexts_get_captions_and_the_callers_examples_stay(chats, caption
     assert examples == before and captioned[2] == examples[2]
     for old, new in zip(examples, captioned, strict=True):
         assert (new.dialogue_id, new.index, new.response) == (old.dialogue_id, old.index, old.response)
-        assert [(t.speaker, t.text, t.photo and t.photo.photo_id) for t in new.context] == [
-            (t.speaker, t.text, t.photo and t.photo.photo_id) for t in old.context]
+        assert [(t.speaker, t.text, t.photos and t.photos[0].photo_id) for t in new.context] == [
+            (t.speaker, t.text, t.photos and t.photos[0].photo_id) for t in old.context]
 
 
 def test_other_weights_make_their_own_captions(chats, captioner):

@@ -9,6 +9,8 @@ from model_helpers import MIXED, gradients_of, largest, run
 from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.bridge.vocabulary import MAPPINGS
+from e2e_lib.data.collate import Collator
+from e2e_lib.data.dialogue import Turn
 from e2e_lib.models.end_to_end import caption_positions, merge_image_embeddings
 from e2e_lib.models.losses import response_loss
 from e2e_lib.repro.randomness import generator
@@ -89,7 +91,7 @@ def test_caption_positions_against_a_loop(model, batch):
     caption_logits, gold, mask = caption_positions(logits, batch)
     assert len(caption_logits) == len(batch.target_rows) == len(batch.captions) == 4
     for r, row in enumerate(batch.target_rows.tolist()):
-        at = [t for t in range(batch.input_ids.shape[1]) if batch.is_caption[row, t]]
+        at = [t for t in range(batch.input_ids.shape[1]) if batch.caption_index[row, t] >= 0]
         assert mask[r].tolist() == [True] * len(at) + [False] * (mask.shape[1] - len(at))
         for k, t in enumerate(at):
             assert torch.equal(caption_logits[r, k], logits[row, t - 1]) and gold[r, k] == batch.input_ids[row, t]
@@ -103,14 +105,55 @@ def test_predicted_captions_are_the_likeliest_tokens_with_or_without_noise(new_m
     ids = (logits + noise * gumbel_noise(logits.shape, generator("step"))).argmax(-1)
     output = run(model, batch)
     assert output.captions != batch.captions
-    assert output.captions == [model.tokenizer.decode(row[real], skip_special_tokens=True).strip()
+    assert output.captions == [model.tokenizer.decode([i for i in row[real].tolist() if i not in model.formatter.no_words]).strip()
                                for row, real in zip(ids, mask, strict=True)]
     assert (output.captions != run(model, batch, key="another step").captions) == noise
     # Photos are drawn from these: given as gold captions, they give the same image loss to the last bit.
     gold = batch.input_ids.clone()
-    gold[batch.target_rows] = gold[batch.target_rows].masked_scatter(batch.is_caption[batch.target_rows], ids[mask])
+    gold[batch.target_rows] = gold[batch.target_rows].masked_scatter(batch.caption_index[batch.target_rows] >= 0, ids[mask])
     as_gold = dataclasses.replace(batch, captions=output.captions, input_ids=gold)
     assert torch.equal(output.image_loss, run(new_model(("bridge.noise", noise)), as_gold).image_loss)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS[1:])
+def test_special_tokens_predicted_inside_a_caption_are_no_words(new_model, batch, mapping):
+    model = new_model(PREDICTED, ("bridge.noise", False), ("bridge.mapping", mapping))
+    language, (_, wanted, mask) = language_logits(model, batch), caption_positions(language_logits(model, batch), batch)
+    wanted[:, 1], wanted[:, 3] = model.formatter.eos_token_ids  # the end of an answer, and a new line
+    logits, numbers = torch.zeros_like(language), torch.arange(wanted.shape[1])
+    at = [(batch.caption_index == r).nonzero()[:, 1] - 1 for r in range(len(mask))]  # each predicts the next position
+    for row, positions, ids in zip(batch.target_rows.tolist(), at, wanted, strict=True):
+        logits[row, positions, ids[:len(positions)]] = 3.0
+    text, captions, _ = model.encode_captions(logits.requires_grad_(), batch, 1.0, generator("step"))
+    kept = mask & (numbers != 1) & (numbers != 3)
+    assert captions == [model.tokenizer.decode(ids[words]).strip() for ids, words in zip(wanted, kept, strict=True)]
+    assert not any("\n" in caption or "</s>" in caption for caption in captions)
+    weights = torch.randn(text.shape, generator=generator("weights"))
+    gradient, = torch.autograd.grad((text * weights).sum(), logits)
+    for row, positions in zip(batch.target_rows.tolist(), at, strict=True):
+        reached = gradient[row, positions].abs().sum(1) > 0
+        assert not reached[[1, 3]].any() and reached[[0, 2]].all()
+
+
+def test_several_photos_of_a_response_are_learnt_as_single_ones_are(model, batch, examples):
+    rows, store = examples
+    one, two = [e for e in rows if e.response.photos][:2]
+    both = dataclasses.replace(one, response=Turn(one.response.speaker, "", (*one.response.photos, *two.response.photos)))
+    together = Collator(model.formatter, store)([both, two])
+    logits, gold, mask = caption_positions(language_logits(model, together), together)
+    captions = [photo.caption for e in (one, two, two) for photo in e.response.photos]
+    assert together.target_rows.tolist() == [0, 0, 1] and captions == together.captions
+    assert [model.tokenizer.decode(ids[real]) for ids, real in zip(gold, mask, strict=True)] == captions
+    output = run(model, together)
+    rng = generator("step")
+    gumbel_noise(logits.shape, rng)
+    latents = model.generator.to_latents([store.tensor(e.response.photos[0].photo_id) for e in (one, two, two)])
+    expected = model.generator.denoising_loss(latents, model.generator.encode(model.generator.tokenize(captions)), rng)
+    assert output.captions == captions and output.image_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    full = language_logits(model, together)
+    gradient, = torch.autograd.grad(model.encode_captions(full, together, 1.0, generator("step"))[0][1].square().sum(), full)
+    reached = (gradient.abs().sum(-1) > 0).nonzero()
+    assert reached.tolist() == (together.caption_index == 1).nonzero().sub(torch.tensor([0, 1])).tolist()  # its own words alone
 
 
 def test_query_embeddings_replace_image_tokens_in_reading_order():

@@ -6,8 +6,10 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from model_helpers import MIXED, gradients_of, largest
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from e2e_lib.bridge.alignment import encode_with_offsets
+from e2e_lib.config import ConfigError
 from e2e_lib.data.photos import square
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.repro import randomness
@@ -25,7 +27,7 @@ def test_captions_are_tokenized_as_the_tokenizer_and_the_bridge_do(images):
     texts, words, limit = ["a red car", "a red car and " * 20, "", "¡sí! a_b"], images.tokenizer, images.max_length
     ids = images.tokenize(texts)
     pieces, truncated = encode_with_offsets(words, texts, special=True, length=limit)
-    assert truncated == 1 and ids.shape == (4, limit) and torch.equal(ids, pieces.input_ids)
+    assert truncated.tolist() == [False, True, False, False] and ids.shape == (4, limit) and torch.equal(ids, pieces.input_ids)
     for caption, row, in_caption in zip(texts, ids, pieces.token_mask, strict=True):
         alone = words(caption, add_special_tokens=False)["input_ids"][:limit - 2]
         padding = [words.pad_token_id] * (limit - 2 - len(alone))
@@ -66,8 +68,13 @@ def test_eq_12_is_the_squared_error_of_the_predicted_noise_or_velocity(images, p
         errors.append((predicted - target).square().mean().item())
     assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-4)
     assert largest(gradients_of(loss, images.unet)) > 0
-    given = images.denoising_loss(latents, text, randomness.generator("eq 12"), timesteps)
-    assert torch.equal(given, loss)
+    first = torch.full_like(timesteps, 3)
+    given = images.denoising_loss(latents, text, randomness.generator("eq 12"), first)
+    noisy = kept[3].sqrt() * latents + (1 - kept[3]).sqrt() * noise
+    predicted = images.unet(noisy.float(), first, encoder_hidden_states=text).sample
+    target = noise if prediction_type == "epsilon" else kept[3].sqrt() * noise - (1 - kept[3]).sqrt() * latents
+    # Given timesteps are not drawn, so the generator's first numbers are the noise all the same.
+    assert given.item() == pytest.approx((predicted - target).square().mean().item(), rel=1e-4)
 
 
 @torch.no_grad()
@@ -96,7 +103,44 @@ def test_the_photo_size_is_what_any_autoencoder_decodes_to(images, kind):
     other = ImageGenerator(images.tokenizer, images.text_encoder, images.unet, vae, images.scheduler)
     side = other.unet.config.sample_size
     assert other.decode(torch.zeros(1, 4, side, side)).shape[2:] == (other.photo_size,) * 2
-    assert other.to_latents(MIXED).shape == (4, 4, side, side)
+    latents = other.to_latents(MIXED)
+    assert latents.shape == (4, 4, side, side) and torch.equal(latents, other.to_latents(MIXED))  # the likeliest, no sample
+
+
+@pytest.mark.parametrize(("spacing", "offset", "most"), [("leading", 1, 999), ("leading", 0, 1000), ("trailing", 1, 1000), ("linspace", 0, 1000)])
+def test_it_draws_with_as_many_steps_as_the_scheduler_has_and_refuses_more(images, spacing, offset, most):
+    images = copy.deepcopy(images)
+    images.scheduler.register_to_config(timestep_spacing=spacing, steps_offset=offset)
+    timesteps = images.sampler(most).timesteps
+    assert len(set(timesteps.tolist())) == most and 0 <= timesteps.min() and timesteps.max() < 1000
+    for count in (most + 1, 10**9):
+        with pytest.raises(ConfigError, match=f"inference.num_inference_steps = {count}: .* scheduler takes at most {most}$"):
+            draw(images, CAPTIONS[:1], num_inference_steps=count)
+
+
+def other_parts(images, **changes):
+    parts = {"tokenizer": images.tokenizer, "text_encoder": images.text_encoder, "unet": images.unet, "vae": images.vae,
+             "scheduler": images.scheduler}
+    return ImageGenerator(**parts | changes)
+
+
+def with_settings(part, **changes):
+    other = copy.deepcopy(part)
+    other.register_to_config(**changes)
+    return other
+
+
+def test_parts_that_do_not_work_together_are_refused_with_what_differs(images):
+    narrow = CLIPTextModel(CLIPTextConfig(vocab_size=len(images.tokenizer), hidden_size=16, num_attention_heads=1, num_hidden_layers=1))
+    for changes, complaint in (
+            ({"text_encoder": narrow}, "its text encoder is 16 wide, its UNet reads 32"),
+            ({"unet": with_settings(images.unet, in_channels=9)}, "its autoencoder has 4 channels, its UNet takes 9 and gives 4"),
+            ({"unet": with_settings(images.unet, out_channels=8)}, "its autoencoder has 4 channels, its UNet takes 4 and gives 8"),
+            ({"scheduler": with_settings(images.scheduler, prediction_type="sample")},
+             "its scheduler's prediction_type is 'sample', none of epsilon, v_prediction")):
+        with pytest.raises(ValueError, match=complaint):
+            other_parts(images, **changes)
+    assert other_parts(images).photo_size == images.photo_size
 
 
 def draw(drawer, captions, key="draw", **settings):

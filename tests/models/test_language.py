@@ -1,5 +1,8 @@
 """Language models of any kind get the chat format's markers, and tokenizers come back as they were saved."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from model_helpers import run
@@ -35,6 +38,27 @@ def test_embeddings_grow_for_the_markers_from_the_mean_of_the_others(dialogpt):
     assert torch.allclose(table[-4:], before.mean(0).expand(4, -1), atol=0.01)
     assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id
     assert add_markers(tokenizer) == 0  # they are there now
+
+
+def test_a_vocabulary_with_holes_has_a_row_for_every_id(dialogpt):
+    # Added tokens may have ids far beyond the others, so that there are fewer words than rows.
+    path = Path(dialogpt) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    far = {**content["added_tokens"][0], "id": 400, "content": "[far]", "special": False}
+    content["added_tokens"].append(far)
+    content["model"]["vocab"]["[far]"] = 400
+    path.write_text(json.dumps(content))
+    model, tokenizer = load_language(dialogpt, "dialogue", GPT2LMHeadModel)
+    ids = tokenizer.get_vocab().values()
+    assert len(tokenizer) < max(ids) + 1 == len(model.get_input_embeddings().weight) == model.lm_head.out_features
+    assert model(torch.tensor([[max(ids), tokenizer.convert_tokens_to_ids("[far]")]])).logits.isfinite().all()
+
+
+def test_a_tokenizer_with_markers_and_a_model_without_rows_for_them_belong_together(dialogpt):
+    _, tokenizer = load_language(dialogpt, "dialogue", GPT2LMHeadModel)
+    tokenizer.save_pretrained(dialogpt)
+    model, again = load_language(dialogpt, "dialogue", GPT2LMHeadModel)
+    assert add_markers(again) == 0 and len(model.get_input_embeddings().weight) == len(again) == len(tokenizer)
 
 
 def test_a_dialogue_model_of_the_hub_trains_and_answers(config, six, dialogpt):

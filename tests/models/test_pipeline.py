@@ -30,12 +30,12 @@ def batch_of(model, examples, store):
 def test_contexts_hold_captions_as_text_and_no_photo(system, six):
     batch, tokenizer = batch_of(system, *six), system.tokenizer
     assert batch.photos == [] and not (batch.input_ids == system.formatter.image_token_id).any()
-    captions = [turn.photo.caption for example in with_captions(six[0], system.captioner, six[1])
-                for turn in example.context if turn.photo]
+    captions = [turn.photos[0].caption for example in with_captions(six[0], system.captioner, six[1])
+                for turn in example.context if turn.photos]
     chats = ["".join(tokenizer.decode(ids).split()) for ids in batch.input_ids]
     assert len(captions) >= 3
     assert all(any("".join(caption.split()) in chat for chat in chats) for caption in captions)
-    gold = [e.response.photo for e in six[0] if e.response.photo]
+    gold = [photo for e in six[0] for photo in e.response.photos]
     assert batch.captions == [photo.caption for photo in gold]
     assert all(torch.equal(photo, six[1].tensor(shared.photo_id))
                for photo, shared in zip(batch.target_photos, gold, strict=True))
@@ -43,13 +43,13 @@ def test_contexts_hold_captions_as_text_and_no_photo(system, six):
 
 @torch.no_grad()
 def test_the_pipelines_image_loss_is_eq_12_on_the_gold_captions(systems, six):
-    pipeline, rows = systems["pipeline"], [e for e in six[0] if e.response.photo]
+    pipeline, rows = systems["pipeline"], [e for e in six[0] if e.response.photos]
     output, images, rng, errors = run(pipeline, batch_of(pipeline, *six)), pipeline.generator, generator("step"), []
-    latents = [images.to_latents([six[1].tensor(e.response.photo.photo_id)]) for e in rows]
+    latents = [images.to_latents([six[1].tensor(e.response.photos[0].photo_id)]) for e in rows]
     noise = torch.randn((len(rows), *latents[0].shape[1:]), generator=rng)
     timesteps = torch.randint(1000, (len(rows),), generator=rng)
     for row, latent, wanted, t in zip(rows, latents, noise, timesteps, strict=True):
-        ids = images.tokenizer([row.response.photo.caption], padding="max_length", max_length=images.max_length,
+        ids = images.tokenizer([row.response.photos[0].caption], padding="max_length", max_length=images.max_length,
                                truncation=True, return_tensors="pt").input_ids
         text = images.text_encoder(ids).last_hidden_state
         noisy = images.scheduler.add_noise(latent, wanted[None], t[None])
@@ -63,7 +63,7 @@ def test_the_loss_is_the_sum_of_both_parts_losses(system, six):
     assert torch.equal(output.loss, output.text_loss + output.image_loss) and output.image_loss > 0.1
     assert torch.equal(output.image_loss,
                        system.generator.caption_loss(batch.captions, batch.target_photos, generator("step")))
-    assert output.captions == [e.response.photo.caption for e in six[0] if e.response.photo]
+    assert output.captions == [e.response.photos[0].caption for e in six[0] if e.response.photos]
 
 
 def test_no_gradient_passes_between_the_parts(own, six):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from model_helpers import PARTS, gradients_of, largest, run
+from model_helpers import PARTS, gradients_of, largest, noise_photo, run
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
@@ -90,7 +90,7 @@ def test_every_trained_weight_gets_a_gradient(new_model, six, name):
 
 def test_a_batch_without_target_photos_has_a_text_loss_only(new_model, examples, name):
     model = new_model(("model.system", name)).eval()
-    output = run(model, collate(model, [e for e in examples[0] if not e.response.photo][:3], examples[1]))
+    output = run(model, collate(model, [e for e in examples[0] if not e.response.photos][:3], examples[1]))
     output.loss.backward()
     assert output.image_loss == 0 and output.captions == [] and torch.equal(output.loss, output.text_loss)
     assert all(p.grad is None for p in model.generator.parameters())
@@ -106,9 +106,19 @@ def test_losses_depend_on_the_random_generator_alone(systems, six, name):
 
 def test_captions_longer_than_the_generators_limit_are_counted(systems, six, name):
     model, exact = systems[name], " ".join("a" * (systems[name].generator.max_length - 2))  # and its two marks
-    rows = [dataclasses.replace(six[0][0], response=Turn(0, "", SharedPhoto(six[0][1].response.photo.photo_id, caption)))
+    rows = [dataclasses.replace(six[0][0], response=Turn(0, "", (SharedPhoto(six[0][1].response.photos[0].photo_id, caption),)))
             for caption in (exact, exact + " a", "a red car and " * 20, "")]
     assert run(model, collate(model, rows, six[1])).truncated == 2
+
+
+def test_an_example_longer_than_the_language_models_positions_is_cut_and_learnt(systems, six, name):
+    model, (_, example, *_) = systems[name], six[0]
+    context = (*example.context, Turn(0, "We flew a red kite. " * 100))
+    spoken, shared = Turn(1, "It was fun! " * 200), Turn(1, "", (dataclasses.replace(example.response.photos[0], caption="a red kite " * 200),))
+    batch = collate(model, [dataclasses.replace(example, context=context, response=response) for response in (spoken, shared)], six[1])
+    assert batch.input_ids.shape[1] == model.language.config.max_position_embeddings
+    assert min(*batch.context_cut, *batch.response_cut) > 0 and (batch.labels[:, -1] == model.tokenizer.eos_token_id).all()
+    assert run(model, batch).loss.isfinite() and batch.captions[0].startswith("a red kite a red kite")
 
 
 def test_captions_can_take_the_place_of_the_perceptron(new_model, six):
@@ -118,10 +128,49 @@ def test_captions_can_take_the_place_of_the_perceptron(new_model, six):
     assert batch.photos == [] and len(batch.target_photos) == 3 and model.perceptron is None and model.joint
     text = "".join(model.tokenizer.decode(batch.input_ids.flatten()).split())
     captions = six[1].captions(model.captioner.key)
-    shared = {turn.photo.photo_id for example in six[0] for turn in example.context if turn.photo}
+    shared = {turn.photos[0].photo_id for example in six[0] for turn in example.context if turn.photos}
     assert len(shared) > 2 and all("".join(captions[photo_id].split()) in text for photo_id in shared)
     assert largest(gradients_of(run(model, batch).image_loss, model.language)) > 0
     assert set(model.trained_parts()) == {"language", "unet"}
+
+
+@pytest.mark.parametrize(("changes", "systems_named", "complaint"), [
+    ({"data.max_context": 481, "inference.max_new_tokens": 32}, SYSTEMS, "make 513 tokens, .* reads 512 at most: --set data.max_context=480"),
+    ({"inference.max_new_tokens": 600}, SYSTEMS, "make 792 tokens, .* reads 512 at most: lower both"),
+    ({"inference.num_inference_steps": 1000}, ("end_to_end", "pipeline"), "inference.num_inference_steps = 1000: .* at most 999")])
+def test_what_is_more_than_the_parts_can_do_is_refused_when_they_are_built(config, name, changes, systems_named, complaint):
+    changed = replace(config, "model.system", name)
+    for key, value in changes.items():
+        changed = replace(changed, key, value)
+    if name in systems_named:
+        with pytest.raises(ConfigError, match=complaint):
+            build(changed)
+    else:
+        assert build(changed)  # Divter's steps are the codes of a photo
+
+
+def test_a_context_too_short_for_a_photo_is_refused_where_photos_are_seen(config, tmp_path):
+    short = replace(config, "data.max_context", 16)
+    assert build(short) and build(replace(short, "model.system", "pipeline"))
+    perceptron = load_perceptron(config.model.perceptron)
+    perceptron.query_tokens = torch.nn.Parameter(torch.zeros(1, 12, 32))
+    perceptron._hub_mixin_config["queries"] = 12
+    perceptron.save_pretrained(tmp_path / "perceptron")
+    with pytest.raises(ConfigError, match="a photo takes 12 tokens, .* data.max_context .*16"):
+        build(replace(short, "model.perceptron", str(tmp_path / "perceptron")))
+
+
+@pytest.mark.parametrize("size", [8, 33, 96, 200])
+def test_every_photo_size_of_a_corpus_can_be_trained_on(systems, new_model, six, size, name):
+    class Sized:
+        def tensor(self, photo_id):
+            return noise_photo(len(photo_id), size, size)
+
+    model = new_model(("model.system", name))
+    examples = with_captions(six[0], model.captioner, six[1]) if model.captioner else six[0]
+    output = run(model, Collator(model.formatter, Sized())(examples))
+    output.loss.backward()
+    assert output.loss.isfinite() and output.image_loss > 0
 
 
 def test_parts_of_different_widths_are_named(config, tmp_path):

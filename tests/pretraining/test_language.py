@@ -34,14 +34,14 @@ def test_pretraining_chats_are_not_those_of_the_corpus():
 def test_captioning_example_answers_a_photo_with_a_full_caption():
     chat = make_chat("train", 3, 1)
     example = captioning_example(chat, random.Random(0))
-    photo = example.response.photo
-    assert [turn.photo.photo_id for turn in example.context] == [photo.photo_id] and not example.response.text
+    photo, = example.response.photos
+    assert [turn.photos[0].photo_id for turn in example.context] == [photo.photo_id] and not example.response.text
     assert omitted_attributes(chat.scenes[photo.photo_id], photo.caption) == []
 
 
 def test_sampled_examples_share_a_photo_half_of_the_time():
     chat, rng = make_chat("train", 3, 1), random.Random(0)
-    shares = [bool(sample_example(chat, rng).response.photo) for _ in range(400)]
+    shares = [bool(sample_example(chat, rng).response.photos) for _ in range(400)]
     assert 0.45 < sum(shares) / 400 < 0.75
 
 

@@ -20,7 +20,7 @@ def test_visual_rows_have_one_scene_per_group_of_image_tokens():
     formatter = PromptFormatter(tokenizer, 8, 192)
     ids, labels, scenes = visual_row(chat, example, formatter)
     assert ids.count(formatter.image_token_id) == 8
-    assert scenes == [chat.scenes[example.response.photo.photo_id]]
+    assert scenes == [chat.scenes[example.response.photos[0].photo_id]]
     response = [token for token in labels if token != IGNORED]
     assert response == formatter.response(example.response)[0] and ids[-len(response):] == response
     as_caption = PromptFormatter(tokenizer, 1, 192, photos_as_captions=True)

@@ -8,7 +8,7 @@ SCENE = {"thing": "kite", "colour": "red", "place": "beach", "number": 1, "size"
 
 
 def answer(drawn, caption, gold=SCENE):
-    return {"scene": {"photo_id": "x", "gold": gold, "drawn": drawn}, "caption": caption, "image": None}
+    return {"scenes": [{"photo_id": "x", "gold": gold, "drawn": drawn}], "captions": [caption] if caption else []}
 
 
 @pytest.mark.parametrize(("drawn", "caption", "cause"), [
@@ -19,12 +19,14 @@ def answer(drawn, caption, gold=SCENE):
     (None, None, "no photo"),
 ])
 def test_errors_are_blamed_on_words_or_drawing(drawn, caption, cause):
-    assert minichat_figures.cause(answer(drawn, caption), "thing") == cause
+    row = answer(drawn, caption)
+    assert minichat_figures.cause(row["scenes"][0], row["captions"], "thing") == cause
 
 
 def test_a_longer_word_does_not_name_the_thing():
     ball = {**SCENE, "thing": "ball"}
-    assert minichat_figures.cause(answer(SCENE, "a red balloon at the beach", ball), "thing") == "wrong words"
+    row = answer(SCENE, "a red balloon at the beach", ball)
+    assert minichat_figures.cause(row["scenes"][0], row["captions"], "thing") == "wrong words"
 
 
 def met_and_unmet():
@@ -35,7 +37,7 @@ def met_and_unmet():
 
 def test_verdicts_separate_held_out_triples():
     met, unmet = met_and_unmet()
-    rows = [answer(met, "", met), answer(None, None, met), answer({**unmet, "size": "small"}, "", unmet), {"scene": None}]
+    rows = [answer(met, "", met), answer(None, None, met), answer({**unmet, "size": "small"}, "", unmet), {"scenes": []}]
     frame = minichat_figures.verdicts({"end_to_end": {0: rows}})
     assert len(frame) == 3 * len(ATTRIBUTES)
     shares = frame.groupby(["triple", "attribute"]).right.mean()

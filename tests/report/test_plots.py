@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn
+from e2e_lib.data.photo_input import PhotoError
 from e2e_lib.report import plots
-from e2e_lib.repro.results import ResultsError
 
 NASTY = '<script>alert("1 & 2")</script> | $a$ `x`'
 
@@ -34,7 +34,7 @@ def red(_):
     return Image.new("RGB", (64, 64), "red")
 
 
-CHAT = Dialogue(f"chat {NASTY}", (Turn(0, NASTY), Turn(1, "", SharedPhoto("p", NASTY)), Turn(1, "two\nlines")))
+CHAT = Dialogue(f"chat {NASTY}", (Turn(0, NASTY), Turn(1, "", (SharedPhoto("p", NASTY),)), Turn(1, "two\nlines")))
 
 
 def test_chats_escape_what_people_wrote():
@@ -50,6 +50,15 @@ def test_a_chat_contains_its_photo_and_its_names():
     data = re.search(r'src="data:image/png;base64,([^"]+)"', page)
     with Image.open(io.BytesIO(base64.b64decode(data[1]))) as image:
         assert image.size == (64, 64) and image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_turn_shows_all_of_its_photos_in_order():
+    colours = {"p": "red", "q": "blue"}
+    turn = Turn(0, "these", (SharedPhoto("p", "one"), SharedPhoto("q", "two")))
+    page = plots.chat_html([turn], lambda name: Image.new("RGB", (4, 4), colours[name]))
+    images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert [image.getpixel((0, 0)) for image in images] == [(255, 0, 0), (0, 0, 255)]
+    assert re.findall("“(.*?)”", page) == re.findall('alt="(.*?)"', page) == ["one", "two"]
 
 
 def test_tokens_are_escaped_and_counted():
@@ -90,16 +99,20 @@ def test_a_note_is_below_the_table():
     assert "--:" in page.splitlines()[1] and "| &lt; 0.001 |" in page and page.endswith("|\n\nN = 3")
 
 
-def test_results_are_shown_or_the_command_that_makes_them(tmp_path):
-    (tmp_path / "mini").mkdir()
-    (tmp_path / "mini" / "gradients.json").write_text('{"a": 1}')
-    assert plots.if_measured("mini", "gradients", lambda content: content["a"], tmp_path) == 1
-    missing = plots.if_measured("mini", "ablations", len, tmp_path)
-    assert "`results/mini/ablations.json`" in missing and "`e2e ablate --profile mini`" in missing
-    assert "`make bench`" in plots.if_measured("mini", "benchmarks", len, tmp_path)
-    (tmp_path / "mini" / "gradients.json").write_text("{")
-    with pytest.raises(ResultsError, match="damaged"):
-        plots.if_measured("mini", "gradients", len, tmp_path)
+def test_numbers_that_round_to_zero_have_no_sign():
+    assert rows_of(plots.table(["x"], [[-0.0001], [-0.0006]]))[2:] == [["0.000"], ["-0.001"]]
+
+
+def test_a_file_that_is_no_photo_is_named(tmp_path):
+    (tmp_path / "0-0.png").write_bytes(b"no photo")
+    with pytest.raises(PhotoError, match="0-0.png"):
+        plots.photo_grid([tmp_path / "0-0.png"], ["title"])
+
+
+def test_a_long_note_is_broken_into_lines_that_fit_the_figure():
+    figure = plots.Figure(7, 3, " · ".join(["profile mini"] * 30))
+    figure.to_bytes("png")
+    assert figure._supxlabel.get_window_extent().width < 7 * 100 and "\n" not in figure.alternative_text()
 
 
 def test_variants_have_the_colour_of_their_map():

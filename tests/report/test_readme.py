@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from e2e_lib.report import readme
+from e2e_lib.repro.results import load_json
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +36,15 @@ def test_without_a_comparison_there_are_scores_alone(tmp_path):
     shutil.copy(ROOT / "results" / "mini" / "summary.json", tmp_path / "mini")
     whole = readme.results_table("mini", ROOT / "results")
     assert whole.startswith(readme.results_table("mini", tmp_path)) and "End-to-end − Pipeline" in whole
+
+
+def test_the_readme_names_who_is_ahead_after_correction():
+    comparison = load_json(ROOT / "results" / "mini" / "comparison.json")
+    block = readme.results_table("mini", ROOT / "results")
+    named = [cell.strip() for line in block.splitlines() if line.startswith("| ") for cell in line.strip("|").split("|")]
+    assert named.count("neither") == sum(pair["p_corrected"] >= 0.05 for pair in comparison["pairs"])
+    rule = f"of these {len(comparison['seeds'])} training seeds, with p < 0.05 after Holm's correction for all {len(comparison['pairs'])}"
+    assert rule in block
 
 
 def test_a_missing_marker_is_an_error(tmp_path):

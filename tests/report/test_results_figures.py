@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from e2e_lib import versions
 from e2e_lib.corpora import folder_of
 from e2e_lib.data.examples import examples_of, load_split
 from e2e_lib.data.minichat.corpus import read_scenes
-from e2e_lib.report import photos, results_figures
+from e2e_lib.report import photos, plots, results_figures
 from e2e_lib.repro import run_files
 from e2e_lib.repro.results import RESULTS, ResultsError, load_json
 
@@ -25,6 +26,24 @@ def test_every_figure_of_the_committed_results_can_be_drawn():
     for figure in figures:
         figure.to_bytes("png")
         assert "profile mini · N = " in figure.alternative_text()
+
+
+def test_differences_are_grey_where_neither_is_better_after_correction():
+    numbers = {"difference": 1.0, "by_seed": [1.0], "low": 0.5, "high": 1.5, "p": 0.01, "system": "end_to_end"}
+    pairs = [numbers | {"than": than, "metric": "bleu1", "p_corrected": p} for than, p in (("pipeline", 0.2), ("divter", 0.03))]
+    measured = {"profile": "mini", "seeds": [0], "examples": 9, "dialogues": 3, "pairs": pairs, "higher_is_better": {"bleu1": True}}
+    figure = results_figures.differences_figure(measured, ("bleu1", "details"), 1)
+    assert [ax.get_title("left") for ax in figure.axes] == ["BLEU-1"]  # nothing was compared in detail questions
+    assert [line.get_color() for line in figure.axes[0].get_lines() if line.get_marker() == "o"] == [plots.GREY, plots.BLUE]
+    assert "grey: neither is better, p ≥ 0.05 (Holm)" in figure.alternative_text()
+
+
+def test_the_fid_curve_says_what_stands_on_either_side():
+    measured = {"profile": "mini", "seeds": [3, 4], "fid_by_number": {"divter": [{"n": 2, "mean": 3.0, "std": 1.0}]}}
+    old = results_figures.fid_figure(measured | {"draws": 2000}).alternative_text()
+    new = results_figures.fid_figure(measured | {"numbers": versions.versions("intervals")}).alternative_text()
+    assert "the same test answers on both sides" in new and "seed 3" in new and "version" not in new
+    assert "drawn apart on either side" in old and "made with intervals version 1" in old
 
 
 def test_fid_by_number_has_bands_of_one_standard_deviation():
@@ -58,13 +77,13 @@ def run(config, corpus, tmp_path):
     dialogues, _, _ = load_split(corpus, "test")
     scenes, rows = read_scenes(corpus / "scenes.jsonl"), []
     for example in (example for dialogue in dialogues for example in examples_of(dialogue)):
-        gold = example.response.photo
-        scene = {"photo_id": gold.photo_id, "gold": vars(scenes[gold.photo_id]), "drawn": None} if gold else None
-        rows.append({"text": "<b>$1 or $2?</b>", "caption": "$a photo$", "gold_photo_id": gold and gold.photo_id,
-                     "scene": scene, "dialogue_id": example.dialogue_id, "index": example.index,
-                     "gold_caption": gold and gold.caption})
+        gold = example.response.photos
+        due = [{"photo_id": photo.photo_id, "gold": vars(scenes[photo.photo_id]), "drawn": None} for photo in gold]
+        rows.append({"text": "<b>$1 or $2?</b>", "gold_text": example.response.text, "captions": [],
+                     "gold_photo_ids": [photo.photo_id for photo in gold], "scenes": due, "dialogue_id": example.dialogue_id, "index": example.index,
+                     "gold_captions": [photo.caption for photo in gold]})
     (folder / "answers" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    photo = next(row["gold_photo_id"] for row in rows if row["gold_photo_id"])
+    photo = next(row["gold_photo_ids"][0] for row in rows if row["gold_photo_ids"])
     for epoch in range(12):
         gallery = folder / "gallery" / f"epoch-{epoch}"
         gallery.mkdir(parents=True)
@@ -107,9 +126,9 @@ def test_galleries_and_the_example_chat_show_what_was_generated(run, corpus):
     red = run / "red.png"
     Image.new("RGB", (64, 64), "red").save(red)
     for row in answers:
-        row["image"] = red if row["scene"] else None
-        if row["scene"]:
-            row["scene"]["drawn"] = {**row["scene"]["gold"], "colour": "none"}
+        row |= {"images": [red] * len(row["scenes"]), "captions": ["$a photo$"] * len(row["scenes"])}
+        for scene in row["scenes"]:
+            scene["drawn"] = {**scene["gold"], "colour": "none"}
     figure = photos.gallery({"end_to_end": answers, "divter": answers}, corpus, "smoke", 0, 2, columns=3)
     titles = [" ".join(ax.get_title().split()) for ax in figure.axes]
     assert titles[1::3] == [r"End-to-end, wrong colour: \$a photo\$"] * 2 and titles[2].startswith("Divter, wrong colour")

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -7,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from e2e_lib import corpora, versions
+from e2e_lib.evaluation.scores import METRICS, Metric
 from e2e_lib.report import tables
 from e2e_lib.repro.results import ResultsError, load_json, published
 
@@ -24,6 +27,7 @@ def summary(**systems):
 
 
 def pair(metric, low, high, system="end_to_end", than="pipeline", p=0.02):
+    """A difference in the middle of its interval; ``p`` is corrected."""
     middle = (low + high) / 2
     return {"system": system, "than": than, "metric": metric, "difference": middle, "by_seed": [middle, -middle, middle],
             "low": low, "high": high, "p": p / 2, "p_corrected": p}
@@ -36,7 +40,8 @@ def comparison(*pairs):
 
 @pytest.mark.parametrize(("arguments", "text"), [
     ((1.5, None), "1.500"), ((31.256, 0.5), "31.26 ± 0.50"), ((0.2064, 0.5), "0.206 ± 0.500"), ((None, None), "–"),
-    ((float("nan"), float("nan")), "–"), ((-2.5, float("nan")), "-2.50"), ((0.129, 0.0081, 2), "0.13 ± 0.01")])
+    ((float("nan"), float("nan")), "–"), ((-0.0004, 0.005), "0.000 ± 0.005"), ((-0.0006, 0.005), "-0.001 ± 0.005"),
+    ((-2.5, float("nan")), "-2.50"), ((0.129, 0.0081, 2), "0.13 ± 0.01")])
 def test_a_mean_is_written_with_its_standard_deviation(arguments, text):
     assert tables.mean_and_sd(*arguments) == text
 
@@ -59,7 +64,8 @@ def test_systems_have_the_papers_order_and_missing_scores_a_dash():
 def test_the_main_table_has_the_systems_and_metrics_of_the_papers_table_2():
     paper = published(2, RESULTS)
     assert list(tables.SYSTEMS) == [row["system"] for row in paper["rows"] if row["dataset"] == "DialogCC"]
-    assert list(tables.COLUMNS["main"]) == [key for key in paper["columns"] if key not in ("dataset", "label", "is_std")]
+    ours = [key for key in tables.COLUMNS["main"] if key != "rougeL_whitespace"]  # beside the other reading of ROUGE-L
+    assert ours == [key for key in paper["columns"] if key not in ("dataset", "label", "is_std")]
 
 
 def test_the_papers_numbers_are_as_printed():
@@ -74,19 +80,50 @@ def test_the_papers_numbers_are_as_printed():
     assert ours.iloc[0].tolist() == ["test"] + [7] * (len(first["columns"]) - 2)
 
 
-@pytest.mark.parametrize(("metric", "low", "high", "better"), [
-    ("bleu1", 0.5, 1.5, "End-to-end"), ("bleu1", -1.5, -0.5, "Pipeline"), ("bleu1", -0.5, 0.5, "neither"),
-    ("bleu1", 0.0, 0.5, "neither"), ("fid", 0.5, 1.5, "Pipeline"), ("fid", -1.5, -0.5, "End-to-end")])
-def test_who_is_better_depends_on_which_way_is_better(metric, low, high, better):
-    assert tables.differences(comparison(pair(metric, low, high))).better.tolist() == [better]
+@pytest.mark.parametrize(("metric", "low", "high", "p", "better"), [
+    ("bleu1", 0.5, 1.5, 0.02, "End-to-end"), ("bleu1", -1.5, -0.5, 0.049, "Pipeline"), ("bleu1", -0.5, 0.6, 1.0, "neither"),
+    ("fid", 0.5, 1.5, 0.02, "Pipeline"), ("fid", -1.5, -0.5, 0.02, "End-to-end"),
+    ("bleu1", 0.5, 1.5, 0.05, "neither"), ("fid", 0.5, 1.5, 0.14, "neither")])  # intervals alone would name one
+def test_who_is_better_depends_on_which_way_is_better_and_on_the_corrected_p(metric, low, high, p, better):
+    found = comparison(pair(metric, low, high, p=p))
+    assert tables.differences(found).better.tolist() == [better]
+    assert tables.difference_groups(found)["p (Holm) < 0.05"].tolist() == [int(better != "neither")]
 
 
 def test_differences_are_signed_with_their_interval_and_count_seeds():
-    frame = tables.differences(comparison(pair("bleu1", 0.5, 1.5), pair("fid", -0.25, 0.125, "divter", "span", 0.0004)))
-    assert frame.iloc[1].tolist() == ["Divter", "span", "FID*", -0.0625, -0.25, 0.125, 0.0002, 0.0004, "neither", 2, 3]
+    frame = tables.differences(comparison(pair("bleu1", 0.5, 1.5), pair("fid", -0.25, 0.125, "divter", "span", 0.4)))
+    assert frame.iloc[1].tolist() == ["Divter", "span", "FID*", -0.0625, -0.25, 0.125, 0.2, 0.4, "neither", 2, 3]
     assert tables.difference_table(frame).to_numpy().tolist() == [
         ["End-to-end", "Pipeline", "BLEU-1", "+1.000", "[+0.500, +1.500]", "0.020", "End-to-end", "2 of 3"],
-        ["Divter", "span", "FID*", "−0.062", "[−0.250, +0.125]", "< 0.001", "neither", "2 of 3"]]
+        ["Divter", "span", "FID*", "−0.062", "[−0.250, +0.125]", "0.400", "neither", "2 of 3"]]
+    tiny = tables.difference_table(tables.differences(comparison(pair("bleu1", -0.0004, 0.0003, p=0.0004))))
+    assert tiny.iloc[0, 3:6].tolist() == ["+0.000", "[+0.000, +0.000]", "< 0.001"]
+
+
+def test_another_corpus_has_rows_of_its_own_scores_and_none_of_minichats(monkeypatch):
+    class Own:
+        metrics = {"charm": Metric("charm", "higher", "how charming")}
+
+    monkeypatch.setitem(corpora.CORPORA, "letters", dataclasses.replace(corpora.CORPORA["minichat"], scores=Own))
+    found = summary(divter={"bleu1": score(1.5), "charm": score(0.5)}) | {"numbers": {"letters": 3, "scoring": 1}}
+    assert tables.scores(found).metric.tolist() == [*(metric.label for metric in METRICS.values()), "charm"]
+    assert tables.scores(found, tables.COLUMNS["further"]).metric.tolist() == ["charm", "intent F1", "caption BLEU-2, cumulative"]
+    assert "scene accuracy" not in tables.scores(found, tables.COLUMNS["ablations"]).metric.tolist()
+    measured = comparison(pair("charm", 0.5, 1.5)) | {
+        "higher_is_better": {"charm": True}, "provenance": {"config": {"data": {"name": "letters"}}}}
+    assert tables.differences(measured)[["metric", "better"]].to_numpy().tolist() == [["charm", "End-to-end"]]
+    assert "detail questions" in tables.scores(summary(divter={})).metric.tolist()  # MiniChat's, where nothing is said
+
+
+def test_who_made_intervals_by_an_earlier_rule_is_said():
+    old = comparison(pair("bleu1", 0.5, 1.5))
+    new = {key: value for key, value in old.items() if key != "draws"} | {"numbers": versions.versions("intervals")}
+    note = tables.comparison_footer(old)
+    assert "percentiles of 2,000 bootstrap samples" in note and "made with intervals version 1" in note
+    assert "`e2e compare --profile mini` makes them again" in note
+    assert tables.comparison_footer(new) == (
+        "profile mini · N = 3,546 answers in 300 dialogues · seeds 0, 1, 2 · intervals: jackknife over dialogues")
+    assert "version" not in tables.intervals_note({"arguments": new}) and "version 1" in tables.intervals_note({"arguments": {}})
 
 
 def test_gradients_are_counted_apart_from_other_ingredients():
@@ -135,7 +172,8 @@ def test_all_committed_tables_are_what_results_say(tmp_path):
     for name in ("summary", "comparison", "ablation_differences", "ablations"):
         (tmp_path / "mini").mkdir(exist_ok=True)
         shutil.copy(RESULTS / "mini" / f"{name}.json", tmp_path / "mini")
-    shutil.copytree(RESULTS / "published", tmp_path / "published")
+    for name in ("published", "mini/runs", "mini/ablations"):
+        shutil.copytree(RESULTS / name, tmp_path / name)
     lines = []
     paths = tables.write_tables("mini", tmp_path, lines.append)
     assert [path.name for path in paths] == [f"{name}.{kind}" for name in tables.TABLES for kind in ("csv", "md", "tex")]

@@ -187,3 +187,82 @@ def test_hashes_are_those_of_sha256sum(tmp_path):
     assert hashes["a"] == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     expected = subprocess.run(["sha256sum", str(tmp_path / "b" / "large")], capture_output=True, text=True, check=True).stdout.split()[0]
     assert hashes["b/large"] == expected
+
+
+KILLED = """
+import os, signal, sys
+from e2e_lib.repro import files
+target, kind = sys.argv[1], sys.argv[2]
+def stop(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "file":
+    files.os.fsync = stop
+    files.write_text(target, "new")
+with files.atomic_folder(target) as new:
+    (new / "a").write_text("half")
+    stop()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path, kind):
+    target, again = tmp_path / "target", files.write_text if kind == "file" else lambda path, _: files.recover_folder(path)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(target), kind], timeout=60, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert ended.returncode == -9 and len(names(tmp_path)) == 1 and not target.exists()
+    files.recover_folder(tmp_path / "another")
+    assert len(names(tmp_path)) == 1  # only beside its own target
+    again(target, "new")
+    assert names(tmp_path) == (["target"] if kind == "file" else [])
+
+
+def test_a_folder_to_write_in_is_made_or_refused_at_once(tmp_path, monkeypatch):
+    assert files.make_folder(tmp_path / "deep" / "parts") == files.make_folder(tmp_path / "deep" / "parts") == tmp_path / "deep" / "parts"
+    assert names(tmp_path / "deep" / "parts") == []
+    files.write_text(tmp_path / "file", "x")
+    with pytest.raises(files.SaveError, match=f"could not save {tmp_path}/file/parts: Not a directory"):
+        files.make_folder(tmp_path / "file" / "parts")
+
+    def refused(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", refused)
+    with pytest.raises(files.SaveError, match="the folder is not writable"):
+        files.make_folder(tmp_path / "deep")
+
+
+def test_what_a_living_process_is_writing_is_left_alone(tmp_path):
+    with files.atomic_folder(tmp_path / "folder") as first:
+        (first / "a").write_text("1")
+        with files.atomic_folder(tmp_path / "folder") as second:
+            files.recover_folder(tmp_path / "folder")
+            (second / "a").write_text("2")
+        assert names(first) == ["a"]
+    assert names(tmp_path) == ["folder"] and (tmp_path / "folder" / "a").read_text() == "1"
+
+
+def test_a_new_folder_that_another_process_takes_for_abandoned_is_made_again(tmp_path, monkeypatch):
+    # Between its making and its lock: the other one opens, locks and removes it first.
+    lock, taken = files.fcntl.flock, []
+
+    def late(opened, kind):
+        if not taken:
+            taken.append([path for path in tmp_path.iterdir()])
+            taken[0][0].rmdir()
+        lock(opened, kind)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.atomic_folder(tmp_path / "folder") as new:
+        (new / "a").write_text("1")
+        assert new not in taken[0]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    (tmp_path / ".folder.abc.tmp").mkdir()
+    with files.atomic_folder(tmp_path / "folder") as new:
+        (new / "a").write_text("1")
+    assert names(tmp_path) == [".folder.abc.tmp", "folder"]

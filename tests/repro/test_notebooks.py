@@ -1,11 +1,13 @@
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from e2e_lib.repro import notebooks
 from e2e_lib.repro.notebooks import (
     NotebookError,
     NotebookFailed,
@@ -34,7 +36,7 @@ class Runner:
     """Runs throwaway notebooks that each append their name to one log."""
 
     def __init__(self, folder: Path) -> None:
-        self.source, self.output, self.log = folder / "notebooks", folder / "out", folder / "log"
+        self.source, self.output, self.log = folder / "{x}" / "notebooks", folder / "out", folder / "log"
         self.lines: list[str] = []
 
     def __call__(self, *names: str, timeout_s: int = 120, **options):
@@ -127,10 +129,50 @@ def test_a_kernel_that_dies_hangs_or_leaves_is_an_error(run, cell, message):
     assert not (run.output / "04_joint.ipynb").exists() and not (run.output / "04_joint.done.json").exists()
 
 
+def test_the_right_cell_is_named_where_papermill_inserts_none(run):
+    path = make(run.source, "02_train", "kites = 2", "kites / 0")
+    notebook = nbformat.read(path, as_version=4)
+    del notebook.metadata["kernelspec"]  # as converters write them
+    nbformat.write(notebook, path)
+    with pytest.raises(NotebookFailed, match=r"notebook 02_train failed in cell 4:\n    kites / 0\n"):
+        run("02_train", parameters={})
+
+
+def test_a_kernel_that_does_not_start_is_said_to(run, monkeypatch):
+    monkeypatch.setattr(notebooks, "get_kernel_dict", lambda: {"argv": ["false"], "display_name": "Python 3", "language": "python"})
+    run.make("02_train")
+    with pytest.raises(NotebookFailed, match=r"notebook 02_train could not be run: the kernel did not start:\nRuntimeError: Kernel died before"):
+        run("02_train")
+    assert run.ran() == [] and not (run.output / "02_train.ipynb").exists()
+
+
+def test_kernels_are_of_this_interpreter_and_write_nothing_beside_the_notebooks(run, tmp_path, monkeypatch):
+    # Another kernel by the same name, and a temporary folder whose name is too long for the path of a socket.
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": ["false"], "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    (tmp_path / ("long" * 30)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
+    for name in ("01_data", "02_train"):
+        run.make(name, "import os, sys, ipykernel, pathlib; folder = pathlib.Path(ipykernel.get_connection_file()).parent",
+                 "print(sys.executable, folder, oct(folder.stat().st_mode)[-3:], *sorted(os.listdir()))")
+    words = [printed(path).split() for path in run("01_data", "02_train")]
+    assert [line[0] for line in words] == [sys.executable] * 2
+    assert len({line[1] for line in words}) == 2  # each run has its own folder
+    assert [line[2:] for line in words] == [["700", "01_data.ipynb", "02_train.ipynb"]] * 2
+    assert not [line[1] for line in words if Path(line[1]).exists()]
+
+
 def test_mistakes_are_found_before_anything_runs(run):
     run.make("01_data")
     (run.source / "03_broken.ipynb").write_text("{")
-    with pytest.raises(NotebookError, match=r"05_gone\.ipynb: no such notebook; there are: 01_data, 03_broken"):
+    broken = nbformat.read(run.source / "01_data.ipynb", as_version=4)
+    broken.cells[1].source = "PROFILE = "
+    nbformat.write(broken, run.source / "04_odd.ipynb")
+    with pytest.raises(NotebookError, match=r"04_odd\.ipynb: its cell with the tag 'parameters' is not Python: invalid syntax"):
+        run("01_data", "04_odd")
+    with pytest.raises(NotebookError, match=r"05_gone\.ipynb: no such notebook; there are: 01_data, 03_broken, 04_odd"):
         run("01_data", "05_gone")
     with pytest.raises(NotebookError, match=r"03_broken\.ipynb: not a readable notebook"):
         run("01_data", "03_broken")

@@ -91,7 +91,7 @@ def test_runs_of_another_profile_are_refused_by_name(tmp_path):
 def test_test_sets_of_different_sizes_are_refused(tmp_path):
     write(tmp_path, 0, bleu1=0.5)
     write(tmp_path, 1, bleu1=0.5, n={"dialogues": 64})
-    with pytest.raises(ResultsError, match=r"end_to_end-seed1\.json has another test set than .*64.*make one of them again"):
+    with pytest.raises(ResultsError, match=r"end_to_end-seed1\.json and end_to_end-seed0\.json differ in test set .*64.*make one of them again"):
         summarise("mini", tmp_path)
 
 
@@ -108,6 +108,10 @@ def test_nothing_to_summarise_says_how_to_make_it(tmp_path):
     (b'{"profile": "mini", "system": "end_to_end", "seed": true}', "field 'seed': expected int, found True"),
     (b'{"profile": "mini", "system": "pipeline", "seed": 0, "metrics": {}, "provenance": {"config": {}}}', "it holds pipeline-seed0.json of .* expected end_to_end-seed0.json"),
     (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": {}}', "provenance.config"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": {"config": "mini"}}', "field 'provenance.config': expected an object, found str"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": {"config": {"train": [1]}}}', "section 'train' of a saved configuration"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": {"config": {}, "numbers": ["scoring"]}}', "field 'provenance.numbers': expected an object"),
+    (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {}, "provenance": {"config": {}, "weights": "a"}}', "field 'provenance.weights': expected an object"),
     (b'{"profile": "mini", "system": "end_to_end", "seed": 0, "metrics": {"fid": NaN}, "provenance": {"config": {}}}', "'fid' is nan"),
 ])
 def test_a_damaged_run_is_named(tmp_path, content, message):
@@ -123,8 +127,10 @@ def test_a_damaged_run_is_named(tmp_path, content, message):
     ({"metrics": {"fid": math.inf}}, "metric 'fid' is inf"),
     ({"metrics": {"per_thing": {"kite": math.nan}}}, "cannot be kept as JSON"),
     ({"metrics": {"fid": object()}}, "cannot be kept as JSON"),
-    ({"system": "../end"}, "fields 'system', 'seed'"),
-    ({"seed": -1}, "fields 'system', 'seed'"),
+    ({"system": "../end"}, "field 'system': expected lower-case letters"),
+    ({"seed": -1}, "seed -1 is not allowed: expected a whole number from 0 to 9223372036854775807"),
+    ({"seed": 2**63}, "seed 9223372036854775808 is not allowed"),
+    ({"metrics": {"n": [4]}}, "field 'metrics.n': expected an object, found list"),
     ({"provenance": {}}, "provenance.config"),
 ])
 def test_what_is_no_result_is_not_written(tmp_path, arguments, message):
@@ -172,24 +178,50 @@ def test_published_table_2_has_the_papers_order_of_systems():
         assert set(table["columns"]) <= row.keys()
 
 
-@pytest.mark.parametrize(("seed", "numbers", "shipped", "message"), [
-    (1, {"scoring": 2}, "a", r"pipeline-seed1\.json was made by scoring version 2, which is 1 now; make it again with "
-                             "`e2e reproduce --profile mini`"),
-    (1, {}, "a", r"pipeline-seed1\.json has another version of the code than divter-seed0\.json"),
-    (1, {"scoring": 1}, "b", r"pipeline-seed1\.json has another shipped parts than divter-seed0\.json \(b, not a\)"),
+def versioned(root, system, seed, numbers, shipped="a"):
+    made_by = {**provenance(seed), "numbers": numbers, "weights": {"shipped": shipped}}
+    write_run("mini", system, seed, {"bleu1": 1.0}, made_by, root)
+
+
+@pytest.mark.parametrize(("numbers", "shipped", "message"), [
+    ({"scoring": 2}, "a", r"differ in versions of the code \(\{'scoring': 2\}, not \{'scoring': 1\}\); make one of them again with `e2e reproduce --profile mini`"),
+    ({}, "a", r"differ in versions of the code \(None, not"),
+    ({"scoring": 1}, "b", r"differ in shipped parts \(b, not a\)"),
 ])
-def test_runs_of_another_version_or_from_other_parts_are_refused_by_name(tmp_path, monkeypatch, seed, numbers, shipped, message):
-    monkeypatch.setattr("e2e_lib.versions.SCORING", 1)
-
-    def versioned(system, seed, numbers, shipped):
-        write_run("mini", system, seed, {"bleu1": 1.0}, {**provenance(seed), "numbers": numbers, "weights": {"shipped": shipped}}, tmp_path)
-
+def test_runs_of_different_versions_or_parts_are_never_in_one_table(tmp_path, numbers, shipped, message):
     for system in ("divter", "pipeline"):
-        versioned(system, 0, {"scoring": 1}, "a")
-    versioned("pipeline", seed, numbers, shipped)
-    with pytest.raises(ResultsError, match=message):
+        versioned(tmp_path, system, 0, {"scoring": 1})
+    versioned(tmp_path, "pipeline", 1, numbers, shipped)
+    with pytest.raises(ResultsError, match=rf"pipeline-seed1\.json and divter-seed0\.json {message}"):
         summarise("mini", tmp_path)
     assert summarise("mini", tmp_path, seeds=[0])["runs"] == ["divter-seed0.json", "pipeline-seed0.json"]
+
+
+def test_results_stay_readable_when_a_version_is_raised_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("e2e_lib.versions.DECODING", 1)
+    monkeypatch.setattr("e2e_lib.versions.SCORING", 4)
+    for seed in (0, 1):
+        versioned(tmp_path, "divter", seed, {"decoding": 1, "scoring": 4, "walls": 7})  # the last is another corpus's
+    before = summarise("mini", tmp_path)
+    assert before["numbers"] == {"decoding": 1, "scoring": 4, "walls": 7} and results.version_note(before) == ""
+    monkeypatch.setattr("e2e_lib.versions.DECODING", 2)
+    assert summarise("mini", tmp_path) == before
+    note = "made with decoding version 1; the code is at decoding version 2: `e2e compare --profile mini` makes them again"
+    path = tmp_path / "mini" / "summary.json"
+    assert results.version_note(read_summary("mini", tmp_path)) == note == results.version_note(read_runs("mini", tmp_path)[1])
+    files.write_json(path, {key: value for key, value in before.items() if key != "numbers"})  # of before summaries had it
+    assert results.version_note(load_json(path)) == note
+    monkeypatch.setattr("e2e_lib.versions.SCORING", 5)
+    assert "made with decoding version 1 and scoring version 4; the code is at decoding version 2 and scoring version 5" in results.version_note(before)
+
+
+def test_the_note_names_the_command_that_makes_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("e2e_lib.versions.GRADIENTS", 2)
+    write_run("mini", "span", 0, {"bleu1": 1.0}, {**provenance(), "numbers": {"gradients": 1}}, tmp_path, "ablations")
+    assert "`e2e ablate --profile mini`" in results.version_note(summarise("mini", tmp_path, "ablations"))
+    measured = {"command": "e2e ablate --profile smoke", "arguments": {"numbers": {"gradients": 1}}}
+    assert results.version_note(measured).endswith("`e2e ablate --profile smoke` makes them again")
+    assert results.version_note({"arguments": {"seeds": [0]}, "provenance": None}) == results.version_note({}) == ""
 
 
 def test_runs_from_earlier_parts_are_outdated(tmp_path):
@@ -202,10 +234,43 @@ def test_runs_from_earlier_parts_are_outdated(tmp_path):
 
 
 def test_a_measurement_is_up_to_date_only_with_the_same_settings(tmp_path):
-    path, lines = files.write_json(tmp_path / "steps.json", {"arguments": {"rounds": 3, "maps": ["none"]}}), []
+    path, lines = files.write_json(tmp_path / "measured.json", {"arguments": {"rounds": 3, "maps": ["none"]}}), []
     assert results.is_up_to_date(path, {"rounds": 3, "maps": ("none",)}, lines.append) and lines == [f"{path} is there already"]
     assert not results.is_up_to_date(path, {"rounds": 4, "maps": ("none",)}, lines.append)
     assert not results.is_up_to_date(tmp_path / "gone.json", {}, lines.append) and len(lines) == 1
+
+
+@pytest.mark.parametrize(("path", "content", "message"), [
+    ("mini/summary.json", {"profile": "mini", "systems": [], "runs": [], "test": {}}, "field 'systems': expected an object, found list.*`e2e reproduce --profile mini`"),
+    ("smoke/ablations.json", [], "expected an object, found list.*`e2e ablate --profile smoke`"),
+    ("mini/comparison.json", {"pairs": [{"system": "divter"}]}, "field 'profile': expected str"),
+    ("mini/propagation.json", {"profile": "mini", "photos": 3}, "field 'arguments': expected an object, found NoneType"),
+    ("paper/gold_fid.json", {}, "field 'profile': .*`e2e compare --profile paper`"),
+    ("mini/benchmarks.json", {"measured": {}}, "field 'measured': expected a list, found dict.*`make bench`"),
+    ("published/table1.json", {}, "field 'source': .*`git restore results/published`"),
+    ("estimators/polynomial.json", {"rows": [{"end": "low"}]}, "field 'rows', row 1, field 'estimator': .*`e2e ablate`"),
+    ("vocabularies/a.json", 3, "expected an object, found int.*`e2e vocabularies`"),
+])
+def test_a_result_of_another_shape_is_named_with_the_command_that_makes_it(tmp_path, path, content, message):
+    files.write_json(tmp_path / path, content)
+    with pytest.raises(ResultsError, match=rf"(?s){path}: .*{message}"):
+        load_json(tmp_path / path)
+    (tmp_path / path).unlink()
+    with pytest.raises(ResultsError, match="no such file in .*; `.+` makes it"):
+        load_json(tmp_path / path)
+
+
+def test_a_row_that_lacks_something_is_named(tmp_path):
+    comparison = load_json(PUBLISHED / "mini" / "comparison.json")
+    del comparison["pairs"][2]["low"]
+    path = files.write_json(tmp_path / "mini" / "comparison.json", comparison)
+    with pytest.raises(ResultsError, match=r"field 'pairs', row 3, field 'low': expected int or float, found None; delete the file and make it again"):
+        load_json(path)
+
+
+def test_every_committed_result_has_its_shape():
+    paths = [path for path in PUBLISHED.rglob("*.json") if not {"smoke", "notebooks"} & {*path.parts}]
+    assert len(paths) > 20 and all(load_json(path) for path in paths)
 
 
 def test_the_committed_summaries_follow_from_the_committed_runs(tmp_path):

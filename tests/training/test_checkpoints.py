@@ -3,12 +3,14 @@
 import errno
 import multiprocessing
 import os
+import re
 import resource
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from e2e_lib.models.losses import trainable_weights
@@ -83,10 +85,41 @@ def test_weights_that_do_not_fit_the_model_are_refused(new_model):
     checkpoints.load_weights(model, weights, Path("here"))
     assert same(trainable_weights(model), weights)
     name, tensor = weights.popitem()
-    with pytest.raises(CheckpointError, match=f"at here does not fit the model: 1 tensors .*{name} first"):
+    size, fits = re.escape(str(tuple(tensor.shape))), "the checkpoint at here does not fit the model: "
+    with pytest.raises(CheckpointError, match=f"{fits}1 tensors differ, {name} first .none there, {size} here.; remove"):
         checkpoints.load_weights(model, weights, Path("here"))
     with pytest.raises(CheckpointError, match="2 tensors"):
         checkpoints.load_weights(model, {**weights, "other": tensor}, Path("here"))
+    with pytest.raises(CheckpointError, match=f"{fits}1 tensors differ, {name} first .*1.* there, {size} here.; remove"):
+        checkpoints.load_weights(model, {**weights, name: torch.zeros(1)}, Path("here"))
+
+
+def sealed(folder):
+    """The folder with a manifest of what is in it now."""
+    (folder / "manifest.json").unlink()
+    files.write_json(folder / "manifest.json", files.sha256_folder(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("changed", "complaint"), [
+    ({"state.json": "[]"}, "state.json: expected an object, found list"), ({"state.json": "3"}, "state.json: expected an object"),
+    ({"state.json": "{"}, "state.json|Expecting"), ({"state.json": None}, "manifest.json does not name state.json"),
+    ({"model.safetensors": None}, "manifest.json does not name model.safetensors"), ({"optimizer.safetensors": {"odd": torch.ones(1)}}, "")])
+def test_a_folder_that_is_whole_but_no_checkpoint_is_named(saved, changed, complaint):
+    for name, content in changed.items():
+        (saved / name).unlink()
+        if isinstance(content, dict):
+            save_file(content, saved / name)
+        elif content is not None:
+            (saved / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"the checkpoint at {saved} is not one that this version saves .*{complaint}.*; remove"):
+        checkpoints.load(sealed(saved), optimizer=trained(0)[1])
+
+
+def test_the_state_of_a_checkpoint_has_the_shape_that_is_asked_for(saved):
+    assert checkpoints.load(saved, shape={"step": int})[1] == {"step": 3}
+    with pytest.raises(CheckpointError, match="state.json, field 'config': expected an object, found NoneType"):
+        checkpoints.load(saved, shape={"config": {}})
 
 
 @pytest.mark.parametrize("name", FILES)

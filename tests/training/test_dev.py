@@ -27,7 +27,7 @@ def test_the_dev_score_rises_with_bleu_and_falls_with_fid():
 
 def rows_of(kinds):
     """Examples whose responses share a photo ("p") or do not ("t")."""
-    return [Example("d", i, (Turn(0, "hi"),), Turn(1, "", SharedPhoto(f"p{i}", f"caption {i}")) if kind == "p" else
+    return [Example("d", i, (Turn(0, "hi"),), Turn(1, "", (SharedPhoto(f"p{i}", f"caption {i}"),)) if kind == "p" else
                     Turn(1, "hello")) for i, kind in enumerate(kinds)]
 
 
@@ -40,7 +40,7 @@ def test_half_of_the_dev_examples_share_photos_where_there_are_enough(kinds, cou
 def test_the_gallery_shows_the_first_answers_to_gold_photos(tmp_path):
     examples = rows_of("tp" * 9)
     photos = torch.randint(256, (len(examples), 3, 8, 8), generator=generator(0), dtype=torch.uint8)
-    answers = [Response("hi", f"own {i}", photos[i]) if i != 3 else Response("no photo") for i in range(len(examples))]
+    answers = [Response("hi", [f"own {i}"], [photos[i]]) if i != 3 else Response("no photo") for i in range(len(examples))]
     save_gallery(tmp_path / "gallery", examples, answers)
     rows = json.loads((tmp_path / "gallery" / "gallery.json").read_text())
     assert [row["photo_id"] for row in rows] == [f"p{2 * k + 1}" for k in range(GALLERY_SIZE)]
@@ -49,6 +49,18 @@ def test_the_gallery_shows_the_first_answers_to_gold_photos(tmp_path):
     saved = {path.stem: np.array(Image.open(path)) for path in (tmp_path / "gallery").glob("*.png")}
     assert saved.keys() == {str(k) for k in range(GALLERY_SIZE) if k != 1}
     assert np.array_equal(saved["2"], photos[5].permute(1, 2, 0).numpy())
+
+
+def test_the_gallery_shows_every_gold_photo_of_an_answer(tmp_path):
+    example = Example("d", 1, (Turn(0, "hi"),), Turn(1, "", (SharedPhoto("p", "gold one"), SharedPhoto("q", "gold two"))))
+    white, black = torch.full((3, 8, 8), 255, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8)
+    answers = [Response("", ["own one"], [white]), Response("", ["one", "two", "three"], [white, black, white])]
+    save_gallery(tmp_path / "gallery", [example] * 2, answers)
+    rows = json.loads((tmp_path / "gallery" / "gallery.json").read_text())
+    assert [(row["photo_id"], row["gold"], row["caption"], row["drawn"]) for row in rows] == [
+        ("p", "gold one", "own one", True), ("q", "gold two", None, False), ("p", "gold one", "one", True), ("q", "gold two", "two", True)]
+    shown = {path.name: int(np.array(Image.open(path)).max()) for path in (tmp_path / "gallery").glob("*.png")}
+    assert shown == {"0.png": 255, "2.png": 255, "3.png": 0}
 
 
 def test_a_dev_set_is_answered_with_the_same_random_numbers_after_each_epoch(config, systems, examples, tmp_path):

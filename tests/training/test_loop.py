@@ -2,37 +2,41 @@
 
 import copy
 import errno
+import itertools
 import json
 import math
 import multiprocessing
 import os
-import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
+from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killed_training import train_in_process
+from killed_training import train_in_process, train_together
 from torch.nn import functional as F
 
-from e2e_lib.config import Bridge, replace
-from e2e_lib.corpora import prepare
+from e2e_lib.config import Bridge, ConfigError, load, replace
+from e2e_lib.corpora import folder_of, named, prepare
 from e2e_lib.data.collate import IGNORED
+from e2e_lib.data.examples import split_examples
+from e2e_lib.evaluation.scores import dev_scores
+from e2e_lib.inference.respond import respond
 from e2e_lib.models.language import load_language
 from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import generator, seed_of
 from e2e_lib.repro.run_files import read_log, run_folder
 from e2e_lib.training import checkpoints, loop
-from e2e_lib.training.loop import load_trained, norm, temperature_at, train, trained_or_shipped
+from e2e_lib.training.loop import load_trained, temperature_at, train, trained_or_shipped
 
 STEPS = 10
 LEARNERS = {"end_to_end": "unet", "pipeline": "unet", "divter": "transformer"}
@@ -98,12 +102,6 @@ def test_the_temperature_falls_linearly_then_stays(start, end, epochs, at):
     assert temperature_at(bridge, at) == pytest.approx(expected)
 
 
-def test_the_norm_is_that_of_one_long_vector():
-    gradients = [torch.randn(3, 4), None, torch.randn(7).half()]
-    vector = torch.cat([g.flatten().float() for g in gradients if g is not None])
-    assert norm(gradients) == pytest.approx(vector.norm().item(), rel=1e-5) and norm([None]) == 0
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(0, 1000))
 def test_examples_of_similar_length_share_batches_and_none_is_lost(count, batch, seed):
@@ -117,7 +115,10 @@ def test_examples_of_similar_length_share_batches_and_none_is_lost(count, batch,
         parts = [indices[k:k + batch] for k in range(0, len(indices), batch)]
         return sum(len(part) * max(lengths[i] for i in part) for part in parts)
 
-    assert count % batch or padded(first) <= padded(order)
+    assert padded(first) <= padded(order)
+    own_batches = [set(first[k:k + batch]) for k in range(0, count, batch)]
+    pools = [set(order[k:k + loop.POOL * batch]) for k in range(0, count, loop.POOL * batch)]
+    assert all(any(members <= pool for pool in pools) for members in own_batches)  # and as it says, only within pools
 
 
 def test_the_log_says_what_happened(run_of, root):
@@ -129,7 +130,8 @@ def test_the_log_says_what_happened(run_of, root):
     assert dev[0].keys() == {"kind", "step", "epoch", "bleu2", "fid", "score", "n", "seconds"} and dev[0]["n"] == 6
     parts = {"language", learner} | ({"perceptron"} if system == "end_to_end" else set())
     keys = {"kind", "step", "epoch", "text_loss", "image_loss", "temperature", "gradient_language_from_image",
-            "learning_rate", "captions_truncated", "examples_per_second", "seconds"}
+            "learning_rate", "captions_truncated", "contexts_cut", "responses_cut",
+            "examples_per_second", "seconds"}
     for number, line in enumerate(steps):
         assert line.keys() == keys | {f"gradient_{part}" for part in parts}
         assert line["temperature"] == pytest.approx(1 - 0.99 / 3 * number / 5)
@@ -194,10 +196,10 @@ def test_seeds_differ(finished, joint, data_root, tmp_path):
     assert log_of(finished, "step")[0]["text_loss"] != log_of(other, "step")[0]["text_loss"]
 
 
-def in_process(*args, **kwargs):
+def in_process(*args, target=train_in_process, **kwargs):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["e2e_lib.training.loop"])  # the slow imports once for all processes
-    process = context.Process(target=train_in_process, args=args, kwargs=kwargs)
+    process = context.Process(target=target, args=args, kwargs=kwargs)
     process.start()
     return process
 
@@ -213,7 +215,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_never_killed(finished, joint, d
     assert first.exitcode == -signal.SIGKILL and not (folder / "done.json").exists() and len(read_log(folder)) >= 3
     for kill in (("weights", 2), ("renames", 1), None):
         process = in_process(joint, tmp_path, data_root, kill=kill)
-        process.join(120)
+        process.join(300)
         assert process.exitcode == (-signal.SIGKILL if kill else 0), kill
     assert hashes(folder) == hashes(finished)
     clocks = {"seconds": 0, "examples_per_second": 0}
@@ -221,8 +223,9 @@ def test_a_killed_run_ends_with_the_bytes_of_one_never_killed(finished, joint, d
     assert [line | clocks for line in log_of(folder, "dev")] == [line | clocks for line in log_of(finished, "dev")]
 
 
+@pytest.mark.parametrize("run_of", ["divter"], indirect=True)  # which has dropout
 def test_a_full_disk_stops_a_run_and_the_next_one_goes_on_to_the_same_bytes(run_of, data_root, tmp_path, monkeypatch):
-    (config, folder), calls, save_file, lines = run_of, Counter(), checkpoints.save_file, []  # Divter has dropout
+    (config, folder), calls, save_file, lines = run_of, Counter(), checkpoints.save_file, []
 
     def full(*arguments):
         calls["save"] += 1
@@ -262,30 +265,255 @@ def test_a_checkpoint_that_is_damaged_or_of_other_settings_is_not_resumed(begun,
         train(joint, 0, quiet, root=tmp_path, data_root=data_root)
 
 
-def test_it_stops_after_patience_epochs_without_a_better_score(joint, data_root, tmp_path, monkeypatch):
-    scores, save, best = iter([1.0, 3.0, 2.0, 3.0, 99.0]), checkpoints.save, {}
+@dataclass
+class Expected:
+    """What training gives by a loop of its own: the model, and for each step what its log line should say."""
 
-    def remember(folder, weights, state, *rest):
-        if folder.name == "best":
-            best[state["epoch"]] = {name: tensor.clone() for name, tensor in weights.items()}
-        return save(folder, weights, state, *rest)
-
-    monkeypatch.setattr("e2e_lib.training.dev.dev_score", lambda _: next(scores))
-    monkeypatch.setattr(checkpoints, "save", remember)
-    patient = changed(joint, train__epochs=9, train__patience=2, train__epoch_examples=4, train__dev_examples=4)
-    folder = train(patient, 0, quiet, root=tmp_path, data_root=data_root)
-    done = json.loads((folder / "done.json").read_text())
-    assert done["epochs"] == 4 and done["best"] == {"epoch": 2, "score": 3.0} and next(scores) == 99.0
-    weights, state = checkpoints.load(folder / "best")
-    assert list(best) == [1, 2] and state["epoch"] == 2
-    assert all(torch.equal(weights[name], tensor) for name, tensor in best[2].items())
+    model: torch.nn.Module
+    lines: list[dict]
 
 
-def test_batches_can_be_added_up_to_one_step(joint, data_root, tmp_path):
-    adding = changed(joint, train__gradient_accumulation_steps=3, train__epochs=1, train__dev_examples=4)
+def trained_by_hand(config, root, data_root, at_once=1):
+    """Training as sections 2.5 and 3.1.2 say: AdamW on the mean gradient of each step's batches, clipped, after a warm-up.
+
+    ``at_once`` processes take a batch each, one after another in the epoch's order.
+    """
+    run, settings = loop._Run(config, 0, root / "by-hand", data_root, quiet), config.train
+    torch.manual_seed(99)  # nothing may depend on torch's global state
+    model, lines = build(config).train(), []
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = [list(named)] if model.joint else [[name for name in named if name.startswith("language")],
+                                                [name for name in named if not name.startswith("language")]]
+    optimizer = torch.optim.AdamW(named.values(), settings.learning_rate, weight_decay=settings.weight_decay)
+    for epoch in range(settings.epochs):
+        batches = list(run.loader(epoch))
+        rounds = [batches[k:k + at_once] for k in range(0, len(batches), at_once)]
+        for first in range(0, len(rounds), settings.gradient_accumulation_steps):
+            members = [(epoch * len(rounds) + first + k, process, batch)
+                       for k, parallel in enumerate(rounds[first:first + settings.gradient_accumulation_steps])
+                       for process, batch in enumerate(parallel)]
+            mean, from_image, outputs = (dict.fromkeys(named, 0.0), dict.fromkeys(named, 0.0), [])
+            for number, process, batch in members:
+                torch.manual_seed(seed_of(0, "dropout", number, process))
+                outputs.append(model(batch, temperature=temperature_at(config.bridge, number / len(rounds)),
+                                     rng=generator(0, "noise", number, process)))
+                for loss, sums in ((outputs[-1].loss, mean), (outputs[-1].image_loss, from_image)):
+                    gradients = (torch.autograd.grad(loss, named.values(), retain_graph=True, allow_unused=True)
+                                 if loss.requires_grad else ())
+                    sums |= {name: sums[name] + g / len(members)
+                             for name, g in zip(named, gradients, strict=False) if g is not None}
+
+            def size(gradients, prefix=""):
+                parts = [g.flatten() for name, g in gradients.items() if name.startswith(prefix) and torch.is_tensor(g)]
+                return torch.cat(parts).norm().item() if parts else 0.0
+
+            rate = settings.learning_rate * min(1, len(lines) / settings.warmup_steps)
+            with_photos = [o.image_loss.item() for o in outputs if o.captions]
+            lines.append({"step": len(lines), "epoch": epoch + first / len(rounds), "learning_rate": rate,
+                          "temperature": temperature_at(config.bridge, epoch + first / len(rounds)),
+                          "text_loss": fmean(o.text_loss.item() for o in outputs),
+                          "image_loss": fmean(with_photos) if with_photos else None,
+                          "captions_truncated": sum(o.truncated for o in outputs),
+                          "contexts_cut": sum(cut > 0 for _, _, batch in members for cut in batch.context_cut),
+                          "gradient_language": size(mean, "language"),
+                          f"gradient_{LEARNERS[config.model.system]}": size(mean, "generator"),
+                          "gradient_language_from_image": size(from_image, "language") if with_photos else None})
+            optimizer.param_groups[0]["lr"] = rate
+            for names in groups:
+                clipping = min(1, settings.max_grad_norm / (size({name: mean[name] for name in names}) + 1e-6))
+                for name in names:  # what had no part in the losses stays as it is
+                    named[name].grad = mean[name] * clipping if torch.is_tensor(mean[name]) else None
+            optimizer.step()
+    return Expected(model, lines)
+
+
+def check_trained(folder, expected, config, unlike=frozenset()):
+    """The run's weights went where those of ``expected`` went, and its log says how."""
+    weights, _ = checkpoints.load(folder / "latest")
+    before, after = (dict(model.named_parameters()) for model in (build(config), expected.model))
+    for part in {name.rsplit(".", 2)[0] for name in weights}:
+        names = [name for name in weights if name.rsplit(".", 2)[0] == part]
+        moved, apart = (torch.cat([(after[name] - other[name]).flatten() for name in names]).norm()
+                        for other in (before, weights))
+        assert apart < 0.02 * moved, part
+    for line, wanted in zip(log_of(folder, "step"), expected.lines, strict=True):
+        for key in wanted.keys() - unlike:
+            assert line[key] == (None if wanted[key] is None else pytest.approx(wanted[key], rel=2e-3, abs=1e-6)), key
+
+
+def test_training_is_adamw_on_the_losses_with_warm_up_clipping_noise_and_dropout(run_of, data_root, tmp_path):
+    config, folder = run_of
+    check_trained(folder, trained_by_hand(config, tmp_path, data_root), config)
+
+
+def test_a_step_of_several_batches_takes_their_mean_gradient_and_logs_one_line(joint, data_root, tmp_path, monkeypatch):
+    # Five batches: three, and then the two that are left. In between it is stopped, and goes on.
+    adding = changed(joint, train__gradient_accumulation_steps=3, train__epochs=1, train__checkpoint_every=1,
+                     train__dev_examples=4, train__warmup_steps=1)
+
+    def stop(line):
+        if "step 2" in line:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=itertools.count().__next__))  # a second passes at each look
+    with pytest.raises(KeyboardInterrupt):
+        train(adding, 0, stop, root=tmp_path, data_root=data_root)
     folder = train(adding, 0, quiet, root=tmp_path, data_root=data_root)
-    assert json.loads((folder / "done.json").read_text())["steps"] == 2  # five batches: three, and the last two
-    assert checkpoints.load(folder / "latest")[1]["step"] == 2
+    expected = trained_by_hand(adding, tmp_path, data_root)
+    assert [line["epoch"] for line in expected.lines] == [0, 0.6] and expected.lines[1]["gradient_language_from_image"]
+    check_trained(folder, expected, adding)
+    assert [line["examples_per_second"] for line in log_of(folder, "step")] == [12, 8]
+
+
+def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(joint, tmp_path):
+    joint = changed(joint, train__batch_size=2, train__epoch_examples=12, train__epochs=9, train__patience=1,
+                    train__dev_examples=4, train__checkpoint_every=99)
+    configs = [joint, changed(joint, model__system="pipeline", train__epochs=1)]
+    prepare(joint, quiet, tmp_path / "data")
+    processes = [in_process(rank, configs, tmp_path, target=train_together) for rank in (0, 1)]
+    for process in processes:
+        process.join(300)
+        process.kill()  # one whose partner failed waits for it for ever
+    assert [process.exitcode for process in processes] == [0, 0]
+    # The second one's photos have the captions that the first one made.
+    assert [(tmp_path / f"captioned-{rank}").read_text() == "0" for rank in (0, 1)] == [False, True]
+    for config in configs:  # one after another, as the command line trains several
+        folder = run_folder(config, 0, tmp_path)
+        done = json.loads((folder / "done.json").read_text())
+        # These parts draw nothing, so no epoch is better than the first, and both processes stop together.
+        assert done["epochs"] == min(2, config.train.epochs) and done["steps"] == 3 * done["epochs"]
+        stopped = changed(config, train__epochs=done["epochs"])
+        check_trained(folder, trained_by_hand(stopped, tmp_path, tmp_path / "data", at_once=2), config,
+                      unlike={"text_loss", "image_loss", "gradient_language_from_image", "contexts_cut"})  # the first one's own
+
+
+DAMAGES = [("done.json", ""), ("done.json", "[]"), ("done.json", "{}"), ("done.json", '{"config": 3}'),
+           ("done.json", '{"config": {"train": []}}'), ("log.jsonl", "3"), ("log.jsonl", '{"kind": "step", "step": 0, "epoch": 0}')]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGES)
+def test_a_damaged_file_of_a_run_is_named_with_what_helps(begun, finished, joint, data_root, tmp_path, name, content):
+    (begun / name).write_text(content and content + "\n")
+    with pytest.raises(files.ResultsError) as caught:
+        train(joint, 0, quiet, root=tmp_path, data_root=data_root)
+    assert f"{begun / name}" in str(caught.value) and f"delete {begun} and make it again with `e2e train" in str(caught.value)
+
+
+STATES = [{}, {"schedule": None}, {"config": {"train": 3}}]
+
+
+@pytest.mark.parametrize("changes", STATES)
+def test_a_checkpoint_of_another_version_is_named_with_what_helps(begun, joint, data_root, tmp_path, changes):
+    state = json.loads((begun / "latest" / "state.json").read_text()) | changes if changes else []
+    files.write_json(begun / "latest" / "state.json", state)
+    (begun / "latest" / "manifest.json").unlink()
+    files.write_json(begun / "latest" / "manifest.json", files.sha256_folder(begun / "latest"))
+    with pytest.raises(CheckpointError, match=f"the checkpoint at {begun}.* is not one that this version saves .*; "
+                                              "remove the folder to train anew"):
+        train(joint, 0, quiet, root=tmp_path, data_root=data_root)
+
+
+def test_a_run_that_diverges_stops_before_it_saves_a_checkpoint(joint, data_root, tmp_path):
+    huge = replace(joint, "train.image_loss_weight", 1e300)
+    with pytest.raises(ConfigError, match="the gradient of step 0 is not finite; lower train.learning_rate .now 0.0002. or "
+                                          "train.image_loss_weight .now 1e.300."):
+        train(huge, 0, quiet, root=tmp_path, data_root=data_root)
+    assert not (run_folder(huge, 0, tmp_path) / "latest").exists()
+
+
+@pytest.mark.parametrize(("system", "complaint"), [("end_to_end", "step 0: the logits .* too high a learning rate"),
+                                                   ("pipeline", "the gradient of step 0 is not finite; lower train.learning_rate")])
+def test_a_step_from_weights_that_are_no_numbers_is_an_error(joint, data_root, tmp_path, system, complaint):
+    run = loop._Run(replace(joint, "model.system", system), 0, tmp_path, data_root, quiet)
+    torch.nn.init.constant_(run.model.language.lm_head.weight, torch.nan)
+    with pytest.raises(ConfigError, match=complaint):
+        next(run.steps())
+
+
+@pytest.fixture(scope="module")
+def run(joint, data_root, tmp_path_factory):
+    """A run that has not begun."""
+    folder = tmp_path_factory.mktemp("run")
+    return loop._Run(changed(joint, train__log_every=3), 0, folder, data_root, quiet)
+
+
+@pytest.mark.parametrize(("epoch_examples", "size"), [(0, 7), (20, 4), (21, 4), (3, 4), (10**6, 8)])
+def test_an_epoch_has_as_many_batches_as_are_counted(run, monkeypatch, epoch_examples, size):
+    monkeypatch.setattr(run, "config", changed(run.config, train__epoch_examples=epoch_examples, train__batch_size=size))
+    batches = [batch.input_ids for batch in run.loader(0)]
+    assert len(batches) == run.batches_per_epoch
+    assert sum(map(len, batches)) == min(epoch_examples or len(run.examples), len(run.examples))
+
+
+def test_an_epoch_without_photos_is_worse_than_any_with(run, monkeypatch):
+    monkeypatch.setattr(run, "state", copy.deepcopy(run.state))
+    seen = []
+    for score in (-3.0, -math.inf, -2.0, -2.0, -math.inf):
+        found = {"bleu2": 1.0, "fid": None if score == -math.inf else 2.0, "score": score}
+        monkeypatch.setattr(run.dev, "score", lambda model, epoch, found=found: found)
+        run.score()
+        seen.append((run.state["best"]["epoch"], run.state["since_best"], run.state["epoch"]))
+    assert seen == [(1, 0, 1), (1, 1, 2), (3, 0, 3), (3, 1, 4), (3, 2, 5)]
+    assert [line["score"] for line in log_of(run.folder, "dev")] == [-3.0, None, -2.0, -2.0, None]
+
+
+def test_every_so_many_steps_one_is_logged_with_the_speed_and_the_time_left(run, monkeypatch):
+    monkeypatch.setattr(run, "state", copy.deepcopy(run.state))
+    steps = list(run.steps())
+    assert [step.logged for step in steps] == [True, False, False, True, False] and not steps[1].text_losses
+    lines, run.state["step"] = [], 4
+    monkeypatch.setattr(run, "echo", lines.append)
+    run.log(steps[3], 16, 8.0)  # sixteen examples in eight seconds; one batch of this epoch and five of the next are left
+    assert log_of(run.folder, "step")[-1]["examples_per_second"] == 2 and log_of(run.folder, "step")[-1]["step"] == 3
+    assert "step 4, epoch 0.60 of 2" in lines[-1] and lines[-1].endswith("about 12 s left")
+
+
+def test_new_rows_of_a_vocabulary_depend_on_the_seed_of_the_run_alone(joint, data_root, tmp_path):
+    language, _ = load_language(joint.model.language)
+    language.resize_token_embeddings(400)
+    language.config.pad_token_id = 0
+    shutil.copytree(joint.model.language, tmp_path / "language")
+    language.save_pretrained(tmp_path / "language")
+    tables = []
+    for seed, state in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(state)
+        other = changed(joint, model__language=str(tmp_path / "language"))
+        tables.append(loop._Run(other, seed, tmp_path, data_root, quiet).model.language.get_input_embeddings().weight)
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0][400:], tables[2][400:])
+    assert torch.equal(tables[0][:400], tables[2][:400]) and len(tables[0]) > 400
+
+
+def test_a_number_format_that_the_device_lacks_is_named(joint, data_root, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise ValueError("fp16 mixed precision requires a GPU")
+
+    monkeypatch.setattr(loop, "Accelerator", refuse)
+    with pytest.raises(ConfigError, match="train.mixed_precision = 'fp16': fp16 mixed precision requires a GPU"):
+        train(replace(joint, "train.mixed_precision", "fp16"), 0, quiet, root=tmp_path, data_root=data_root)
+
+
+def test_it_stops_after_patience_epochs_without_a_better_score_and_keeps_the_best_weights(data_root, tmp_path):
+    # The shipped parts share photos: here, the dev score is one of words and photos, and goes up and down.
+    patient = load("smoke", ["data.train=12", "data.dev=4", "data.test=4", "train.dev_examples=6", "train.epochs=20",
+                             "train.patience=2", "train.epoch_examples=4", "train.batch_size=4", "train.learning_rate=1e-3",
+                             "train.checkpoint_every=99", "inference.num_inference_steps=1", "inference.max_new_tokens=20"])
+    folder = train(patient, 0, quiet, root=tmp_path, data_root=data_root)
+    lines, done = log_of(folder, "dev"), json.loads((folder / "done.json").read_text())
+    scores = [line["score"] for line in lines]
+    best = scores.index(max(scores))
+    assert done["epochs"] == len(scores) == best + 1 + 2 < 20 and done["best"] == {"epoch": best + 1, "score": scores[best]}
+    assert all(max(scores[k - 2:k]) > max(scores[:k - 2]) for k in range(3, len(scores)))  # it did not go on for nothing
+    # The best weights have the best score, on the dev split's examples: half of them share photos, half do not.
+    examples, store = split_examples(folder_of(patient.data, data_root), "dev")
+    photos, others = ([e for e in examples if bool(e.response.photos) == shares][:3] for shares in (True, False))
+    # And the first epoch has changed no weight: its only step has the warm-up's first rate, which is 0.
+    for model, line in ((load_trained(patient, 0, root=tmp_path), lines[best]), (build(patient), lines[0])):
+        answers = respond(model.eval(), photos + others, store, patient.inference, generator(0, "dev"))
+        found = dev_scores(photos + others, answers, store, named("minichat").feature_extractor())
+        score = math.log(found["bleu2"]) - math.log(found["fid"])
+        expected = {**found, "score": score, "n": 6}
+        assert {key: line[key] for key in expected} == pytest.approx(expected, rel=1e-3)
+    assert best and lines[best]["bleu2"] != pytest.approx(lines[0]["bleu2"], rel=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -339,53 +567,3 @@ def test_the_pipelines_language_model_learns_as_if_it_were_trained_alone(epoch):
     for name, tensor in language.state_dict().items():
         assert torch.allclose(trained[name], tensor, rtol=0, atol=1e-6), name
         assert not torch.allclose(tensor, untrained[name], rtol=0, atol=1e-3), name
-
-
-SEVERAL = """
-import pickle, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from accelerate import PartialState
-from e2e_lib.models.captioner import Captioner
-from e2e_lib.training import dev
-from e2e_lib.training.loop import train
-root = Path(sys.argv[1])
-dev.dev_score = lambda _: next(scores)
-generate, calls = Captioner.generate_captions, []
-Captioner.generate_captions = lambda self, photos: calls.append(len(photos)) or generate(self, photos)
-for config in pickle.loads((root / "configs").read_bytes()):
-    scores = iter([3.0, 2.0, 1.0, 99.0])
-    train(config, 0, lambda _: None, root=root, data_root=root / "data")
-state = PartialState()
-finished = f"{state.num_processes} {state.distributed_type.value} {len(calls) > 0}"
-(root / f"finished-{state.process_index}").write_text(finished)
-"""
-
-
-def test_two_processes_train_one_model(joint, tmp_path):
-    joint = changed(joint, train__batch_size=2, train__epochs=5, train__patience=1, train__checkpoint_every=99,
-                    train__dev_examples=4)
-    configs = [joint, changed(joint, model__system="pipeline")]
-    (tmp_path / "configs").write_bytes(pickle.dumps(configs))
-    (tmp_path / "several.py").write_text(SEVERAL)
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(tmp_path / "several.py"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"})
-    try:
-        _, complaints = launcher.communicate(timeout=600)
-    finally:
-        launcher.terminate()  # not kill: it then ends the processes it started
-        launcher.wait(60)
-    assert launcher.returncode == 0, complaints
-    # Files, because two processes' lines on one pipe can run into each other. Only the first ran the captioner.
-    assert [(tmp_path / f"finished-{rank}").read_text() for rank in (0, 1)] == ["2 MULTI_CPU True", "2 MULTI_CPU False"]
-    for config in configs:  # one after another, as the command line trains several
-        folder = run_folder(config, 0, tmp_path)
-        steps, done = log_of(folder, "step"), json.loads((folder / "done.json").read_text())
-        assert len(steps) == 10 and all(math.isfinite(line["text_loss"] + (line["image_loss"] or 0)) for line in steps)
-        rates = [config.train.learning_rate * min(1, step / 4) for step in range(5)]
-        assert [line["learning_rate"] for line in steps[:5]] == pytest.approx(rates)
-        # Both stop early together; an epoch is twenty examples, two for each process at once.
-        assert done["epochs"] == 2 and done["steps"] == 2 * 5

@@ -136,7 +136,7 @@ class _Draft:
     def say(self, speaker: int, *sentences: str) -> None:
         """Adds sentences, to the last turn if it is the same speaker's; nothing if all are empty."""
         text = " ".join(sentence for sentence in sentences if sentence)
-        if text and self.turns and self.turns[-1].speaker == speaker and not self.turns[-1].photo:
+        if text and self.turns and self.turns[-1].speaker == speaker and not self.turns[-1].photos:
             text = f"{self.turns.pop().text} {text}"
         if text:
             self.turns.append(Turn(speaker, text))
@@ -144,7 +144,7 @@ class _Draft:
     def share(self, speaker: int, scene: Scene, caption: str, text: str) -> None:
         photo_id = f"minichat/{self.split}/{self.index:06d}-{len(self.scenes)}"
         self.scenes[photo_id] = scene
-        self.turns.append(Turn(speaker, text, SharedPhoto(photo_id, caption)))
+        self.turns.append(Turn(speaker, text, (SharedPhoto(photo_id, caption),)))
 
     def choose(self, phrases: Sequence[str], slots: Slots, probability: float = 1.0) -> str:
         """With ``probability`` one of the phrases, filled in, if possible one new to this chat; else ""."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from e2e_lib.config import Data
 from e2e_lib.data.dialogue import DataError, write_dialogues
-from e2e_lib.data.minichat.chats import SPLITS, make_chat, photo_seed
-from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, draw_scene
+from e2e_lib.data.minichat.chats import HELD_OUT, SPLITS, make_chat, photo_seed
+from e2e_lib.data.minichat.scenes import ATTRIBUTES, COLOURS, PLACES, THINGS, Scene, draw_scene
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.repro import files
 
@@ -40,16 +40,25 @@ def write(settings: Data, folder: Path, echo: Callable[[str], None]) -> None:
     files.write_text(folder / "scenes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def count_triples(settings: Data) -> dict[str, int]:
+    """How many triples of thing, colour and place there are ("all"), how many are "held_out" (no photo of the
+    training or dev split shows them), and how many of these a photo of the test split shows ("in_test")."""
+    shown = {scene.triple for index in range(settings.test)
+             for scene in make_chat("test", index, settings.seed).scenes.values()}
+    return {"all": len(THINGS) * len(COLOURS) * len(PLACES), "held_out": len(HELD_OUT),
+            "in_test": len(shown & HELD_OUT)}
+
+
 def _scene_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         where = f"{path.name}, row {number}"
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: the line is not readable JSON ({error}); make the corpus again "
                             "with `e2e data`") from None
         if not isinstance(row, dict):

@@ -56,12 +56,11 @@ def detail_question(example: Example, scenes: Mapping[str, Scene]) -> Question |
 
     ``scenes`` holds what each photo shows, by photo id.
     """
-    photos = [turn for turn in example.context if turn.photo]
+    sharing = [turn for turn in example.context if turn.photos]
     last, reply = example.context[-1], example.response
-    if not photos or not reply.text or (last is not photos[-1] and last.speaker == reply.speaker):
+    if not sharing or not reply.text or (last is not sharing[-1] and last.speaker == reply.speaker):
         return None
-    photo = photos[-1].photo
-    assert photo is not None
+    photo = sharing[-1].photos[-1]
     scene = scenes[photo.photo_id]
     omitted = omitted_attributes(scene, photo.caption)
     for name, ending in _ENDINGS:

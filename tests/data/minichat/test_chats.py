@@ -51,7 +51,7 @@ def values_in(text: str, table: dict[str, set[str]]) -> set[str]:
 
 def turns_before_photo(chat: Chat):
     turns = chat.dialogue.turns
-    return turns[:next(i for i, turn in enumerate(turns) if turn.photo)]
+    return turns[:next(i for i, turn in enumerate(turns) if turn.photos)]
 
 
 def test_make_chat_depends_only_on_its_arguments():
@@ -69,7 +69,7 @@ def test_chats_are_well_formed_and_survive_json(split, index, seed):
     assert parse_dialogue(json.loads(json.dumps(to_row(dialogue)))) == dialogue
     assert dialogue.dialogue_id == f"minichat/{split}/{index:06d}"
     assert [p.photo_id for p in dialogue.photos] == list(chat.scenes) and 1 <= len(chat.scenes) <= 3
-    assert 4 <= len(dialogue.turns) <= 9 and not dialogue.turns[0].photo and dialogue.turns[0].text
+    assert 4 <= len(dialogue.turns) <= 9 and not dialogue.turns[0].photos and dialogue.turns[0].text
     assert chat.open_photos <= set(list(chat.scenes)[:1]) and (not chat.open_photos or len(chat.scenes) > 1)
     text = " ".join(turn.text for turn in dialogue.turns if turn.text)
     assert not re.search(r"[{}]|  |\ba [aeiou]|\ban [^aeiou]", text), text
@@ -131,15 +131,15 @@ def test_earlier_turns_and_photos_determine_each_photo(chats):
     for chat in chats:
         before, earlier = "", []
         for turn in chat.dialogue.turns:
-            if turn.photo and turn.photo.photo_id not in chat.open_photos:
-                scene = chat.scenes[turn.photo.photo_id]
+            if turn.photos and turn.photos[0].photo_id not in chat.open_photos:
+                scene = chat.scenes[turn.photos[0].photo_id]
                 for name, table in TRIPLE_WORDS:
                     value = getattr(scene, name)
                     in_photos = {getattr(other, name) for other in earlier}
                     assert value in values_in(before, table) | in_photos, (name, before, scene)
             before += " " + turn.text
-            if turn.photo:
-                earlier.append(chat.scenes[turn.photo.photo_id])
+            if turn.photos:
+                earlier.append(chat.scenes[turn.photos[0].photo_id])
 
 
 def test_no_single_turn_determines_the_first_photo(chats):
@@ -156,7 +156,7 @@ def test_some_second_photos_depend_on_the_first_photo(chats):
     for chat in chats:
         if chat.open_photos:
             turns = chat.dialogue.turns
-            second = [i for i, turn in enumerate(turns) if turn.photo][1]
+            second = [i for i, turn in enumerate(turns) if turn.photos][1]
             text, scene = " ".join(turn.text for turn in turns[:second]), list(chat.scenes.values())[1]
             dependent += (scene.thing not in values_in(text, THING_WORDS)
                           or scene.place not in values_in(text, PLACE_WORDS))
@@ -171,7 +171,7 @@ def test_photo_follows_each_cue_and_nothing_else(chats):
     for chat in chats:
         turns = chat.dialogue.turns
         for before, turn in zip(turns, turns[1:], strict=False):
-            assert bool(is_cue.match(before.text)) == bool(turn.photo), (before.text, turn)
+            assert bool(is_cue.match(before.text)) == bool(turn.photos), (before.text, turn)
         assert not is_cue.match(turns[-1].text)
     assert not any(is_cue.match(phrase) for phrase in PHRASES["no_photo"] + PHRASES["pities"])
 
@@ -188,9 +188,9 @@ def test_answers_about_a_photo_are_true(chats):
     for chat in chats:
         scene = None
         for turn, answer in zip(chat.dialogue.turns, chat.dialogue.turns[1:], strict=False):
-            scene = chat.scenes[turn.photo.photo_id] if turn.photo else scene
-            question = turn.text if turn.photo else re.split(r"(?<=[.!]) ", turn.text)[-1]
-            if scene is None or not turn.text.endswith("?") or answer.photo:
+            scene = chat.scenes[turn.photos[0].photo_id] if turn.photos else scene
+            question = turn.text if turn.photos else re.split(r"(?<=[.!]) ", turn.text)[-1]
+            if scene is None or not turn.text.endswith("?") or answer.photos:
                 continue
             for name, pattern, table in QUESTION_PATTERNS:
                 if not pattern.search(question):
@@ -233,14 +233,14 @@ def test_chats_are_varied(chats):
     assert len({tuple(turn.text for turn in chat.dialogue.turns) for chat in chats}) >= 0.95 * len(chats)
     assert len(openings) >= 0.4 * len(chats) and openings.most_common(1)[0][1] <= 0.03 * len(chats)
     texts = [text for chat in chats for turn in chat.dialogue.turns
-             for text in (turn.text, turn.photo.caption if turn.photo else "")]
+             for text in (turn.text, turn.photos[0].caption if turn.photos else "")]
     assert 350 <= len({word for text in texts for word in re.findall(r"[a-z]+", text.lower())}) <= 750
     lengths = [sum(len(turn.text.split()) for turn in chat.dialogue.turns) for chat in chats]
     assert 40 <= sum(lengths) / len(lengths) <= 80 and max(lengths) <= 110
     photos = collections.Counter(len(chat.scenes) for chat in chats)
     assert 0.6 <= photos[1] / len(chats) <= 0.8 and 0.02 <= photos[3] / len(chats) <= 0.09
     turns = [turn for chat in chats for turn in chat.dialogue.turns]
-    sharers = collections.Counter(turn.speaker for turn in turns if turn.photo)
+    sharers = collections.Counter(turn.speaker for turn in turns if turn.photos)
     assert min(sharers.values()) > 0.4 * sum(sharers.values())
     assert {scene.time for chat in chats for scene in chat.scenes.values()} == set(TIMES)
 

@@ -1,6 +1,7 @@
 """MiniChat on disk reads back as it was made, and damaged files of scenes are named."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from e2e_lib.config import Data
 from e2e_lib.data.dialogue import DataError, read_dialogues
 from e2e_lib.data.minichat.chats import make_chat, photo_seed
-from e2e_lib.data.minichat.corpus import open_photos, read_scenes, write
-from e2e_lib.data.minichat.scenes import Scene, draw_scene
+from e2e_lib.data.minichat.corpus import count_triples, open_photos, read_scenes, write
+from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene, draw_scene
 from e2e_lib.data.photos import PhotoStore
 
 SPLITS = ("train", "dev", "test")
@@ -29,6 +30,21 @@ def test_corpus_is_complete_and_reads_back(tmp_path):
     for photo_id, scene in scenes.items():
         assert store.load(photo_id).tobytes() == draw_scene(scene, photo_seed(photo_id, 2), 32).tobytes()
     assert messages[-1] == "data: 12 of 13 dialogues"
+
+
+def test_triples_are_counted_as_the_photos_show_them(tmp_path):
+    settings = Data(train=16, dev=6, test=30, photo_size=8)
+    write(settings, tmp_path, lambda _: None)
+    shown = {split: set() for split in SPLITS}
+    for line in (tmp_path / "scenes.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        shown[row["split"]].add((row["thing"], row["colour"], row["place"]))
+    counts = count_triples(settings)
+    held_out = {triple for triple in itertools.product(*(ATTRIBUTES[name] for name in ("thing", "colour", "place")))
+                if sum(k * ATTRIBUTES[name].index(value) for k, name, value in zip((1, 2, 4), ("thing", "colour", "place"), triple, strict=True)) % 9 == 0}
+    assert counts == {"all": 14 * 8 * 6, "held_out": len(held_out), "in_test": len(shown["test"] & held_out)} and counts["in_test"] > 0
+    assert not (shown["train"] | shown["dev"]) & held_out
+    assert count_triples(Data()) == {"all": 672, "held_out": 74, "in_test": 51}  # MiniChat's, of version 1
 
 
 ROW = {"photo_id": "p", "split": "train", **dataclasses.asdict(Scene("car", "red", "beach"))}

@@ -21,7 +21,7 @@ from e2e_lib.data.minichat.questions import (
 from e2e_lib.data.minichat.scenes import Scene
 
 SCENE = Scene("kite", "red", "beach", 2, "small", "night")
-PHOTO = Turn(0, "Look!", SharedPhoto("p", "some red kites at the beach"))
+PHOTO = Turn(0, "Look!", (SharedPhoto("p", "some red kites at the beach"),))
 
 
 def question_in(text, reply, photo=PHOTO):
@@ -52,7 +52,7 @@ def test_detail_question_is_about_what_the_caption_omits():
     assert question_in("Lovely!", "Two.") is None  # no question
     assert question_in("How many are there?", "Thank you!") is None  # no answer
     assert question_in("How many are there?", "Three.") is None  # a wrong one
-    full = Turn(0, "", SharedPhoto("p", "two red kites at the beach at night"))
+    full = Turn(0, "", (SharedPhoto("p", "two red kites at the beach at night"),))
     assert question_in("How many are there?", "Two.", full) is None
     assert question_in("Was it at night?", "Yes, it was night.", full) is None
 

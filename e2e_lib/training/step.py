@@ -1,0 +1,58 @@
+"""One step of the optimizer (section 2.5): what its batches did, as the training log has it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from e2e_lib.data.collate import Batch
+from e2e_lib.models.losses import Output
+from e2e_lib.models.systems import PhotoChatModel
+
+
+@dataclass
+class Step:
+    """One step of the optimizer, made of ``batches`` of which the first is the run's ``number``-th.
+
+    τ and learning rate are those of its first batch. If it is ``logged``, its losses (image losses: of the
+    batches that share photos), its gradient of the image loss, summed, and its gradient norms are kept.
+    """
+
+    number: int
+    batches: int
+    temperature: float
+    learning_rate: float
+    logged: bool
+    text_losses: list[float] = field(default_factory=list)
+    image_losses: list[float] = field(default_factory=list)
+    truncated: int = 0
+    contexts_cut: int = 0
+    responses_cut: int = 0
+    from_image: list[Tensor] = field(default_factory=list)
+    norms: dict[str, float | None] = field(default_factory=dict)
+
+    def add(self, batch: Batch, output: Output, from_image: list[Tensor]) -> None:
+        """Adds one of its batches, and what it gave; examples that lost tokens are counted."""
+        self.contexts_cut += sum(map(bool, batch.context_cut))
+        self.responses_cut += sum(map(bool, batch.response_cut))
+        self.text_losses.append(output.text_loss.item())
+        self.image_losses += [output.image_loss.item()] if output.captions else []
+        self.truncated += output.truncated
+        both = zip(self.from_image, from_image, strict=False)  # one may be []
+        self.from_image = [one + other for one, other in both] or self.from_image or from_image
+
+
+def norm(gradients: Sequence[Tensor | None]) -> float:
+    """The Euclidean norm of all gradients together; None counts as zero."""
+    return math.sqrt(sum(float(g.detach().float().square().sum()) for g in gradients if g is not None))
+
+
+def image_gradients(model: PhotoChatModel, image_loss: Tensor) -> list[Tensor]:
+    """The language model's gradient from the image loss alone, one tensor per weight; [] without a path."""
+    if not image_loss.requires_grad:
+        return []
+    weights = [p for p in model.language.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(image_loss, weights, retain_graph=True, allow_unused=True,
+                                    materialize_grads=True))
