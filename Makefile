@@ -3,6 +3,7 @@ PROFILE ?= mini
 PYTHON ?= python3.11
 PIP_ARGS ?=
 EXAMPLES ?= 10000
+KILLS ?= 1000
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -13,7 +14,7 @@ pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
 PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce compare test fuzz mutants bench lint house clean FORCE
+.PHONY: help setup reproduce compare test fuzz kills mutants bench lint house clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
@@ -21,6 +22,7 @@ help:
 	@echo 'make compare     the same training and scores with five seeds, all three systems beside each other'
 	@echo 'make test        run the tests, and every notebook at smoke; TESTS=... (passed to pytest)'
 	@echo 'make fuzz        the tests with random inputs, EXAMPLES=10000 of each (hours), or as many as you say'
+	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and see that nothing is lost'
 	@echo 'make mutants     break the code in small ways, one at a time, and count what the tests notice; MUTANTS=...'
 	@echo 'make bench       measure speed; BENCH=name for one benchmark'
 	@echo 'make lint        check style, types and which module imports which'
@@ -45,6 +47,9 @@ test: $(STAMP)
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz E2E_FUZZ_EXAMPLES=$(EXAMPLES) \
 		$(BIN)/python -m pytest -q -n 2 -m fuzz $(TESTS)
+
+kills: $(STAMP)
+	OMP_NUM_THREADS=1 E2E_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/download/test_photos.py -k kills
 
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(MUTANTS)

@@ -19,6 +19,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 from e2e_lib import config as configuration
+from e2e_lib import data_commands
 from e2e_lib.config import MAX_SEED, Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,9 @@ app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, rich
                   pretty_exceptions_enable=False, epilog="Begin with: e2e reproduce --profile smoke")
 
 
+app.add_typer(data_commands.app, name="data")
+
+
 @app.callback()
 def quiet_libraries() -> None:
     """A chat partner that reads and draws photos, trained as one model."""
@@ -119,7 +123,7 @@ def load(profile: str, settings: list[str] | None, system: str | None = None, co
     config = configuration.load(profile, [*(settings or []), *([f"model.system={system}"] if system else [])])
     if corpus:
         from e2e_lib import corpora
-        corpora.named(config.data.name)
+        corpora.check(config.data)
     return config
 
 
@@ -151,9 +155,11 @@ def reproduce(profile: Profile = "mini", settings: Settings = None, seeds: Seeds
     reproduce(config, seeds_of(seeds, profile), say, fresh)
 
 
-@app.command()
-def data(profile: Profile = "mini", settings: Settings = None) -> None:
-    """Make the corpus of a profile."""
+@data_commands.app.callback(invoke_without_command=True)
+def data(ctx: typer.Context, profile: Profile = "mini", settings: Settings = None) -> None:
+    """Make the corpus of a profile, or bring a published one here."""
+    if ctx.invoked_subcommand:
+        return
     config = load(profile, settings)
     from e2e_lib.corpora import prepare
     prepare(config, say)

@@ -35,9 +35,11 @@ class Data:
     """Section 3.1.1: which dialogues."""
 
     name: str = setting("minichat", "the corpus: a name of e2e_lib.corpora.CORPORA")
-    train: int = setting(3000, "training dialogues", low=1)
-    dev: int = setting(300, "dev dialogues, for early stopping", low=1)
-    test: int = setting(300, "test dialogues", low=1)
+    folder: str = setting("", "a published corpus's folder, by `e2e data build`; empty means data/NAME")
+    real_only: bool = setting(False, "leave out dialogues with a photo that was drawn, not fetched")
+    train: int = setting(3000, "training dialogues, if generated; of a published corpus, all", low=1)
+    dev: int = setting(300, "the same of dev dialogues, for early stopping", low=1)
+    test: int = setting(300, "the same of test dialogues", low=1)
     seed: int = setting(0, "seed of the corpus, where it is generated", low=0, high=MAX_SEED)
     photo_size: int = setting(64, "side in pixels of the photos that a generated corpus draws", low=8,
                               high=4096)
@@ -126,11 +128,10 @@ class Inference:
     max_new_tokens: int = setting(48, "longest response in tokens", low=1)
     do_sample: bool = setting(True, "sample (the paper) instead of taking the likeliest token")
     temperature: float = setting(0.7, "temperature of sampling", low=1e-3, high=10)
-    chat_temperature: float = setting(0.3, "temperature in its place in a chat with a person (`e2e chat`)",
-                                      low=1e-3, high=10)
     top_p: float = setting(0.9, "nucleus of sampling", low=1e-3, high=1)
     num_beams: int = setting(1, "beams; more than 1 searches instead of sampling (the released code uses 2)",
                              low=1, high=32)
+    chat_num_beams: int = setting(8, "beams in a chat with a person; 1 samples there, too", low=1, high=32)
     num_inference_steps: int = setting(8, "denoising steps per photo (the released code takes 20)", low=1)
     guidance_scale: float = setting(2.0, "classifier-free guidance; 1 means none", low=1, high=100)
     batch_size: int = setting(128, "contexts answered at once", low=1)
@@ -334,7 +335,7 @@ def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
         return str(value).lower() == "true"
     # Text comes from the command line; from Python, 2.5 or True for a whole number is a mistake.
     accepted = {int: (int, str), float: (int, float, str), str: (str,)}[kind]
-    if not isinstance(value, accepted) or isinstance(value, bool) or value == "":
+    if not isinstance(value, accepted) or isinstance(value, bool) or value == "" != f.default:
         raise complaint
     try:
         typed = kind(value)

@@ -17,7 +17,8 @@ from e2e_lib import versions
 from e2e_lib.config import Config, ConfigError, Data, did_you_mean
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.minichat import corpus as minichat
-from e2e_lib.evaluation.image import FeatureExtractor, features_of
+from e2e_lib.data.photo_index import INDEX
+from e2e_lib.evaluation.image import INCEPTION_WEIGHTS, FeatureExtractor, InceptionExtractor, features_of
 from e2e_lib.evaluation.minichat import MiniChatScores
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
 from e2e_lib.evaluation.scores import METRICS, CorpusScores, Metric, answer_row
@@ -30,23 +31,34 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """``write(settings, folder, echo)`` writes train.jsonl, dev.jsonl, test.jsonl and photos/ into a folder.
+    """``write(settings, folder, echo)`` writes train.jsonl, dev.jsonl, test.jsonl and photos/ into a folder;
+    None for a published corpus: `e2e data build` and `e2e data photos` write its ``data.folder``.
 
     ``feature_extractor()`` gives the features that photos are scored with, and ``scores(folder)`` are those
     that only this corpus has (a class, see ``evaluation.scores.CorpusScores``). ``version`` is raised when
     the same settings give other files. ``knows_scenes``: its scenes.jsonl says what every photo shows, and
     the same can be drawn anew, as ``experiments.propagation`` needs it."""
 
-    write: Callable[[Data, Path, Echo], None]
+    write: Callable[[Data, Path, Echo], None] | None
     feature_extractor: Callable[[], FeatureExtractor]
     version: int = 1
     scores: Callable[[Path], CorpusScores] | None = None
     knows_scenes: bool = False
 
 
+def inception() -> FeatureExtractor:
+    """Inception with the weights that torch-fidelity fetches. Raises ConfigError where they are not here."""
+    try:
+        return InceptionExtractor(Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS)
+    except ValueError as error:
+        raise ConfigError(f"a published corpus is scored by Inception's features: {error}") from None
+
+
 CORPORA: dict[str, Corpus] = {
     "minichat": Corpus(minichat.write, load_scene_classifier, versions.MINICHAT, MiniChatScores,
                        knows_scenes=True),
+    "photochat": Corpus(None, inception),
+    "dialogcc": Corpus(None, inception),
 }
 
 
@@ -59,19 +71,43 @@ def named(name: str) -> Corpus:
 
 
 def folder_of(data: Data, root: Path = DATA) -> Path:
-    """Where the corpus of these settings is on disk; the name depends on them and on the corpus's version."""
-    key = repr((sorted(asdict(data).items()), named(data.name).version))
+    """Where the corpus of these settings is on disk: a published one in ``data.folder``, another in a folder
+    whose name depends on them and on the corpus's version."""
+    if named(data.name).write is None:
+        return Path(data.folder) if data.folder else root / data.name
+    # These two decide nothing about a generated corpus.
+    settings = {key: value for key, value in asdict(data).items() if key not in ("folder", "real_only")}
+    key = repr((sorted(settings.items()), named(data.name).version))
     return root / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def check(data: Data, root: Path = DATA) -> None:
+    """Raises ConfigError for an unknown corpus, and for a published one that has not been built here."""
+    if named(data.name).write is not None:
+        return
+    folder, name = folder_of(data, root), data.name
+    missing = [file for file in (*(f"{split}.jsonl" for split in SPLITS), f"photos/{INDEX}")
+               if not (folder / file).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{folder} is not the corpus {name} with its photos ({', '.join(missing)} missing); make it with "
+            f"`e2e data get {name} --out {folder}-files`, `e2e data build {name} --source {folder}-files "
+            f"--out {folder}` and `e2e data photos {folder}`, or say where it is with --set data.folder=DIR")
 
 
 def prepare(config: Config, echo: Echo, root: Path = DATA) -> Path:
     """Writes the configuration's corpus unless it is there; returns its folder, which appears when complete.
+    A published corpus must be there.
 
     Raises ConfigError for an unknown corpus, one whose own reading or writing fails, or one that wrote less
     than it must, and files.SaveError.
     """
-    corpus, folder = named(config.data.name), files.recover_folder(folder_of(config.data, root))
-    if folder.is_dir():
+    corpus, folder = named(config.data.name), folder_of(config.data, root)
+    check(config.data, root)
+    if corpus.write is None:
+        echo(f"data: {folder}")
+        return folder
+    if files.recover_folder(folder).is_dir():
         echo(f"data: {folder} is there already")
         return folder
     with files.atomic_folder(folder) as new:

@@ -27,8 +27,9 @@ def run(*arguments):
 
 def test_help_names_every_command_and_each_explains_its_options():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-    assert names == ["reproduce", "data", "pretrain", "train", "evaluate", "compare", "ablate", "figures", "readme", "notebooks",
-                     "chat", "config", "vocabularies", "doctor"]
+    names += [group.name for group in cli.app.registered_groups]
+    assert names == ["reproduce", "pretrain", "train", "evaluate", "compare", "ablate", "figures", "readme", "notebooks",
+                     "chat", "config", "vocabularies", "doctor", "data"]
     page = run("--help").stdout
     for name in names:
         assert re.search(rf"^  {name} +\w", page, re.M) and run(name, "--help").exit_code == 0
@@ -57,7 +58,7 @@ def test_a_mistake_is_one_clear_message_and_exit_code_1(arguments, message, tmp_
 def test_a_profile_whose_dialogues_are_missing_stops_at_once(command, profile, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(command, "--profile", profile)
-    assert result.exit_code == 1 and "data.name = 'photochat': there is no such corpus" in result.stderr
+    assert result.exit_code == 1 and "e2e data build photochat" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
@@ -217,11 +218,11 @@ def test_a_chat_takes_the_trained_run_that_there_is(shipped, tmp_path, monkeypat
         result = typed(b"", *arguments)
         assert result.exit_code == 0 and re.search(f"end_to_end answers with .*{weights}", result.stdout)
         assert (partners[-1].model.language.model.norm.weight == scale).all()
-        assert partners[-1].settings.temperature == config.inference.chat_temperature
+        assert partners[-1].settings.num_beams == config.inference.chat_num_beams
     missing = typed(b"", "--run", "1")
     assert missing.exit_code == 1 and "there is no checkpoint at runs/smoke/end_to_end/seed-1/best" in missing.stderr
     typed(b"", "--seed", "8", "--set", "inference.temperature=1.5")
-    assert partners[-1].settings.temperature == 1.5 and partners[-1].rng.initial_seed() == 8
+    assert partners[-1].settings.temperature == 1.5 and partners[-1].settings.num_beams == 1 and partners[-1].rng.initial_seed() == 8
 
 
 def test_an_interrupt_before_a_chat_begins_ends_it_politely(tmp_path, monkeypatch):

@@ -82,15 +82,12 @@ def encode_with_offsets(tokenizer: Any, captions: list[str], *, special: bool,
 
 
 def without_undrawn(source: Encoding, target: Encoding, truncated: Tensor) -> Encoding:
-    """The source encoding without those tokens of ``truncated`` captions (B,) that lie in what was cut off of
-    the target's: no photo is drawn from them."""
+    """The source encoding without those tokens of ``truncated`` captions (B,) that begin after the target's
+    last one, where the caption was cut: no photo is drawn from them."""
     if not truncated.any():
         return source
-    in_target, (first, last) = target.token_mask, target.spans.unbind(-1)  # each (B, L)
-    begin = first.masked_fill(~in_target, torch.iinfo(first.dtype).max).amin(1, keepdim=True)  # (B, 1)
-    end = last.masked_fill(~in_target, 0).amax(1, keepdim=True)  # (B, 1)
-    first, last = source.spans.unbind(-1)  # each (B, C); a token may cover no character
-    drawn = (first < end) & (torch.maximum(last, first + 1) > begin)
+    end = target.spans[..., 1].masked_fill(~target.token_mask, 0).amax(1, keepdim=True)  # (B, 1)
+    drawn = source.spans[..., 0] < end  # (B, C)
     return replace(source, token_mask=source.token_mask & (drawn | ~truncated[:, None]))
 
 

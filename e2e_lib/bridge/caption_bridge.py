@@ -139,8 +139,8 @@ class CaptionBridge:
         if self.estimator in ONE_SOFTMAX and self.mapping in vocabulary.DYNAMIC:
             return token_probabilities(logits, ids, temperature, noise, real)  # (B, C, C)
         noisy = logits if noise is None else logits + noise
-        largest = noisy.detach().amax(-1)  # (B, C)
-        check_logits(largest / temperature, logits, real)
+        largest = noisy.detach().amax(-1) / temperature  # (B, C)
+        check_logits(largest, logits, real)
         if self.mapping == "none":
             return logits
         if not largest.isfinite().all():  # padding

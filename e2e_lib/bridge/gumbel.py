@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEAST_TEMPERATURE = 1e-30  # below it, gradients of 1/τ leave float32
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30  # beyond them, τ or gradients of 1/τ leave float32
 
 
 def gumbel_noise(shape: torch.Size | tuple[int, ...], rng: torch.Generator | None = None) -> Tensor:
@@ -24,10 +24,10 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises ValueError for a temperature that is not positive (from 1e-30 on) and finite."""
-    if not LEAST_TEMPERATURE <= temperature < math.inf:
+    """Raises ValueError for a temperature that is not positive or that float32 cannot divide by."""
+    if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:
         raise ValueError(f"the temperature must be positive, got {temperature}; allowed: numbers from "
-                         f"{LEAST_TEMPERATURE:g} on")
+                         f"{LEAST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}")
 
 
 def check_logits(largest: Tensor, logits: Tensor, real: Tensor | None = None) -> None:

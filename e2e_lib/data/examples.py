@@ -70,20 +70,26 @@ def subsample(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
-def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoStore, Report]:
+def load_split(folder: Path | str, split: str,
+               real_only: bool = False) -> tuple[list[Dialogue], PhotoStore, Report]:
     """A split's dialogues all of whose photos can be read, the photo store, and what was set aside and why.
 
-    Raises DataError if the split is missing or holds no sound dialogue.
+    With ``real_only``, dialogues with a photo that was drawn because it could not be fetched are set aside
+    too. Raises DataError if the split is missing or holds no sound dialogue.
     """
     folder = Path(folder)
     dialogues, report = read_dialogues(folder / f"{split}.jsonl")
     store, sound = PhotoStore(folder / "photos"), []
     for dialogue in dialogues:
-        damaged = store.check([photo.photo_id for photo in dialogue.photos]).problems
-        if damaged:
-            reason = f"dialogue {dialogue.dialogue_id}: {damaged[0].reason}"
+        ids = [photo.photo_id for photo in dialogue.photos]
+        damaged = store.check(ids).problems
+        drawn = [photo_id for photo_id in ids if real_only and store.is_drawn(photo_id)]
+        if damaged or drawn:
+            what = damaged[0].reason if damaged else f"{drawn[0]!r}: drawn from its caption (data.real_only)"
+            reason = f"dialogue {dialogue.dialogue_id}: {what}"
             row = report.rows[dialogue.dialogue_id]
-            report.problems.append(Problem(f"{split}.jsonl", row, "photo", reason))
+            field_name = "photo" if damaged else "drawn photo"
+            report.problems.append(Problem(f"{split}.jsonl", row, field_name, reason))
         else:
             sound.append(dialogue)
     report.kept = len(sound)
@@ -92,9 +98,9 @@ def load_split(folder: Path | str, split: str) -> tuple[list[Dialogue], PhotoSto
     return sound, store, report
 
 
-def split_examples(folder: Path | str, split: str,
-                   echo: Callable[[str], None] = lambda _: None) -> tuple[list[Example], PhotoStore]:
+def split_examples(folder: Path | str, split: str, echo: Callable[[str], None] = lambda _: None,
+                   real_only: bool = False) -> tuple[list[Example], PhotoStore]:
     """All examples of a split, and its photos; says what was set aside. Raises DataError."""
-    dialogues, store, report = load_split(folder, split)
+    dialogues, store, report = load_split(folder, split, real_only)
     echo(f"{split} dialogues: {report}")
     return [example for dialogue in dialogues for example in examples_of(dialogue)], store

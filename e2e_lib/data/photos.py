@@ -1,9 +1,11 @@
-"""The photo store, one folder of PNG files found by photo id (section 3.1.1), and photos as tensors.
+"""The photo store, one folder of files found by photo id (section 3.1.1), and photos as tensors.
 
-Ids come from data, so they are never used as paths: a photo's file is named after the SHA-256 of its id. A
-photo has its own size wherever it goes; whoever needs another one calls ``square``.
+Ids come from data, so they are never used as paths: the file of a photo that was added is named after the
+SHA-256 of its id, and where fetched photos lie is in the folder's index (see ``photo_index``). A photo has
+its own size wherever it goes; whoever needs another one calls ``square``.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -17,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from e2e_lib.data.dialogue import Problem, Report
-from e2e_lib.data.photo_input import PhotoError, PhotoInput, decode_photo, open_photo
+from e2e_lib.data.photo_index import INDEX, PhotoRow, usable_photos
+from e2e_lib.data.photo_input import FORMATS, PhotoError, PhotoInput, decode_photo, open_photo
 from e2e_lib.repro import files
 
 
@@ -40,8 +43,15 @@ class PhotoStore:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
+    @functools.cached_property
+    def index(self) -> dict[str, PhotoRow]:
+        """The rows of fetched and drawn photos, by photo id, as they were when the first was asked for."""
+        return usable_photos(self.folder) if (self.folder / INDEX).is_file() else {}
+
     def path(self, photo_id: str) -> Path:
-        """The file of a photo, whether or not it is there: 32 hexadecimal digits and ``.png``."""
+        """The file of a photo, there or not: the index's, or else 32 hexadecimal digits and ``.png``."""
+        if photo_id in self.index:
+            return self.folder / str(self.index[photo_id].file)
         # JSON can carry lone surrogates, which plain UTF-8 refuses.
         digest = hashlib.sha256(photo_id.encode("utf-8", "surrogatepass")).hexdigest()
         return self.folder / f"{digest[:32]}.png"
@@ -58,6 +68,8 @@ class PhotoStore:
         for: several times faster. Use it only inside ``files.atomic_folder``, which flushes all files and
         moves the whole folder into place, or nothing. Raises PhotoError and files.SaveError.
         """
+        if photo_id in self.index:
+            raise PhotoError(f"photo {photo_id!r}", f"{self.folder / INDEX} has it already; not replaced")
         path, encoded = self.path(photo_id), io.BytesIO()
         open_photo(photo).save(encoded, format="PNG", compress_level=1)
         if durable:
@@ -83,6 +95,8 @@ class PhotoStore:
         path = self.path(photo_id)
         where = f"photo {photo_id!r} ({path})"
         again = "make the corpus again with `e2e data`, or add the photo"
+        if (self.folder / INDEX).is_file():
+            again = "fetch it with `e2e data photos --retry failed`, or draw it, or add it"
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -91,7 +105,7 @@ class PhotoStore:
             raise PhotoError(where, f"the file cannot be read ({error.strerror}); check its "
                              "permissions") from error
         try:
-            return decode_photo(io.BytesIO(content), where, ("PNG",))
+            return decode_photo(io.BytesIO(content), where, FORMATS if photo_id in self.index else ("PNG",))
         except PhotoError as error:
             raise PhotoError(where, f"the file is {error.reason}; delete it and {again} again") from error
 
@@ -117,17 +131,31 @@ class PhotoStore:
         return self.folder / f"captions-{key}.json"
 
     def check(self, photo_ids: Iterable[str]) -> Report:
-        """Decodes every photo: how many are sound, and each that is not, its row being its position from 1.
+        """How many photos are sound, and each that is not, its row being its position from 1.
+
+        Those of the index were decoded when they came: only their size in bytes is compared. All others are
+        decoded.
         """
         report = Report()
         for row, photo_id in enumerate(photo_ids, 1):
             try:
-                self.load(photo_id)
+                if not self._is_as_indexed(photo_id):
+                    self.load(photo_id)
                 report.kept += 1
             except PhotoError as error:
                 report.problems.append(Problem(self.path(photo_id).name, row, "photo",
                                                f"{photo_id!r}: {error.reason}"))
         return report
+
+    def is_drawn(self, photo_id: str) -> bool:
+        """Whether the index says that the photo was drawn from its caption, and not fetched."""
+        return photo_id in self.index and self.index[photo_id].status == "drawn"
+
+    def _is_as_indexed(self, photo_id: str) -> bool:
+        try:
+            return photo_id in self.index and self.path(photo_id).stat().st_size == self.index[photo_id].bytes
+        except OSError:
+            return False
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -1,8 +1,8 @@
 """The statistics of a corpus, in the columns of the paper's Table 1 (section 3.1.1)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from e2e_lib.data.dialogue import DataError, Dialogue, Turn
 
@@ -53,7 +53,8 @@ class Table1:
         """The row of what was counted, unrounded. Raises DataError for no dialogue at all."""
         if not self.dialogues:
             raise DataError("Table 1 of an empty split: expected at least one dialogue")
-        return {"dialogues": self.dialogues, "utterances": self.utterances, "consecutive_utterances": self.runs,
+        return {"dialogues": self.dialogues, "utterances": self.utterances,
+                "consecutive_utterances": self.runs,
                 "utterances_per_dialogue": self.runs / self.dialogues, "images": self.images,
                 "distinct_images": len(self.photo_ids), "images_per_dialogue": self.images / self.dialogues}
 
@@ -71,3 +72,32 @@ def table_1(dialogues: Iterable[Dialogue], photo_turns: str = "left_out") -> Tab
     for dialogue in dialogues:
         table.add(dialogue)
     return table.row()
+
+
+def beside_paper(rows: Mapping[str, Mapping[str, Any]], paper: Iterable[Mapping[str, Any]],
+                 dataset: str) -> list[dict[str, Any]]:
+    """Rows of Table 1 as texts, ours of each split with the paper's (of ``dataset``) below it.
+
+    A number of ours that is not the paper's, at the paper's own digits, has its difference behind it.
+    """
+    published = {row["split"]: row for row in paper if row["dataset"] == dataset}
+    table: list[dict[str, Any]] = []
+    for split, row in rows.items():
+        theirs = published.get(split, {})
+        table.append({"split": split, "counted by": "ours",
+                      **{key: _beside(row[key], theirs.get(key)) for key in Table1Row.__annotations__}})
+        if theirs:
+            table.append({"split": split, "counted by": "paper",
+                          **{key: _written(theirs[key]) for key in Table1Row.__annotations__}})
+    return table
+
+
+def _written(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+
+
+def _beside(ours: float, theirs: float | None) -> str:
+    if theirs is None or _written(ours) == _written(theirs):
+        return _written(ours)
+    sign, size = "+" if ours > theirs else "−", abs(ours - theirs)
+    return f"{_written(ours)} ({sign}{_written(size if isinstance(ours, int) else round(size, 2))})"

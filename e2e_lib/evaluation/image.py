@@ -16,6 +16,7 @@ from torch import Tensor
 from e2e_lib.evaluation.fidelity import FeatureExtractorInceptionV3, metric_fid, metric_isc, metric_kid
 
 BATCH = 64  # photos per call of a feature extractor
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity calls its file
 SEED = 0  # of the order in which IS splits photos, and of KID's subsets
 
 
@@ -122,7 +123,7 @@ class InceptionExtractor:
             problem = "not a file of weights, or damaged" if weights.is_file() else "no such file"
         if problem:
             raise ValueError(f"Inception weights {weights}: {problem}; expected torch-fidelity's "
-                             "weights-inception-2015-12-05-6726825d.pth (from its release page, v0.2.0); "
+                             f"{INCEPTION_WEIGHTS} (from its release page, v0.2.0); "
                              "download it again, or leave the Inception scores out")
         self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"],
                                                    feature_extractor_weights_path=str(weights))

@@ -85,7 +85,7 @@ def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 1
     settings = {"rounds": rounds, "batch": batch, **measurement_settings(config)}
     if results.is_up_to_date(path, settings, echo):
         return path
-    examples, store = split_examples(corpora.prepare(config, echo), "dev")
+    examples, store = split_examples(corpora.prepare(config, echo), "dev", real_only=config.data.real_only)
     models: dict[str, Any] = {name: build(apply_variant(config, name)).train() for name in MAPS}
     collated = Collator(models["none"].formatter, store)(dev_examples(examples, batch))
     seconds: dict[str, list[float]] = {name: [] for name in MAPS}

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from e2e_lib import corpora
 from e2e_lib.config import Config, with_defaults
 from e2e_lib.data.examples import Example, split_examples, subsample
+from e2e_lib.data.photo_input import open_photo
 from e2e_lib.data.photos import PhotoStore, to_tensor
 from e2e_lib.evaluation.image import features_of
 from e2e_lib.evaluation.scores import Answers, all_scores, answer_row, reduce
@@ -76,7 +75,8 @@ def contexts_to_answer(examples: Sequence[Example], max_text_only: int) -> list[
 def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, root: Path) -> None:
     """Saves answers in ``folder``: ``answers.jsonl``, a row per test context, its photos ``<row>-<k>.png``
     (both count from 0), and ``details.jsonl``, a row per question of the corpus: all, since scored apart."""
-    every, store = split_examples(corpus, "test", lambda line: echo(f"seed {seed}: {line}"))
+    every, store = split_examples(corpus, "test", lambda line: echo(f"seed {seed}: {line}"),
+                                  config.data.real_only)
     examples = contexts_to_answer(every, config.evaluation.max_text_only_examples)
     own = corpora.scores_of(config.data, corpus)
     questions = own.questions(every) if own else []
@@ -112,7 +112,7 @@ def saved_answers(config: Config, system: str, seed: int, corpus: Path, root: Pa
     rows = read_answers(config.profile, [seed], root, system, folder)[seed]
     replies = read_details(config.profile, [seed], root, system, folder)[seed]
     store, extractor = PhotoStore(corpus / "photos"), corpora.extractor_of(config.data)
-    drawn = [to_tensor(Image.open(image).convert("RGB")) for row in rows for image in row["images"]]
+    drawn = [to_tensor(open_photo(image)) for row in rows for image in row["images"]]
     gold = [store.tensor(photo_id) for row in rows for photo_id in row["gold_photo_ids"]]
     return reduce([*rows, *replies], features_of(drawn, extractor), features_of(gold, extractor),
                   corpora.scores_of(config.data, corpus))

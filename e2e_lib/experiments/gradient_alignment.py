@@ -183,7 +183,7 @@ def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positi
                 "weights": files.weights_hash(run_folder(config, seed) / "best")}
     if results.is_up_to_date(path, settings, echo):
         return path
-    examples, store = split_examples(corpora.prepare(config, echo), "dev")
+    examples, store = split_examples(corpora.prepare(config, echo), "dev", real_only=config.data.real_only)
     sharing = [e for e in examples if len(e.response.photos) == 1 and not e.response.text][:captions]
     model, listed = load_trained(config, seed), word_list(config.bridge.word_list)
     cases = [(mapping, *estimator) for mapping in MAPS if mapping != "none" for estimator in ESTIMATORS]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e2e_lib.config import Inference
+from e2e_lib.config import Inference, check_seed
 from e2e_lib.data.dialogue import SharedPhoto, Turn, clean_text
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.photo_input import PhotoInput, open_photo
@@ -69,11 +69,12 @@ class ChatPartner:
 
     ``turns`` holds the chat so far (speaker 0 is you), ``album`` its photos. The same ``seed`` and the same
     words give the same answers. What fails or is interrupted leaves the chat as it was, random numbers too.
+    Raises ConfigError for a ``seed`` that is no whole number from 0 to ``config.MAX_SEED``.
     """
 
     def __init__(self, model: PhotoChatModel, settings: Inference, seed: int = 0) -> None:
         self.model, self.settings = model, settings
-        self.rng = torch.Generator().manual_seed(seed)
+        self.rng = torch.Generator().manual_seed(check_seed(seed))
         self.album, self.turns = PhotoAlbum(), list[Turn]()
 
     def say(self, text: str = "", photos: PhotoInput | Sequence[PhotoInput] | None = None) -> Response:
@@ -119,10 +120,14 @@ class ChatPartner:
 
 
 def chat_settings(settings: Inference) -> Inference:
-    """The settings of a chat: with ``chat_temperature``, unless ``temperature`` is not the default."""
-    if settings.temperature != Inference.temperature:
+    """The settings of a chat: ``chat_num_beams`` beams, unless how words are chosen was set otherwise.
+
+    A small model's samples have broken words where a person leaves the world it knows; a search has few.
+    """
+    choice = ("do_sample", "temperature", "top_p", "num_beams")
+    if any(getattr(settings, name) != getattr(Inference, name) for name in choice):
         return settings
-    return dataclasses.replace(settings, temperature=settings.chat_temperature)
+    return dataclasses.replace(settings, num_beams=settings.chat_num_beams)
 
 
 def chat_in_terminal(partner: ChatPartner, say: Callable[[str], None]) -> None:
@@ -181,9 +186,8 @@ def _file_names(text: str) -> list[str]:
 def _show(answer: Response | None, partner: ChatPartner, say: Callable[[str], None]) -> None:
     if answer is None:
         return
-    if answer.context_tokens_cut:
-        say(f"(the partner reads {partner.model.formatter.max_context} tokens: the first "
-            f"{answer.context_tokens_cut} of the chat were left out)")
+    if left_out := _left_out(partner):
+        say(f"({left_out})")
     if answer.text or not answer.images:
         say(f"partner: {answer.text or '(says nothing)'}")
     for image, caption in zip(answer.images, answer.captions, strict=True):
@@ -191,6 +195,17 @@ def _show(answer: Response | None, partner: ChatPartner, say: Callable[[str], No
             say(f"partner shares {save_as_new(image)}: {caption}")
         except OSError as error:
             say(f"partner shares a photo: {caption} (not saved: {error.strerror})")
+
+
+def _left_out(partner: ChatPartner) -> str:
+    """What the partner, who spoke last, did not read: of a long message each time, of a long chat once."""
+    formatter, turns = partner.model.formatter, partner.turns
+    limit = f"longer than the {formatter.max_context} tokens that the partner reads"
+    if cut := formatter.context(turns[-2:-1], 1).cut:
+        return f"the message is {limit}: its first {cut} were left out"
+    if formatter.context(turns[:-1], 1).cut and not formatter.context(turns[:-3], 1).cut:
+        return f"the chat is {limit}: from now on its oldest messages are left out"
+    return ""
 
 
 def save_as_new(image: Image.Image) -> Path:

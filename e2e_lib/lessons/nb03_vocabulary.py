@@ -7,7 +7,7 @@ Axes: C tokens of the language model, L of the text encoder, V1 and V2 their voc
 import html
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap
+from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, without_undrawn, word_spans
 from e2e_lib.bridge.reference import DenseMap, caption_matrix, dense_maps, static_matrix
 from e2e_lib.bridge.vocabulary import DYNAMIC, normalized_tokens
 from e2e_lib.data.collate import Batch
@@ -49,9 +49,11 @@ Map = Callable[[Pair], list[DenseMap]]
 
 
 def pair(source_tokenizer: Any, target_tokenizer: Any, text: str, length: int | None = None) -> Pair:
-    """``text`` in the tokens of both, the second with its marks and, if given, padded to ``length``."""
-    batches = (encode_with_offsets(source_tokenizer, [text], special=False)[0],
-               encode_with_offsets(target_tokenizer, [text], special=True, length=length)[0])
+    """``text`` in the tokens of both, the second with its marks and, if given, padded or cut to ``length``;
+    what is cut off there is no part of the caption (``source.token_mask``) either, as for the bridge."""
+    cut, truncated = encode_with_offsets(target_tokenizer, [text], special=True, length=length)
+    whole, _ = encode_with_offsets(source_tokenizer, [text], special=False)
+    batches = without_undrawn(whole, cut, truncated), cut
     source, target = (Encoding(*(values[0] for values in vars(batch).values())) for batch in batches)
     sides = ((source_tokenizer, source.input_ids.tolist()), (target_tokenizer, target.input_ids.tolist()))
     tokens = [tokenizer.convert_ids_to_tokens(ids) for tokenizer, ids in sides]
@@ -59,6 +61,13 @@ def pair(source_tokenizer: Any, target_tokenizer: Any, text: str, length: int | 
     shared = overlap(batches[0].spans, batches[1].spans)[0] & target.token_mask  # (C, L)
     same_text = static_matrix(*texts).bool() & target.token_mask  # (C, L)
     return Pair(text, tokens[0], tokens[1], source, target, shared, same_text)
+
+
+def words_drawn(caption: Pair) -> set[str]:
+    """The different words of a caption of which the text encoder has a token."""
+    spans, _ = word_spans([caption.text])  # (1, W, 2)
+    has_token = (overlap(spans, caption.target.spans[None])[0] & caption.target.token_mask).any(-1)  # (W,)
+    return {caption.text[start:end] for start, end in spans[0][has_token].tolist()}
 
 
 def maps_of(source_tokenizer: Any, target_tokenizer: Any, words: Sequence[str]) -> dict[str, Map]:
@@ -75,7 +84,8 @@ def maps_of(source_tokenizer: Any, target_tokenizer: Any, words: Sequence[str]) 
         return [DenseMap(matrix, mean, caption.target.token_mask.double())]
 
     def dynamic(name: str, caption: Pair) -> list[DenseMap]:
-        return dense_maps(name, caption.text, caption.source, caption.target, *sizes)
+        spans = caption.source.spans * caption.source.token_mask[:, None]  # what is cut off is in no word
+        return dense_maps(name, caption.text, replace(caption.source, spans=spans), caption.target, *sizes)
 
     return {"static_piece": partial(static, static_matrix(*map(normalized_tokens, tokenizers))),
             "static_word": partial(static, by_word), **{name: partial(dynamic, name) for name in DYNAMIC}}

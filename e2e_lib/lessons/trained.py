@@ -22,8 +22,8 @@ from e2e_lib.repro.randomness import generator
 from e2e_lib.repro.run_files import RUNS, Rows, read_answers, seed_folder
 
 # How long each command takes in mini, on two CPU cores.
-DURATIONS = {"e2e reproduce": "25 minutes", "e2e compare": "40 minutes", "e2e ablate": "several hours",
-             "make bench": "ten minutes"}
+DURATIONS = {"e2e reproduce": "about 25 minutes", "e2e compare": "about 40 minutes",
+             "e2e ablate": "several hours", "make bench": "about ten minutes"}
 
 
 def not_yet(path: Path, profile: str, seeds: Sequence[int] = (0,)) -> Markdown:
@@ -32,12 +32,12 @@ def not_yet(path: Path, profile: str, seeds: Sequence[int] = (0,)) -> Markdown:
     duration = DURATIONS.get(command, "minutes")
     if profile != "mini" and command != "make bench":
         command += f" --profile {profile}"
-        duration = "a few minutes" if profile == "smoke" else "longer than in mini"
+        duration = "minutes" if profile == "smoke" else "longer than in mini"
     if not set(seeds) <= ({0} if profile == "smoke" else {0, 1, 2}):
         command += f" --seeds {' '.join(map(str, seeds))}"
     command = "make reproduce" if command == "e2e reproduce" else command  # as the README says it
-    return Markdown(f"*Not shown: `{path}` is not there yet. `{command}` makes it (about {duration} on two "
-                    "CPU cores).*")
+    return Markdown(f"*Not shown: `{path}` is not there yet. `{command}` makes it ({duration} on two CPU "
+                    "cores).*")
 
 
 def _first_missing(paths: Sequence[Path], profile: str, seeds: Sequence[int]) -> Markdown | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from e2e_lib.bridge import CaptionBridge
+from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.config import Bridge, Config, ConfigError
 from e2e_lib.data.collate import Batch, PromptFormatter
 from e2e_lib.models import hub
@@ -89,6 +90,12 @@ def _build(config: Config) -> PhotoChatModel:
         raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} "
                           f"numbers, but the language model is {width} wide: model.perceptron and "
                           "model.language do not belong together")
+    for name in ("temperature_start", "temperature_end"):
+        temperature = getattr(config.bridge, name)
+        try:
+            RELAXATIONS[config.bridge.estimator](torch.zeros(2), temperature, torch.Generator())
+        except ValueError as error:
+            raise ConfigError(f"bridge.{name} = {temperature:g}: {error}") from None
     return EndToEndModel(
         language=language, tokenizer=tokenizer, perceptron=perceptron, generator=generator,
         captioner=None if perceptron else load_captioner(parts.captioner),

@@ -5,12 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from e2e_lib.config import Data
 from e2e_lib.corpora import DATA, folder_of
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import split_examples, subsample
+from e2e_lib.data.photo_input import open_photo
 from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.minichat import wrong_attributes
 from e2e_lib.report.plots import BLUE, STYLES, VERMILLION, Figure, Html, chat_html, footer, photo_grid
@@ -96,7 +95,7 @@ def example_chat(answers: Sequence[dict[str, Any]], corpus: Path, profile: str, 
         if row and example.response.photos and any(turn.photos for turn in example.context):
             turns = [Turn(int(turn.speaker == me), turn.text, turn.photos) for turn in example.context]
             photos = {photo.photo_id: store.load(photo.photo_id) for turn in turns for photo in turn.photos}
-            photos |= {f"drawn {k}": Image.open(image) for k, image in enumerate(row["images"])}
+            photos |= {f"drawn {k}": open_photo(image) for k, image in enumerate(row["images"])}
             drawn = (SharedPhoto(f"drawn {k}", caption) for k, caption in enumerate(row["captions"]))
             turns.append(Turn(1, row["text"], tuple(drawn)))
             note = footer(profile, [seed], f"1 of {len(answers)} responses; the last turn is the model's own")

@@ -69,10 +69,17 @@ def load_json(path: Path | str) -> dict[str, Any]:
     profile = next((name for name in reversed(path.parts[:-1]) if name in PROFILES), None)
     of_profile = f" --profile {profile}" if profile and command.startswith("e2e ") else ""
     content: dict[str, Any] = files.read_json(path, command + of_profile, shape)
-    if shape is _SUMMARY and "numbers" not in content:  # it is older than they are: all runs have the same
+    if shape is RUN:
+        try:
+            with_defaults(content["provenance"]["config"])
+        except ConfigError as error:
+            raise ResultsError(f"{path}: {error}; delete the file and make it again with "
+                               f"`{command}{of_profile}`") from None
+    if shape is _SUMMARY and "numbers" not in content:  # it is older than they are
         folder = path.parent / ("runs" if path.stem == "summary" else path.stem)
-        first = next((folder / name for name in content["runs"] if (folder / name).is_file()), None)
-        content |= _numbers(load_json(first)) if first else {}
+        runs = [load_json(folder / name) for name in content["runs"] if (folder / name).is_file()]
+        # All had the same; one that has others now was made again since.
+        content |= _numbers(next((run for run in runs if version_note(run)), runs[0])) if runs else {}
     return content
 
 

@@ -118,8 +118,8 @@ class _Run:
             self.model = build(config)
         with self.accelerator.main_process_first():
             corpus = prepare(config, echo, data_root)
-            self.examples, store = _read(corpus, "train", self.model, echo)
-            dev, dev_store = _read(corpus, "dev", self.model, echo)
+            self.examples, store = _read(config, corpus, "train", self.model, echo)
+            dev, dev_store = _read(config, corpus, "dev", self.model, echo)
         self.lengths = [sum(len(turn.text) + 40 * len(turn.photos) for turn in (*e.context, e.response))
                         for e in self.examples]
         self.dev = DevSet(config, seed, dev, dev_store, folder / "gallery")
@@ -308,9 +308,10 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
 
-def _read(corpus: Path, split: str, model: PhotoChatModel, echo: Echo) -> tuple[list[Example], PhotoStore]:
+def _read(config: Config, corpus: Path, split: str, model: PhotoChatModel,
+          echo: Echo) -> tuple[list[Example], PhotoStore]:
     """A split's examples as the model reads them, and its photos."""
-    examples, store = split_examples(corpus, split, echo)
+    examples, store = split_examples(corpus, split, echo, config.data.real_only)
     return with_captions(examples, model.captioner, store) if model.captioner else examples, store
 
 

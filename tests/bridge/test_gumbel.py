@@ -101,7 +101,7 @@ def test_ties_and_large_logits_still_give_one_word():
     assert h.sum(-1).tolist() == [1.0, 1.0] and torch.isfinite(h).all()
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-31, float("inf"), float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-31, 1e31, float("inf"), float("nan")])
 def test_a_temperature_that_is_not_positive_is_named(temperature):
     with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
         softmax_with_temperature(torch.zeros(2, 3), temperature)

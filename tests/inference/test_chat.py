@@ -7,9 +7,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from e2e_lib.config import SYSTEMS, Inference
+from e2e_lib.config import SYSTEMS, ConfigError, Inference
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photo_input import PhotoError
@@ -216,12 +218,13 @@ def test_nothing_can_go_on_before_anything_was_said(systems):
         ChatPartner(systems["end_to_end"], GREEDY).go_on()
 
 
-def test_a_chat_is_cooler_than_scored_answers_unless_a_temperature_was_set():
-    usual = Inference(num_beams=1, top_p=0.8)
-    assert usual.chat_temperature < usual.temperature
-    assert chat_settings(usual) == dataclasses.replace(usual, temperature=usual.chat_temperature)
-    assert chat_settings(dataclasses.replace(usual, chat_temperature=0.9)).temperature == 0.9
-    assert chat_settings(dataclasses.replace(usual, temperature=1.3)).temperature == 1.3
+def test_a_chat_searches_for_its_words_unless_something_else_was_set(systems, monkeypatch):
+    usual = Inference(max_new_tokens=6, num_inference_steps=1)
+    assert chat_settings(usual) == dataclasses.replace(usual, num_beams=8)
+    for changed in ({"temperature": 1.3}, {"do_sample": False}, {"top_p": 0.5}, {"num_beams": 2}, {"chat_num_beams": 1}):
+        assert chat_settings(dataclasses.replace(usual, **changed)) == dataclasses.replace(usual, **changed)
+    first, second = (ChatPartner(systems["end_to_end"], chat_settings(usual), seed=seed).say("Hello!") for seed in (0, 1))
+    assert first.text == second.text  # the seed is the photos'
 
 
 def test_a_drawn_photo_goes_to_a_free_name(scripted, typed, tmp_path):
@@ -323,10 +326,37 @@ def test_photo_takes_several_files_and_names_the_one_that_is_missing(scripted, t
     assert '"it\'s"' in shown[3] and "no such file" in shown[3] and "'nope.png'" in shown[4] and "no such file" in shown[4]
 
 
-def test_a_chat_longer_than_the_context_says_what_is_left_out(systems, typed):
+def test_a_message_longer_than_the_context_says_what_is_left_out(systems, typed):
     partner = ChatPartner(systems["end_to_end"], GREEDY)
-    shown = typed(partner, "Hi!", "We flew a red kite. " * 60)
-    notices = [line for line in shown if "left out" in line]
-    (number,) = [int(word) for line in notices for word in line.split() if word.isdigit() and int(word) != 192]
-    cut = partner.model.formatter.context(partner.turns[:3], 1).cut
-    assert number == cut > 0 and "192 tokens" in notices[0] and shown.index(notices[0]) == 2
+    shown = typed(partner, "Hi!", "We flew a red kite. " * 60, "ok", "We flew a red kite. " * 60)
+    cut = partner.model.formatter.context(partner.turns[2:3], 1).cut
+    notice = f"(the message is longer than the 192 tokens that the partner reads: its first {cut} were left out)"
+    assert cut > 0 and [i for i, line in enumerate(shown) if line == notice] == [2, 5] and len(shown) == 8
+
+
+def test_a_chat_longer_than_the_context_says_so_once(scripted, typed):
+    partner = scripted(*[Turn(1, "I like it, too.")] * 30)
+    shown = typed(partner, *["We flew a red kite at the beach."] * 30)
+    (notice,) = [i for i, line in enumerate(shown) if "from now on its oldest messages are left out" in line]
+    assert len(shown) == 33  # an introduction, 30 answers, the notice, and an empty line
+    cut = [partner.model.formatter.context(partner.turns[:2 * said + 1], 1).cut for said in range(30)]
+    assert cut[notice - 2] == 0 < cut[notice - 1]
+
+
+def test_an_impossible_seed_is_refused(systems):
+    for seed in (-1, 2**63, 1.5):
+        with pytest.raises(ConfigError, match="expected a whole number from 0"):
+            ChatPartner(systems["end_to_end"], GREEDY, seed=seed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.one_of(st.text(st.characters(codec=None, exclude_categories=())), st.binary(), st.none(), st.floats()),
+       st.one_of(st.none(), st.text(), st.binary(), st.lists(st.one_of(st.none(), st.text(), st.binary(), st.integers()), max_size=3)))
+def test_whatever_is_said_is_answered_or_refused(systems, text, photos):
+    partner = ChatPartner(systems["end_to_end"], dataclasses.replace(GREEDY, max_new_tokens=1))
+    try:
+        partner.say(text, photos)
+    except (TypeError, ValueError) as error:
+        assert partner.turns == [] and str(error).startswith(("say", "photo", "found"))
+    else:
+        assert len(partner.turns) == 2

@@ -62,6 +62,17 @@ def test_a_pair_has_shared_characters_and_equal_texts(sides, text):
         assert pair.same_text[t, j] == (one == other != "" and bool(pair.target.token_mask[j]))
 
 
+def test_what_the_text_encoder_cuts_off_is_no_part_of_the_caption(sides):
+    text = SENTENCES[1]
+    whole, cut = (lesson.pair(*sides[:2], text, length) for length in (sides[2], 10))
+    assert lesson.words_drawn(whole) == set(re.findall(r"\S+", text)) and whole.source.token_mask.all()
+    end = max(last for first, last in cut.target.spans.tolist())
+    assert 0 < end < len(text)
+    assert [keep for keep, (first, _) in zip(cut.source.token_mask.tolist(), cut.source.spans.tolist(), strict=True)] == [
+        first < end for first, _ in cut.source.spans.tolist()]
+    assert lesson.words_drawn(cut) == {text[m.start():m.end()] for m in re.finditer(r"\S+", text) if m.start() < end}
+
+
 def test_the_strips_show_every_token_and_every_character(sides):
     pair = pairs_of(sides)[0]
     page = lesson.strips(pair, "n")
@@ -83,9 +94,10 @@ def test_real_tokenizers_that_cannot_be_loaded_are_named(tmp_path, sides):
 
 # ---------------------------------------------------------------------------------------------------------------- matrices
 
-@pytest.mark.parametrize("sentence", range(len(SENTENCES)))
+@pytest.mark.parametrize(("sentence", "length"), [(0, None), (1, None), (2, None), (0, 7), (1, 10)])  # with a length, cut
 @pytest.mark.parametrize("mapping", MAPS)
-def test_the_gradient_through_the_matrices_is_the_bridges(sides, maps, table, mapping, sentence):
+def test_the_gradient_through_the_matrices_is_the_bridges(sides, maps, table, mapping, sentence, length):
+    sides = (*sides[:2], length or sides[2])
     pair = pairs_of(sides)[sentence]
     shape = (1, len(pair.source_tokens), len(sides[0]))
     z = torch.randn(shape, generator=generator("z"), dtype=torch.float64).requires_grad_()

@@ -32,7 +32,7 @@ def test_it_is_valid_and_names_its_kernel(notebook):
 def test_it_opens_with_a_question_and_its_costs(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
-    rows = ("**Question.**", "| Paper |", "| Time |", "| Loads |", "| Trains |", "| Hardware |")
+    rows = ("**Question.**", "| Paper |", "| Time |", "| Needs |", "| Loads |", "| Trains |", "| Hardware |")
     assert all(row in first.source for row in rows)
 
 

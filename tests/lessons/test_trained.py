@@ -25,7 +25,7 @@ from e2e_lib.repro.run_files import seed_folder
 ])
 def test_the_sentence_names_what_is_missing_and_a_command_that_makes_it(tmp_path, path, profile, seeds, command):
     sentence = trained.not_yet(tmp_path / path, profile, seeds)
-    assert f"`{tmp_path / path}` is not there yet" in sentence and f"`{command}` makes it (about " in sentence
+    assert f"`{tmp_path / path}` is not there yet" in sentence and f"`{command}` makes it (" in sentence
     if command.startswith("e2e "):  # its options are those of the command line
         assert CliRunner().invoke(app, [*shlex.split(command)[1:], "--help"]).exit_code == 0
 

@@ -17,7 +17,7 @@ from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.pipeline import Pipeline
-from e2e_lib.models.systems import build, word_list
+from e2e_lib.models.systems import build, new_bridge, word_list
 from e2e_lib.models.translator import ImageTranslator
 
 CLASSES = {"end_to_end": (EndToEndModel, LlamaForCausalLM, ImageGenerator),
@@ -149,6 +149,15 @@ def test_what_is_more_than_the_parts_can_do_is_refused_when_they_are_built(confi
         assert build(changed)  # Divter's steps are the codes of a photo
 
 
+def test_a_temperature_that_the_estimator_does_not_take_is_refused_before_training_comes_to_it(config):
+    reinmax = replace(config, "bridge.estimator", "reinmax")
+    with pytest.raises(ConfigError, match="bridge.temperature_end = 0.01: ReinMax needs a temperature of at least 1"):
+        build(reinmax)
+    with pytest.raises(ConfigError, match="bridge.temperature_start = 0.5: ReinMax"):
+        build(replace(reinmax, "bridge.temperature_start", 0.5))
+    assert build(replace(reinmax, "bridge.temperature_end", 1)) and build(replace(reinmax, "model.system", "pipeline"))
+
+
 def test_a_context_too_short_for_a_photo_is_refused_where_photos_are_seen(config, tmp_path):
     short = replace(config, "data.max_context", 16)
     assert build(short) and build(replace(short, "model.system", "pipeline"))
@@ -185,9 +194,19 @@ def test_parts_of_different_widths_are_named(config, tmp_path):
 def test_a_word_list_ships_or_is_a_file_of_words(config, tmp_path, monkeypatch):
     shipped = word_list(config.bridge.word_list)
     assert len(shipped) > 50 and "car" in shipped and all(word == word.strip() and " " not in word for word in shipped)
-    (tmp_path / "words.txt").write_text("café\nred car\n\n", encoding="utf-8")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert word_list(f"{tmp_path}/words.txt") == word_list("~/words.txt") == ["café", "red", "car"]
+    for encoding in ("utf-8", "utf-8-sig"):  # with the mark that some editors write
+        (tmp_path / "words.txt").write_text("café\nred car\n\n", encoding=encoding)
+        assert word_list(f"{tmp_path}/words.txt") == word_list("~/words.txt") == ["café", "red", "car"]
+
+
+def test_the_bridge_has_what_the_settings_say(config, systems):
+    images, tokenizer = systems["end_to_end"].generator, systems["end_to_end"].tokenizer
+    for changes in ({}, {"mapping": "word", "estimator": "soft", "pooling": "sum", "added_at": "caption_and_marks"}):
+        settings = dataclasses.replace(config.bridge, **changes)
+        bridge = new_bridge(settings, tokenizer, images)
+        assert [getattr(bridge, name) for name in ("mapping", "estimator", "pooling", "added_at", "length")] == [
+            settings.mapping, settings.estimator, settings.pooling, settings.added_at, images.max_length]
 
 
 @pytest.mark.parametrize("source", ["/absent/words.txt", "shipped:word-lists/absent.txt", "binary"])

@@ -159,17 +159,21 @@ def main() -> int:
     arguments = parser.parse_args()
     mutants = [mutant for mutant in read_mutants() if not arguments.words or any(
         word in text for word in arguments.words for text in (mutant.file, mutant.why, mutant.tests, mutant.room))]
-    bad = {mutant: problem for mutant in mutants if (problem := mutant.problem())}
-    for mutant, problem in bad.items():
-        print(f"error: {mutant.file}: {mutant.why}: {problem}: {mutant.old!r}")
-    mutants = sorted((mutant for mutant in mutants if mutant not in bad), key=lambda mutant: mutant.tests)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+                   "HYPOTHESIS_PROFILE": "mutants"}
     sys.dont_write_bytecode = True
     for name in PRELOADED:
         importlib.import_module(name)
+    from hypothesis import HealthCheck, Phase, settings
+    settings.register_profile("mutants", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow],
+                              phases=[Phase.explicit, Phase.generate])  # one failing input is enough, it need not be the smallest
     killed, seen, began = Counter[str](), Counter[str](), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as base:
         whole = copy_checkout(Path(base) / "whole")  # as it was at the start, whatever is edited meanwhile
+        bad = {mutant: problem for mutant in mutants if (problem := mutant.problem(whole))}
+        for mutant, problem in bad.items():
+            print(f"error: {mutant.file}: {mutant.why}: {problem}: {mutant.old!r}")
+        mutants = sorted((mutant for mutant in mutants if mutant not in bad), key=lambda mutant: mutant.tests)
         slots = Slots([shutil.copytree(whole, Path(base) / f"copy{k}") for k in range(arguments.workers)])
         if failures := check_tests(slots, mutants, arguments.workers):
             print(failures, "the tests fail without any mutant", sep="\n")

@@ -211,6 +211,8 @@ def test_results_stay_readable_when_a_version_is_raised_and_say_so(tmp_path, mon
     assert results.version_note(read_summary("mini", tmp_path)) == note == results.version_note(read_runs("mini", tmp_path)[1])
     files.write_json(path, {key: value for key, value in before.items() if key != "numbers"})  # of before summaries had it
     assert results.version_note(load_json(path)) == note
+    versioned(tmp_path, "divter", 0, {"decoding": 2, "scoring": 4, "walls": 7})  # one run is made again, the summary is not
+    assert results.version_note(load_json(path)) == note
     monkeypatch.setattr("e2e_lib.versions.SCORING", 5)
     assert "made with decoding version 1 and scoring version 4; the code is at decoding version 2 and scoring version 5" in results.version_note(before)
 

@@ -1,0 +1,180 @@
+"""From a published corpus's own files to examples that can be trained on, by the commands alone."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from fault_server import FaultServer
+from PIL import Image
+from typer.testing import CliRunner
+
+from e2e_lib import __main__ as cli
+from e2e_lib import config as settings
+from e2e_lib import corpora
+from e2e_lib.config import ConfigError
+from e2e_lib.data.examples import load_split, split_examples
+from e2e_lib.data.photo_index import PhotoIndex
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.sources import synthetic
+
+COUNTS = {"train": 6, "dev": 3, "test": 3}
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["data", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def server():
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def source(server, tmp_path):
+    """PhotoChat's files, the photos at addresses of the server; those of the first dialogue of train and of dev are missing."""
+    folder, number = synthetic.write("photochat", tmp_path / "source", COUNTS), 0
+    for path in sorted(folder.rglob("*.json")):
+        rows = json.loads(path.read_text())
+        for i, row in enumerate(rows):
+            number += 1
+            row["photo_url"] = server.url + ("missing?" if i == 0 and "test" not in path.name else "good/") + str(number)
+        path.write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture
+def built(source, tmp_path):
+    out = tmp_path / "photochat"
+    assert run("build", "photochat", "--source", source, "--out", out).exit_code == 0
+    done = run("photos", out, "--allow-loopback", "--second-source", "", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["statuses"] == {"ok": 10, "missing": 2}
+    return out
+
+
+def test_build_photos_and_stats_print_one_json_object_and_progress_elsewhere(source, tmp_path):
+    out = tmp_path / "out"
+    made = run("build", "photochat", "--source", source, "--out", out, "--json")
+    report = json.loads(made.stdout)
+    assert {split: report[split]["kept"] for split in report} == COUNTS and "Table 1" in made.stderr and "dialogue[]" in made.stderr
+    fetched = run("photos", out, "--allow-loopback", "--second-source", "", "--json")
+    assert json.loads(fetched.stdout)["photos"] == 12 and "missing" in fetched.stderr and "127.0.0.1" in fetched.stderr
+    again = json.loads(run("photos", out, "--allow-loopback", "--second-source", "", "--json").stdout)
+    assert again["fetched"] == 0 and again["photos"] == 12
+    numbers = json.loads(run("stats", out, "--json").stdout)
+    assert numbers["train"]["dialogues"] == 6 and numbers["train"]["photos"] == {"fetched": 5, "drawn": 0, "not fetched": 1}
+    real = json.loads(run("stats", out, "--real-only", "--json").stdout)
+    assert (real["train"]["dialogues"], real["train"]["left_out"]) == (5, 1)
+
+
+def test_a_redacted_report_of_photos_names_no_host(built):
+    done = run("photos", built, "--allow-loopback", "--redact", "--json")
+    assert "127.0.0.1" not in done.output and json.loads(done.stdout)["photos"] == 12
+
+
+def test_table_1_stands_beside_the_papers_with_differences_marked(built):
+    lines = run("stats", built).stdout.splitlines()
+    ours, paper = (next(line for line in lines if line.startswith("train") and who in line) for who in ("ours", "paper"))
+    assert "10,286" in paper and "8,889" in paper and "6 (−10,280)" in ours
+
+
+def test_a_list_needs_no_dialogues(server, tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (
+        {"photo_id": "a", "url": server.url + "good/1"}, {"photo_id": "b", "url": ""}, {"photo_id": "c", "url": ""})))
+    done = run("photos", "--list", path, "--out", tmp_path / "photos", "--allow-loopback", "--json")
+    assert json.loads(done.stdout)["statuses"] == {"bad_address": 2, "ok": 1}
+    assert PhotoStore(tmp_path / "photos").load("a").size == (32, 32)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["photos"], "--list FILE and --out DIR"), (["photos", "--list", "x.jsonl"], "--out DIR"), (["photos", "absent"], "photos.jsonl"),
+    (["photos", "absent", "--retry", "fialed"], "'fialed': expected failed"), (["stats", "absent"], "`e2e data build` writes"),
+    (["build", "photochat", "--source", "absent", "--out", "out"], "`e2e data get`"), (["get", "coco", "--out", "out"], "expected one of")])
+def test_a_mistake_is_one_clear_message_and_exit_code_1(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 1 and " ".join(message.split()) in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+def photochat(folder, *changes):
+    return settings.load("smoke", ["data.name=photochat", f"data.folder={folder}", *changes])
+
+
+def test_a_built_corpus_is_found_and_dialogues_without_their_photos_are_counted(built):
+    config = photochat(built)
+    folder = corpora.prepare(config, lambda _: None)
+    dialogues, store, report = load_split(folder, "train")
+    assert len(dialogues) == 5 and report.kept == 5 and [problem.field for problem in report.problems] == ["photo"]
+    photo = store.tensor(dialogues[0].photos[0].photo_id)
+    assert photo.shape == (3, 32, 32)
+
+
+def test_nothing_is_decoded_when_a_split_is_loaded(built, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("a photo was opened"))
+    assert len(load_split(built, "test")[0]) == 3
+
+
+def test_a_photo_cut_short_on_disk_is_noticed_though_nothing_is_decoded(built):
+    store = load_split(built, "test")[1]
+    path = store.path(next(iter(store.index)))
+    path.write_bytes(path.read_bytes()[:100])
+    using = sum(store.path(name) == path for name in store.index)  # photos of the same bytes share a file
+    assert sum(len(load_split(built, split)[0]) for split in COUNTS) == 10 - using
+
+
+def test_drawn_photos_are_used_unless_only_real_ones_are_wanted(built):
+    missing = next(row for row in load_split(built, "train")[2].problems)
+    with PhotoIndex(built / "photos") as index:
+        fetched = next(index.rows(["ok"]))
+        for row in list(index.rows(["missing"])):
+            index.put(replace(row, status="drawn", source="drawn", file=fetched.file, bytes=fetched.bytes))
+    assert "e2e data photos" in missing.reason
+    assert len(load_split(built, "train")[0]) == 6
+    config = photochat(built, "data.real_only=true")
+    examples, _ = split_examples(built, "train", real_only=config.data.real_only)
+    assert len({example.dialogue_id for example in examples}) == 5
+    _, _, report = load_split(built, "train", real_only=True)
+    assert [problem.field for problem in report.problems] == ["drawn photo"]
+
+
+@pytest.mark.parametrize("name", ["photochat", "dialogcc"])
+def test_a_corpus_that_is_not_there_says_how_to_make_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("get", "build", "photos"):
+        with pytest.raises(ConfigError, match=f"`e2e data {command} .*data/{name}"):
+            corpora.prepare(settings.load("smoke", [f"data.name={name}"]), lambda _: None)
+
+
+def test_photos_of_a_published_corpus_are_scored_by_inception_or_the_weights_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="weights-inception-2015"):
+        corpora.extractor_of(settings.load("paper").data)
+
+
+def test_an_interrupted_build_says_that_nothing_was_written(source, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("e2e_lib.sources.build.to_row", interrupted)
+    done = run("build", "photochat", "--source", source, "--out", tmp_path / "out")
+    assert done.exit_code == 130 and "nothing was written" in done.stderr and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_download_says_what_is_kept(number, server, tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps({"photo_id": f"{i}", "url": server.url + name}) + "\n"
+                            for i, name in enumerate(["good/7", *(f"silent?{i}" for i in range(5))])))
+    def interrupt():
+        while not server.asked.get("silent") or not list(tmp_path.glob("photos/*/*.jpg")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    done = run("photos", "--list", path, "--out", tmp_path / "photos", "--allow-loopback")
+    assert done.exit_code == 128 + number and "1 photos are kept in" in done.stderr and "Traceback" not in done.output
