@@ -100,16 +100,12 @@ class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
     epochs: int = setting(3, "most epochs", low=1)
-    epoch_examples: int = setting(600,
-                                  "examples per epoch, drawn anew from the training split each time; 0 takes "
-                                  "all",
-                                  low=0)
+    epoch_examples: int = setting(600, "examples per epoch, drawn anew from the training split each time; 0 "
+                                  "takes all", low=0)
     batch_size: int = setting(16, "examples per device and batch", low=1)
     gradient_accumulation_steps: int = setting(1, "batches per optimizer step", low=1)
-    learning_rate: float = setting(2e-4,
-                                   "AdamW's learning rate (5e-5 in the paper, on parts a thousand times "
-                                   "larger)",
-                                   low=1e-8, high=1)
+    learning_rate: float = setting(2e-4, "AdamW's learning rate (5e-5 in the paper, on parts a thousand "
+                                   "times larger)", low=1e-8, high=1)
     weight_decay: float = setting(0.01, "AdamW's weight decay", low=0, high=1)
     warmup_steps: int = setting(20, "steps of linear warm-up (1,000 in the paper)", low=0)
     max_grad_norm: float = setting(1.0, "largest gradient norm (the released code clips at 400)", low=1e-6)

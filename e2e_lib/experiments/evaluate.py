@@ -18,7 +18,7 @@ from e2e_lib.models import hub
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import ResourceMonitor, provenance_record, relativize_paths
 from e2e_lib.repro.randomness import generator
-from e2e_lib.repro.run_files import RUNS, read_answers, read_details, run_folder
+from e2e_lib.repro.run_files import RUNS, read_answers, read_details, read_done, run_folder
 from e2e_lib.training.loop import Echo, load_trained
 from e2e_lib.versions import versions
 
@@ -44,7 +44,7 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     with ResourceMonitor() as monitor:
         _answer(config, seed, corpus, folder / answers, echo, runs_root)
         scores = all_scores(saved_answers(config, config.model.system, seed, corpus, runs_root, answers))
-    done = json.loads((folder / "done.json").read_text()) if (folder / "done.json").is_file() else {}
+    done = read_done(folder) or {}
     record = provenance_record(config, seeds={"training": seed, "data": config.data.seed},
                                data={file.name: file for file in sorted(corpus.glob("*.jsonl"))})
     provenance = {**record, **settings, "evaluation": monitor.as_dict(),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
+from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.config import ConfigError
 from e2e_lib.data.photos import square, to_floats, to_pixels
-from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading, vocabulary_size
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may give, in the scheduler's words
 

@@ -86,11 +86,6 @@ def load_tokenizer(place: str, *needed: str, **where: str) -> Any:
     return tokenizer
 
 
-def vocabulary_size(tokenizer: Any) -> int:
-    """How many rows a table for a tokenizer has: its ids may have holes, so its length may be less."""
-    return 1 + max(tokenizer.get_vocab().values())
-
-
 def load_own(kind: Any, place: str) -> Any:
     """One of our own modules (a ``PyTorchModelHubMixin``) in float32, without the line the library prints."""
     with contextlib.redirect_stdout(io.StringIO()):

@@ -4,8 +4,9 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN
-from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading, vocabulary_size
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 
 PAD = "<pad>"
 

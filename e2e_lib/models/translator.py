@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
+from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.photos import square, to_floats, to_pixels
-from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading, vocabulary_size
+from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 
 CAPTION_DROPOUT = 0.1  # the share of captions left empty while training, for classifier-free guidance
 

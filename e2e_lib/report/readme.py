@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from e2e_lib.config import PROFILES
+from e2e_lib.data.minichat.corpus import count_triples
 from e2e_lib.report import tables
 from e2e_lib.report.plots import markdown
 from e2e_lib.repro import files
+from e2e_lib.repro.files import ResultsError
 from e2e_lib.repro.results import RESULTS, load_json, read_summary
 
 
@@ -52,6 +55,14 @@ def ablation_table(profile: str, root: Path) -> str:
     return f"{markdown(table, note)}\n\n{groups}"
 
 
+def held_out(profile: str, root: Path) -> str:
+    """How many triples of thing, colour and place MiniChat holds out, counted in the profile's corpus."""
+    counts = count_triples(PROFILES[profile].data)
+    return (f"{counts['held_out']} of the {counts['all']} triples of thing, colour and place are held out: "
+            "no photo of the training or dev\n"
+            f"split shows them; {counts['in_test']} of them occur in the test split.")
+
+
 def transcript(profile: str, root: Path) -> str:
     """The stages of the last uninterrupted `make reproduce`, with its time and memory, without its scores."""
     run = load_json(root / profile / "reproduce.json")
@@ -62,13 +73,15 @@ def transcript(profile: str, root: Path) -> str:
 
 
 def update(path: Path | str = "README.md", profile: str = "mini", root: Path | str = RESULTS) -> Path:
-    """Rewrites the marked blocks. Raises ResultsError for missing results, ValueError without a marker."""
+    """Rewrites the marked blocks. Raises ResultsError for missing results and markers."""
     path, root = Path(path), Path(root)
     text = path.read_text(encoding="utf-8")
-    for name, block in (("results", results_table), ("ablation", ablation_table), ("reproduce", transcript)):
+    for name, block in (("results", results_table), ("ablation", ablation_table), ("reproduce", transcript),
+                        ("minichat", held_out)):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin not in text or end not in text:
-            raise ValueError(f"{path}: the markers {begin} and {end} are missing; numbers are written there")
+            raise ResultsError(f"{path}: the markers {begin} and {end} are missing; numbers are written "
+                               "between them")
         head, rest = text.split(begin, 1)
         text = f"{head}{begin}\n{block(profile, root)}\n{end}{rest.split(end, 1)[1]}"
     return files.write_text(path, text)

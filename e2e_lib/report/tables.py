@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from e2e_lib import corpora
@@ -188,8 +187,11 @@ def gold_fid_table(gold_fid: Mapping[str, Any]) -> Markdown:
     """Of ``gold_fid.json``: FID from gold captions before and after training, and from own captions."""
     kinds = {"before": "from gold captions, before training", "from_gold": "from gold captions, trained",
              "from_own": "from own captions, trained"}
-    means = {SYSTEMS[name]: {label: mean_and_sd(np.mean(fids[kind]), pd.Series(fids[kind]).std(), 3)
-                             for kind, label in kinds.items()} for name, fids in gold_fid["systems"].items()}
+    found = {name: {kind: pd.Series(fids[kind], dtype=float) for kind in kinds}  # None: too few photos
+             for name, fids in gold_fid["systems"].items()}
+    means = {SYSTEMS[name]: {label: mean_and_sd(fids[kind].mean(), fids[kind].std(), 3)
+                             for kind, label in kinds.items() if fids[kind].notna().any()}
+             for name, fids in found.items()}
     anew = mean_and_sd(gold_fid["drawn_anew"], digits=3)
     means["MiniChat itself, the same scenes"] = {kinds["before"]: anew}
     frame = pd.DataFrame(means).T.fillna("–").rename_axis("FID* of photos drawn by").reset_index()

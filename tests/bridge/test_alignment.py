@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import FAMILIES, tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from e2e_lib.bridge.alignment import (
     align_ids_to_text,
@@ -63,6 +65,15 @@ def test_tokens_of_another_segmentation_get_their_characters(family, text, data)
             assert decoded in caption[first:last].lower() or not decoded
     covered = {c for first, last in spans for c in range(first, last)}
     assert covered >= {k for k, c in enumerate(caption) if not c.isspace()}
+
+
+def test_as_many_other_tokens_get_their_own_characters():
+    backend = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}, merges=[("a", "b"), ("b", "c")]))
+    backend.decoder = decoders.Fuse()
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tok("abc")["input_ids"] == [3, 2]  # "ab", "c"
+    for ids, spans in (([3, 2], [[0, 2], [2, 3]]), ([0, 4], [[0, 1], [1, 3]])):
+        assert align_ids_to_text(tok, ["abc"], torch.tensor([ids]), torch.ones(1, 2)).spans[0].tolist() == spans
 
 
 @pytest.mark.parametrize("family", ["sentencepiece", "byte_level"])

@@ -3,12 +3,19 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from e2e_lib.bridge import estimators
-from e2e_lib.bridge.estimators import ESTIMATORS, RELAXATIONS, bias_and_variance, exact_gradient
+from e2e_lib.bridge.estimators import (
+    ESTIMATORS,
+    RELAXATIONS,
+    bias_and_variance,
+    compare_gradients,
+    exact_gradient,
+)
 from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature
 from e2e_lib.repro.randomness import generator
 
@@ -296,3 +303,19 @@ def test_logits_without_a_softmax_are_named_the_same_by_every_estimator(name, va
     logits = torch.stack([torch.zeros(2), torch.tensor(values)]).requires_grad_()
     with pytest.raises(ValueError, match=rf"logits \(shape \(2, 2\)\) {message}"):
         exact_gradient(torch.sum, logits) if name == "exact" else ESTIMATORS[name](torch.sum, logits)
+
+
+def test_estimates_are_compared_with_the_exact_gradient_as_by_hand():
+    """Losses in another unit have other gradients, and the same numbers."""
+    estimates, exact = (np.random.default_rng(k).normal(1, 1, shape) for k, shape in enumerate([(7, 2, 3), (2, 3)]))
+    rows, wanted = estimates.reshape(7, 6), exact.reshape(6)
+    mean, size = rows.mean(0), np.linalg.norm(wanted)
+    scale = np.linalg.lstsq(mean[:, None], wanted, rcond=None)[0]
+    expected = {
+        "cosine": mean @ wanted / np.linalg.norm(mean) / size,
+        "cosine_of_one": np.mean([row @ wanted / np.linalg.norm(row) / size for row in rows]),
+        "length": np.linalg.norm(mean) / size, "relative_bias": np.linalg.norm(mean - wanted) / size,
+        "scaled_bias": np.linalg.norm(scale * mean - wanted) / size, "relative_variance": rows.var(0, ddof=1).sum() / size**2,
+        "standard_error": np.sqrt(rows.var(0, ddof=1).sum() / 7) / size}
+    for unit in (1, 50):
+        assert compare_gradients(torch.from_numpy(estimates * unit), torch.from_numpy(exact * unit)) == pytest.approx(expected)

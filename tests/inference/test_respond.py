@@ -74,10 +74,10 @@ def test_greedy_answers_are_the_likeliest_tokens_one_after_another(any_system, c
 @pytest.mark.parametrize("system", ["pipeline", "divter"])
 def test_the_captioners_captions_decide_the_answer(talkative, chats, system, monkeypatch):
     (rows, store), model = chats, talkative(system)
-    first = texts(model, rows, store, GREEDY)
+    first = [(r.text, r.captions) for r in respond(model, rows, store, GREEDY, generator(0))]
     monkeypatch.setattr(model.captioner, "key", "other")
     monkeypatch.setattr(model.captioner, "generate_captions", lambda photos: ["nothing at all"] * len(photos))
-    second = texts(model, rows, store, GREEDY)
+    second = [(r.text, r.captions) for r in respond(model, rows, store, GREEDY, generator(0))]
     photos = [any(turn.photos for turn in row.context) for row in rows]
     changed = [one != two for one, two in zip(first, second, strict=True)]
     assert any(changed) and not any(c and not photo for c, photo in zip(changed, photos, strict=True))
@@ -113,6 +113,32 @@ def test_a_low_temperature_gives_the_likeliest_words_and_a_high_one_others(model
         {}, {"do_sample": True, "temperature": 1e-3, "top_p": 1.0}, {"do_sample": True, "temperature": 50.0, "top_p": 1.0}))
     assert cold == greedy and all(one != other for one, other in zip(hot, greedy, strict=True))
     assert [r.text for r in texts(model, rows, store, SAMPLED)] not in (greedy, hot)
+
+
+def test_words_are_sampled_from_the_nucleus_and_from_nothing_less(model, chats):
+    rows, store = chats
+    greedy = texts(model, rows, store, GREEDY)
+    wild = dataclasses.replace(SAMPLED, temperature=5.0, max_new_tokens=1)
+    assert texts(model, rows, store, dataclasses.replace(wild, top_p=1e-3, max_new_tokens=GREEDY.max_new_tokens)) == greedy
+    assert len({r.text for r in texts(model, [rows[0]] * 40, store, wild)}) > 10
+
+
+def test_beams_find_what_the_greedy_search_does_not_and_never_sample(model, chats):
+    rows, store = chats
+    assert texts(model, rows, store, BEAMS) != texts(model, rows, store, GREEDY)
+    wild = dataclasses.replace(BEAMS, do_sample=True, temperature=50.0)
+    assert texts(model, rows, store, wild) == texts(model, rows, store, wild, seed=1) == texts(model, rows, store, BEAMS)
+
+
+def test_an_answer_ends_where_the_next_turn_would_begin(model, chats):
+    (rows, store), written, generate = chats, [], model.language.generate
+    newline, pad = model.formatter.newline[-1], model.formatter.pad_token_id
+    with torch.no_grad():
+        model.language.get_input_embeddings().weight[newline] *= 20  # so that it is written now and then
+    model.language.generate = lambda **how: written.append(generate(**how)) or written[-1]
+    texts(model, rows * 5, store, SAMPLED)
+    ended = [row[row.index(newline) + 1:] for row in written[0].tolist() if newline in row]
+    assert len(ended) > 3 and any(ended) and all(i == pad for rest in ended for i in rest)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
