@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test must never reach for a hub
 
@@ -36,6 +37,10 @@ from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
 from e2e_lib.repro import files
 
 torch.set_num_threads(1)
+# A shell that runs the tests in the background has these ignored, and the tests of interruptions need them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 # How many inputs a test marked "fuzz" makes up: a few in the tests, as many as E2E_FUZZ_EXAMPLES says with HYPOTHESIS_PROFILE=fuzz.
 for name, how in {"default": {"max_examples": 50, "derandomize": True},
                   "fuzz": {"max_examples": int(os.environ.get("E2E_FUZZ_EXAMPLES", "10000")), "derandomize": False}}.items():

@@ -60,8 +60,8 @@ def dense_maps(mapping: str, caption: str, source: Encoding, target: Encoding, *
     pairs = [(source.token_mask, target.token_mask)]  # the tokens of the caption, or of each word
     if mapping == "word":
         words, _ = word_spans([caption])  # (1, W, 2)
-        pairs = list(zip(*(overlap(words, side.spans[None])[0] & side.token_mask for side in (source, target)),
-                         strict=True))
+        sides = (overlap(words, side.spans[None])[0] & side.token_mask for side in (source, target))
+        pairs = list(zip(*sides, strict=True))
     mean = source.token_mask / source.token_mask.sum().double()  # (C,)
     scatter = target.token_mask if added_at == "caption" else target.attention_mask  # (L,)
     return [DenseMap(matrix(*members), mean, scatter.double()) for members in pairs]

@@ -10,7 +10,9 @@ import ast
 import importlib
 import multiprocessing
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ LISTS = Path(__file__).parent
 ROOMS = ("bridge", "models", "training", "evaluation", "inference", "gradients", "other")
 ROOM_OF = {"experiments/evaluate.py": "evaluation", "experiments/gradient_alignment.py": "gradients",
            "experiments/propagation.py": "gradients"}
-AIM, LIMIT = 0.95, 600  # the share to be noticed; seconds that a mutant's tests may take
+AIM, LIMIT, MEMORY = 0.95, 600, 8 * 2**30  # the share to be noticed; seconds and bytes that a mutant's tests may take
 PRELOADED = ("torch", "transformers", "diffusers", "accelerate", "pandas", "scipy.linalg", "sacrebleu.metrics", "nltk",
              "rouge_score.rouge_scorer", "pytest", "matplotlib.pyplot", "torch.utils.data", "transformers.models.llama",
              "transformers.models.blip_2.modeling_blip_2", "diffusers.models", "PIL.Image")
@@ -90,6 +92,8 @@ def run_tests(folder: Path, tests: Sequence[str], log: Path) -> None:
     with log.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)  # for processes that tests start
     sys.path.insert(0, str(folder))
@@ -104,11 +108,18 @@ def run_tests(folder: Path, tests: Sequence[str], log: Path) -> None:
 
 
 class Slots:
-    """As many copies of the checkout as there are workers, each for one process at a time."""
+    """As many copies of the checkout as there are workers, each for one process at a time, none of which outlives it."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.free, self.busy = list(folders), dict[int, tuple[multiprocessing.Process, Path, object, float]]()
         self.fork = multiprocessing.get_context("fork")
+
+    def __enter__(self) -> "Slots":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, *_rest in self.busy.values():
+            process.kill()
 
     def start(self, what: object, tests: Sequence[str], mutant: Mutant | None = None) -> None:
         folder = self.free.pop()
@@ -157,6 +168,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only mutants with one of these words in their file, reason or tests")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no copies and no processes behind
     mutants = [mutant for mutant in read_mutants() if not arguments.words or any(
         word in text for word in arguments.words for text in (mutant.file, mutant.why, mutant.tests, mutant.room))]
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
@@ -174,24 +186,25 @@ def main() -> int:
         for mutant, problem in bad.items():
             print(f"error: {mutant.file}: {mutant.why}: {problem}: {mutant.old!r}")
         mutants = sorted((mutant for mutant in mutants if mutant not in bad), key=lambda mutant: mutant.tests)
-        slots = Slots([shutil.copytree(whole, Path(base) / f"copy{k}") for k in range(arguments.workers)])
-        if failures := check_tests(slots, mutants, arguments.workers):
-            print(failures, "the tests fail without any mutant", sep="\n")
-            return 2
-        print(f"the tests pass without a mutant, in {time.monotonic() - began:.0f} s; {len(mutants)} mutants", flush=True)
-        waiting = list(mutants)
-        while waiting or slots.busy:
-            while waiting and slots.free:
-                mutant = waiting.pop(0)
-                slots.start(mutant, mutant.tests.split(), mutant)
-            done, code, output, seconds = slots.finish()
-            assert isinstance(done, Mutant)
-            for folder in slots.free:
-                shutil.copy2(whole / done.file, folder / done.file)
-            said = outcome(code, output)
-            seen[done.room] += 1
-            killed[done.room] += said.startswith("killed")
-            print(f"{said:10s} {done.file}: {done.why} ({seconds:.0f} s)", flush=True)
+        copies = [shutil.copytree(whole, Path(base) / f"copy{k}") for k in range(arguments.workers)]
+        with Slots(copies) as slots:
+            if failures := check_tests(slots, mutants, arguments.workers):
+                print(failures, "the tests fail without any mutant", sep="\n")
+                return 2
+            print(f"the tests pass without a mutant, in {time.monotonic() - began:.0f} s; {len(mutants)} mutants", flush=True)
+            waiting = list(mutants)
+            while waiting or slots.busy:
+                while waiting and slots.free:
+                    mutant = waiting.pop(0)
+                    slots.start(mutant, mutant.tests.split(), mutant)
+                done, code, output, seconds = slots.finish()
+                assert isinstance(done, Mutant)
+                for folder in slots.free:
+                    shutil.copy2(whole / done.file, folder / done.file)
+                said = outcome(code, output)
+                seen[done.room] += 1
+                killed[done.room] += said.startswith("killed")
+                print(f"{said:10s} {done.file}: {done.why} ({seconds:.0f} s)", flush=True)
     for room in filter(seen.get, ROOMS):
         print(f"{room:12s} killed {killed[room]} of {seen[room]} ({killed[room] / seen[room]:.0%})")
     share = killed.total() / max(1, seen.total())

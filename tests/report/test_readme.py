@@ -22,11 +22,11 @@ def test_the_committed_readme_says_what_results_say(tmp_path):
 def test_stale_blocks_are_replaced_and_all_else_is_kept(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("\n".join(f"before {name}\n<!-- {name}:begin -->\nstale\n<!-- {name}:end -->"
-                              for name in ("ablation", "reproduce", "results")))
+                              for name in ("ablation", "reproduce", "results", "minichat")))
     readme.update(page, root=ROOT / "results")
     text = page.read_text()
     assert "stale" not in text and text.startswith("before ablation\n<!-- ablation:begin -->\n| map")
-    for name in ("ablation", "reproduce", "results"):
+    for name in ("ablation", "reproduce", "results", "minichat"):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         assert text.split(begin)[1].split(end)[0] == README.split(begin)[1].split(end)[0]
 
