@@ -1,10 +1,8 @@
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -131,20 +129,23 @@ def test_a_list_may_have_a_byte_order_mark_blank_lines_and_half_characters(tmp_p
     assert list(read_list(path)) == [("u", "a"), ("v", "?")]
 
 
-# Imports once, then runs each download in a fork of its own, whose number it prints.
+# Imports once, then runs each download in a fork of its own, kills it after so many seconds and prints how it ended. The
+# one that kills is the one that waits: until then the number belongs to the fork, even if it has ended by itself.
 RUNNER = """
-import os, sys
+import os, signal, sys, time
 from pathlib import Path
 from e2e_lib.download.client import Limits
 from e2e_lib.download.photos import fetch
 base, count = sys.argv[1], int(sys.argv[2])
 for line in sys.stdin:
+    seconds, folder = line.rstrip().split(" ", 1)
     child = os.fork()
     if child == 0:
-        fetch([(f"{base}good/{i}", str(i)) for i in range(count)], Path(line.strip()), lambda _: None,
+        fetch([(f"{base}good/{i}", str(i)) for i in range(count)], Path(folder), lambda _: None,
               limits=Limits(host_rate=400, allow_loopback=True))
         os._exit(0)
-    print(child, flush=True)
+    time.sleep(float(seconds))
+    os.kill(child, signal.SIGKILL)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 KILLS, PHOTOS = int(os.environ.get("E2E_KILLS", "20")), 60
@@ -156,11 +157,8 @@ def test_kills_at_any_moment_lose_nothing_and_leave_no_half_file(server, tmp_pat
     with subprocess.Popen([sys.executable, "-c", RUNNER, server.url, str(PHOTOS)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as runner:
         while kills < KILLS:
-            runner.stdin.write(f"{folder}\n")
+            runner.stdin.write(f"{rng.uniform(0.01, 0.25)} {folder}\n")
             runner.stdin.flush()
-            child = int(runner.stdout.readline())
-            time.sleep(rng.uniform(0.01, 0.25))
-            os.kill(child, signal.SIGKILL)
             was_killed = int(runner.stdout.readline()) != 0
             kills += was_killed
             for path in folder.glob("*/[0-9a-f]*.jpg"):
