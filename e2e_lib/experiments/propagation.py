@@ -89,7 +89,8 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     runs = results.read_runs(config.profile)
     scored = {(run["system"], run["seed"]): run["metrics"]["fid"] for run in runs}
     corpus, extractor = corpora.prepare(config, echo), corpora.extractor_of(config.data)
-    (examples, store), scenes = split_examples(corpus, "test"), read_scenes(corpus / "scenes.jsonl")
+    (examples, store), scenes = split_examples(
+        corpus, "test", real_only=config.data.real_only), read_scenes(corpus / "scenes.jsonl")
     shared = [photo for example in examples for photo in example.response.photos]
     gold = features_of([store.tensor(photo.photo_id) for photo in shared], extractor)
 

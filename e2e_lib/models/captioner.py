@@ -19,6 +19,7 @@ from e2e_lib.data.dialogue import Turn, clean_text
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource, square
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
+from e2e_lib.versions import versions
 
 MAX_NEW_TOKENS = 40  # of a caption
 BATCH_SIZE = 64  # photos captioned at once
@@ -37,8 +38,8 @@ class Captioner(nn.Module):
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        # Names the file of its captions: other weights, another key, told apart by a few values per tensor.
-        digest = hashlib.sha256(repr((MAX_NEW_TOKENS, *mean, *std)).encode())
+        # Names the file of its captions: other weights or code, another key. A few values tell weights apart.
+        digest = hashlib.sha256(repr((MAX_NEW_TOKENS, versions("decoding"), *mean, *std)).encode())
         for name, tensor in model.state_dict().items():
             digest.update(name.encode() + tensor.flatten()[:8].float().cpu().numpy().tobytes())
         self.key = digest.hexdigest()[:12]

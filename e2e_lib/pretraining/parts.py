@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from e2e_lib.config import Config
+from e2e_lib.config import Config, ConfigError
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.minichat.chats import CAPTION_DETAIL, HELD_OUT, describe, sample_scene
@@ -117,15 +117,15 @@ def save_part(part: Any, folder: Path) -> None:
 
 
 def write_manifest(config: Config, folder: Path, stages: Sequence[str], max_bytes: int) -> None:
-    """Writes manifest.json: SHA-256 of files, time, settings, versions. ValueError over ``max_bytes``."""
+    """Writes manifest.json: SHA-256 of files, time, settings, versions. ConfigError over ``max_bytes``."""
     states = {name: json.loads((WORK / config.profile / name / "state.json").read_text(encoding="utf-8"))
               for name in stages}
     (folder / "manifest.json").unlink(missing_ok=True)
     hashes = files.sha256_folder(folder)
     size = sum((folder / name).stat().st_size for name in hashes)
     if size > max_bytes:
-        raise ValueError(f"the parts take {size:,} bytes, more than the {max_bytes:,} that may ship; "
-                         "make them smaller")
+        raise ConfigError(f"the parts take {size:,} bytes, more than the {max_bytes:,} that may ship; "
+                          "make them smaller")
     option = " --baselines" if stages is BASELINE_STAGES else ""
     record = provenance_record(config, seeds={"pretraining": config.pretrain.seed})
     files.write_json(folder / "manifest.json", {

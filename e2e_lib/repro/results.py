@@ -84,8 +84,16 @@ def load_json(path: Path | str) -> dict[str, Any]:
 
 
 def is_up_to_date(path: Path, settings: Mapping[str, Any], echo: Callable[[str], None]) -> bool:
-    """Whether ``path`` holds a measurement with these ``settings`` ("arguments"); says so if it does."""
-    if same := path.is_file() and load_json(path).get("arguments") == json.loads(json.dumps(settings)):
+    """Whether ``path`` holds a measurement with these ``settings`` ("arguments"); says so if it does.
+
+    A configuration among them ("settings") that was saved before a setting existed has its default."""
+    if not path.is_file():
+        return False
+    saved, wanted = load_json(path).get("arguments"), json.loads(json.dumps(settings))
+    if isinstance(saved, dict) and isinstance(saved.get("settings"), dict) and "settings" in wanted:
+        filled = with_defaults(saved["settings"])
+        saved["settings"] = {name: filled[name] for name in saved["settings"].keys() & filled.keys()}
+    if same := saved == wanted:
         echo(f"{path} is there already")
     return same
 

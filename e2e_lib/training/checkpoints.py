@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from e2e_lib.config import Config, ConfigError, with_defaults
+from e2e_lib.corpora import named
 from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError, check
+from e2e_lib.versions import versions
 
 
 def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any],
@@ -86,13 +88,29 @@ def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path
     model.load_state_dict(weights, strict=False)
 
 
-def check_configuration(saved: dict[str, Any], config: Config, folder: Path) -> None:
-    """Raises CheckpointError naming the settings with which a checkpoint was made and that differ here.
+def made_with(config: Config) -> dict[str, Any]:
+    """What decides a run's weights besides its seed: the configuration, and versions of corpus and code."""
+    return {"config": asdict(config), "numbers": _numbers(config)}
 
-    How answers are written may differ.
+
+def _numbers(config: Config) -> dict[str, int]:
+    return {config.data.name: named(config.data.name).version, **versions("training")}
+
+
+def check_made_with(saved: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raises CheckpointError naming the settings, or the version, with which a checkpoint was made and that
+    differ here.
+
+    ``saved`` holds what ``made_with`` gave when it was made. How answers are written may differ.
     """
+    # Before versions were written down, all were 1.
+    older = [f"{name} {saved.get('numbers', {}).get(name, 1)} there, {number} here"
+             for name, number in _numbers(config).items() if saved.get("numbers", {}).get(name, 1) != number]
+    if older:
+        raise CheckpointError(f"the checkpoint at {folder} is of another version, whose training gave other "
+                              f"weights ({'; '.join(older)}); remove the folder to train anew")
     try:
-        here, there = asdict(config), with_defaults(saved)
+        here, there = asdict(config), with_defaults(saved["config"])
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint at {folder} is not one that this version saves ({error}); "
                               "remove the folder to train anew") from None

@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,7 +52,7 @@ def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS,
     """
     folder = run_folder(config, seed, root)
     if done := read_done(folder):
-        checkpoints.check_configuration(done["config"], config, folder)
+        checkpoints.check_made_with(done, config, folder)
         echo(f"seed {seed}: {folder} is trained already")
         return folder
     run = _Run(config, seed, folder, data_root, echo)
@@ -85,7 +84,7 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> PhotoChatMo
     """
     folder = run_folder(config, seed, root)
     weights, state = checkpoints.load(folder / "best", shape={"config": {}})
-    checkpoints.check_configuration(state["config"], config, folder)
+    checkpoints.check_made_with(state, config, folder)
     model = build(config)
     checkpoints.load_weights(model, weights, folder)
     return model.eval()
@@ -251,7 +250,7 @@ class _Run:
             if self.state["best"] is None or score > self.state["best"]["score"]:
                 self.state |= {"best": {"epoch": epoch, "score": score}, "since_best": 0}
                 checkpoints.save(self.folder / "best", trainable_weights(self.model),
-                                 {"config": asdict(self.config), "seed": self.seed, "epoch": epoch})
+                                 {**checkpoints.made_with(self.config), "seed": self.seed, "epoch": epoch})
             else:
                 self.state["since_best"] += 1
         self.accelerator.wait_for_everyone()
@@ -271,7 +270,7 @@ class _Run:
         """Writes ``latest``, from which the run goes on exactly."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            state = {**self.state, "config": asdict(self.config), "seed": self.seed,
+            state = {**self.state, **checkpoints.made_with(self.config), "seed": self.seed,
                      "seconds": self.seconds(), "schedule": self.schedule.state_dict(),
                      "scaler": scaler.state_dict() if scaler else None}
             checkpoints.save(self.folder / "latest", trainable_weights(self.model), state, self.optimizer)
@@ -281,12 +280,12 @@ class _Run:
         """Goes on from ``latest``, or begins: an empty log and the gallery before training."""
         if not checkpoints.exists(self.folder / "latest"):
             if self.accelerator.is_main_process:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                files.make_folder(self.folder)
                 files.write_text(self.folder / "log.jsonl", "")
                 self.dev.save_gallery_before_training(self.model)
             return
         weights, state = checkpoints.load(self.folder / "latest", optimizer=self.optimizer, shape=STATE)
-        checkpoints.check_configuration(state["config"], self.config, self.folder)
+        checkpoints.check_made_with(state, self.config, self.folder)
         checkpoints.load_weights(self.model, weights, self.folder)
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler and state["scaler"]:
@@ -302,7 +301,7 @@ class _Run:
         """Writes ``done.json``, the last thing a run does."""
         if self.accelerator.is_main_process:
             files.write_json(self.folder / "done.json", {
-                "config": asdict(self.config), "seed": self.seed, "steps": self.state["step"],
+                **checkpoints.made_with(self.config), "seed": self.seed, "steps": self.state["step"],
                 "epochs": self.state["epoch"], "seconds": self.seconds(), "best": self.state["best"]})
         # And not end_training, which would leave no process group for the next seed.
         self.accelerator.wait_for_everyone()

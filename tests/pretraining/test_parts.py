@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from e2e_lib.config import SHIPPED, load
+from e2e_lib.config import SHIPPED, ConfigError, load
 from e2e_lib.data.minichat.chats import HELD_OUT
 from e2e_lib.data.minichat.scenes import ATTRIBUTES, Scene
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
@@ -51,7 +51,7 @@ def test_manifest_names_every_file_and_refuses_too_large_parts(tmp_path, monkeyp
     manifest = json.loads((folder / "manifest.json").read_text())
     assert list(manifest["files"]) == ["a/config.json"] and manifest["bytes"] == 2
     assert manifest["seconds"] == {"stage": 12}
-    with pytest.raises(ValueError, match="the parts take 2 bytes, more than the 1 that may ship"):
+    with pytest.raises(ConfigError, match="the parts take 2 bytes, more than the 1 that may ship"):
         parts.write_manifest(config, folder, ("stage",), max_bytes=1)
 
 

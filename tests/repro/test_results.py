@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2e_lib.config import load
 from e2e_lib.repro import files, results
 from e2e_lib.repro.results import (
     ResultsError,
@@ -240,6 +242,15 @@ def test_a_measurement_is_up_to_date_only_with_the_same_settings(tmp_path):
     assert results.is_up_to_date(path, {"rounds": 3, "maps": ("none",)}, lines.append) and lines == [f"{path} is there already"]
     assert not results.is_up_to_date(path, {"rounds": 4, "maps": ("none",)}, lines.append)
     assert not results.is_up_to_date(tmp_path / "gone.json", {}, lines.append) and len(lines) == 1
+
+
+def test_a_measurement_from_before_a_setting_existed_had_its_default(tmp_path):
+    now = dataclasses.asdict(load("mini"))
+    older = {"bridge": {name: value for name, value in now["bridge"].items() if name != "added_at"}}
+    path = files.write_json(tmp_path / "measured.json", {"arguments": {"settings": older}})
+    for added_at, same in ((now["bridge"]["added_at"], True), ("elsewhere", False)):
+        settings = {"settings": {"bridge": {**now["bridge"], "added_at": added_at}}}
+        assert results.is_up_to_date(path, settings, lambda _: None) == same
 
 
 @pytest.mark.parametrize(("path", "content", "message"), [

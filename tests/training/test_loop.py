@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from killed_training import train_in_process, train_together
 from torch.nn import functional as F
 
+from e2e_lib import versions
 from e2e_lib.config import Bridge, ConfigError, load, replace
 from e2e_lib.corpora import folder_of, named, prepare
 from e2e_lib.data.collate import IGNORED
@@ -183,6 +184,27 @@ def test_a_run_of_other_settings_is_not_mixed_up(finished, joint, root, key, val
     other = replace(joint, key, value)
     for attempt in (lambda: train(other, 0, quiet, root=root), lambda: load_trained(other, 0, root=root)):
         with pytest.raises(CheckpointError, match=f"another configuration .*{key}: .* there, .* here"):
+            attempt()
+
+
+@pytest.mark.parametrize("earlier", [{}, {"minichat": 1, "training": 0}])
+def test_a_run_of_an_earlier_version_is_not_taken_for_a_present_one(begun, joint, data_root, tmp_path, monkeypatch, earlier):
+    """Its weights are others; a run without versions is of version 1 of everything."""
+    monkeypatch.setattr(versions, "TRAINING", 2)
+    state = json.loads((begun / "latest" / "state.json").read_text())
+    assert state.pop("numbers") == {"minichat": 1, "training": 1}
+    state |= {"numbers": earlier} if earlier else {}
+    files.write_json(begun / "latest" / "state.json", state)
+    files.write_json(begun / "latest" / "manifest.json", {
+        name: digest for name, digest in files.sha256_folder(begun / "latest").items() if name != "manifest.json"})
+    there = earlier.get("training", 1)
+    with pytest.raises(CheckpointError, match=f"another version, .*training {there} there, 2 here"):
+        train(joint, 0, quiet, root=tmp_path, data_root=data_root)
+    monkeypatch.setattr(versions, "TRAINING", there)
+    assert (train(joint, 0, quiet, root=tmp_path, data_root=data_root) / "done.json").exists()
+    monkeypatch.setattr(versions, "TRAINING", 3)
+    for attempt in (lambda: train(joint, 0, quiet, root=tmp_path), lambda: load_trained(joint, 0, root=tmp_path)):
+        with pytest.raises(CheckpointError, match=r"another version, .*training \d there, 3 here"):
             attempt()
 
 
