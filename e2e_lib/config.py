@@ -6,28 +6,17 @@ default.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
+
+from e2e_lib.settings import ConfigError, allowed, checked, did_you_mean, setting
 
 SHIPPED = "shipped:mini"  # the parts pretrained on MiniChat that come with the package
 BASELINES = "shipped:mini-baselines"  # those that only the baselines have
 WORD_LIST = "shipped:word-lists/minichat.txt"  # the words of MiniChat's captions
 SYSTEMS = ("end_to_end", "pipeline", "divter")
-MAX_COUNT = 10**9  # no number of steps, tokens or examples is larger; the libraries count in 64 bits
 MAX_SEED = 2**63 - 1  # every seed is a whole number from 0 to this, which all generators take
-
-
-class ConfigError(ValueError):
-    """A setting is unknown or out of range; the message names it, the value and what is allowed."""
-
-
-def setting(default: Any, meaning: str, *, low: float | None = None, high: float | None = None,
-            choices: tuple[Any, ...] | None = None) -> Any:
-    """A dataclass field with its meaning and its allowed values (both bounds included)."""
-    high = MAX_COUNT if type(default) is int and high is None else high
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -256,8 +245,8 @@ def replace(config: Config, key: str, value: Any) -> Config:
     if key not in known:
         raise ConfigError(f"setting {key!r} (value {value!r}) is unknown{did_you_mean(key, known)}; "
                           "`e2e config` lists all")
-    checked = _checked(key, known[key], value)
-    changed = dataclasses.replace(getattr(config, section), **{name: checked})
+    checked_value = checked(key, known[key], value)
+    changed = dataclasses.replace(getattr(config, section), **{name: checked_value})
     return dataclasses.replace(config, **{section: changed})
 
 
@@ -291,56 +280,10 @@ def overrides_of(config: Config) -> list[str]:
 def table(config: Config) -> list[dict[str, str]]:
     """One row per setting: key, value, what is allowed, meaning."""
     return [{"key": f"{section}.{f.name}", "value": str(getattr(getattr(config, section), f.name)),
-             "allowed": _allowed(f), "meaning": f.metadata["meaning"]} for section, f in _settings()]
-
-
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
-    """"; did you mean 'mini'?" with the known name closest to a misspelt one, "" where none is close."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, 1, cutoff)
-    if not close:  # a right name under a wrong section is the other common slip
-        close = [n for n in names if n.partition(".")[2] == word.rpartition(".")[2]][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
+             "allowed": allowed(f), "meaning": f.metadata["meaning"]} for section, f in _settings()]
 
 
 def _settings() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     for section in fields(Config)[1:]:
         for f in fields(section.type):  # type: ignore[arg-type]
             yield section.name, f
-
-
-def _allowed(f: dataclasses.Field[Any]) -> str:
-    rules = f.metadata
-    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[type(f.default)]
-    if rules["choices"]:
-        return "one of " + ", ".join(map(str, rules["choices"]))
-    low, high = (f"{bound:g}" if isinstance(bound, float) else bound
-                 for bound in (rules["low"], rules["high"]))
-    if low is not None and high is not None:
-        return f"{kind} from {low} to {high}"
-    return kind + (f" of at least {low}" if low is not None else "")
-
-
-def _checked(key: str, f: dataclasses.Field[Any], value: Any) -> Any:
-    """``value`` in the setting's type. Raises ConfigError where it is not allowed."""
-    complaint = ConfigError(f"{key} = {value!r} is not allowed: expected {_allowed(f)}")
-    kind: Any = type(f.default)
-    if kind is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise complaint
-        return str(value).lower() == "true"
-    # Text comes from the command line; from Python, 2.5 or True for a whole number is a mistake.
-    accepted = {int: (int, str), float: (int, float, str), str: (str,)}[kind]
-    if not isinstance(value, accepted) or isinstance(value, bool) or value == "" != f.default:
-        raise complaint
-    try:
-        typed = kind(value)
-    except (ValueError, OverflowError):  # "many"; a whole number that no float holds
-        raise complaint from None
-    low, high, choices = (f.metadata[rule] for rule in ("low", "high", "choices"))
-    # `not (a <= b)` instead of `a > b`, so that nan is refused too.
-    if (choices and typed not in choices
-            or low is not None and not typed >= low or high is not None and not typed <= high
-            or kind is float and typed in (float("inf"), float("-inf"))):
-        raise complaint
-    return typed
