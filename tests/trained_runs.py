@@ -1,6 +1,5 @@
 """Runs as training leaves them, for tests of what is done with a run: made at once, without training anything."""
 
-from dataclasses import asdict
 
 import torch
 
@@ -20,7 +19,7 @@ def save_trained(config, seed=0, weights_of=None):
     rng, folder = generator("trained", seed if weights_of is None else weights_of), run_folder(config, seed)
     weights = {name: 8 * tensor + 0.02 * torch.randn(tensor.shape, generator=rng) if tensor.ndim > 1 else tensor
                for name, tensor in trainable_weights(build(config)).items()}
-    checkpoints.save(folder / "best", weights, {"config": asdict(config), "seed": seed, "epoch": 1})
-    files.write_json(folder / "done.json", {"config": asdict(config), "seed": seed, "steps": 7, "epochs": 1, "seconds": 9.5,
+    checkpoints.save(folder / "best", weights, {**checkpoints.made_with(config), "seed": seed, "epoch": 1})
+    files.write_json(folder / "done.json", {**checkpoints.made_with(config), "seed": seed, "steps": 7, "epochs": 1, "seconds": 9.5,
                                             "best": {"epoch": 1, "score": -0.5}})
     return folder

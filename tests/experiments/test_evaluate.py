@@ -142,6 +142,10 @@ def test_answers_are_kept_until_something_changes_that_decides_them(tiny, monkey
     assert is_kept() and not is_kept(replace(tiny, "inference.max_new_tokens", 5)) and not is_kept() and is_kept()
     for name in ("SCORING", "DECODING", "TRAINING"):
         monkeypatch.setattr(versions, name, 99)
+        if name == "TRAINING":
+            with pytest.raises(CheckpointError, match="another version, .*remove the folder to train anew"):
+                evaluate(tiny, 0, quiet)
+            save_trained(tiny)
         assert not is_kept() and is_kept(), name
     (hub.WEIGHTS / "mini" / "manifest.json").touch()
     assert is_kept()  # by what it holds
