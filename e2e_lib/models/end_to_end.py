@@ -16,6 +16,7 @@ from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.collate import Batch, PromptFormatter
 from e2e_lib.models.captioner import Captioner
 from e2e_lib.models.generator import ImageGenerator
+from e2e_lib.models.language import attention_inputs
 from e2e_lib.models.losses import Output, response_loss
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.repro import randomness
@@ -55,7 +56,7 @@ class EndToEndModel(nn.Module):
     def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
         """One joint training pass. ``rng`` gives the noise of Eq. 4 and of Eq. 12."""
         embeddings = self.embed_context(batch)  # (B, T, D)
-        logits = self.language(inputs_embeds=embeddings, attention_mask=batch.attention_mask).logits
+        logits = self.language(inputs_embeds=embeddings, **attention_inputs(batch)).logits
         # logits: (B, T, V1)
         text_loss = response_loss(logits, batch.labels)  # Eq. 2
         if not batch.captions:

@@ -2,13 +2,31 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2e_lib.bridge.alignment import vocabulary_size
-from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN
+from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Batch
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 
 PAD = "<pad>"
+
+
+def attention_inputs(batch: Batch) -> dict[str, Tensor]:
+    """What tells a language model which of a batch's tokens attend to which, and where they stand.
+
+    A row of several responses needs a mask of its own, bool (B, 1, T, T): each token attends to the context
+    said so far, and to the earlier tokens of its own response.
+    """
+    index, seen = batch.response_index, batch.context_seen
+    if index is None or seen is None or batch.position_ids is None:
+        return {"attention_mask": batch.attention_mask}
+    at = torch.arange(index.shape[1], device=index.device)
+    to_context = (index == 0).unsqueeze(1) & (at < seen.unsqueeze(2))  # (B, T, T)
+    own = index.unsqueeze(2) == index.unsqueeze(1)
+    to_response = own & (index != 0).unsqueeze(2) & (at <= at.unsqueeze(1))
+    return {"attention_mask": (to_context | to_response).unsqueeze(1), "position_ids": batch.position_ids}
 
 
 def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:

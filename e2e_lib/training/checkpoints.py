@@ -101,7 +101,8 @@ def check_made_with(saved: dict[str, Any], config: Config, folder: Path) -> None
     """Raises CheckpointError naming the settings, or the version, with which a checkpoint was made and that
     differ here.
 
-    ``saved`` holds what ``made_with`` gave when it was made. How answers are written may differ.
+    ``saved`` holds what ``made_with`` gave when it was made. How answers are written may differ, and how many
+    processes read the data.
     """
     # Before versions were written down, all were 1.
     older = [f"{name} {saved.get('numbers', {}).get(name, 1)} there, {number} here"
@@ -116,7 +117,7 @@ def check_made_with(saved: dict[str, Any], config: Config, folder: Path) -> None
                               "remove the folder to train anew") from None
     different = [f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
                  for section in ("data", "model", "bridge", "train") for key, value in here[section].items()
-                 if there[section].get(key) != value]
+                 if there[section].get(key) != value and (section, key) != ("data", "workers")]
     if different:
         raise CheckpointError(f"the checkpoint at {folder} is of another configuration "
                               f"({'; '.join(different[:3])}{' …' if len(different) > 3 else ''}); use the "

@@ -8,7 +8,7 @@ each epoch) and, once it ended, ``done.json``.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
-from torch.utils.data import DataLoader, Subset
 from transformers import get_constant_schedule_with_warmup
 
 from e2e_lib.config import Bridge, Config, ConfigError
@@ -32,11 +31,11 @@ from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator, seed_of, seeded
 from e2e_lib.repro.run_files import NUMBER, RUNS, read_done, read_log, run_folder
 from e2e_lib.training import checkpoints
+from e2e_lib.training.batches import batch_loader, by_length, length_of, sound, training_examples
 from e2e_lib.training.dev import DevSet
 from e2e_lib.training.step import Step, image_gradients, norm
 
 Echo = Callable[[str], None]
-POOL = 16  # batches among which examples of similar length are put together
 STATE: dict[str, Any] = {  # what a checkpoint to go on from holds besides weights, see `files.find_problem`
     "epoch": int, "batch": int, "step": int, "best": dict | None, "since_best": int, "seconds": NUMBER,
     "config": {}, "schedule": {}, "scaler": dict | None}
@@ -117,12 +116,12 @@ class _Run:
             self.model = build(config)
         with self.accelerator.main_process_first():
             corpus = prepare(config, echo, data_root)
-            self.examples, store = _read(config, corpus, "train", self.model, echo)
+            examples, store = _read(config, corpus, "train", self.model, echo)
+            self.examples = training_examples(examples, settings)
             dev, dev_store = _read(config, corpus, "dev", self.model, echo)
-        self.lengths = [sum(len(turn.text) + 40 * len(turn.photos) for turn in (*e.context, e.response))
-                        for e in self.examples]
+        self.lengths = list(map(length_of, self.examples))
         self.dev = DevSet(config, seed, dev, dev_store, folder / "gallery")
-        self.collate = Collator(self.model.formatter, store)
+        self.collator = Collator(self.model.formatter, store)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         # Baseline parts share no loss, so each has its own gradient clipping.
         self.clipped = [parameters] if self.model.joint else [
@@ -151,16 +150,15 @@ class _Run:
         order = torch.randperm(len(self.examples),
                                generator=rng)[:self.config.train.epoch_examples or None].tolist()
         order = by_length(order, self.lengths, self.config.train.batch_size, rng)
-        rows: Subset[Example] = Subset(self.examples, order)  # type: ignore[arg-type]
-        return self.accelerator.prepare(DataLoader(rows, self.config.train.batch_size,
-                                                   collate_fn=self.collate))
+        return self.accelerator.prepare(batch_loader(
+            self.examples, order, self.collator, self.config.train.batch_size, self.config.data.workers))
 
     def steps(self) -> Iterator[Step]:
         """Trains on the rest of the epoch, step by step; ``state`` counts a step when it is yielded."""
         self.wrapped.train()
         epoch, per_step = self.state["epoch"], self.config.train.gradient_accumulation_steps
         step = None
-        for batch in self.accelerator.skip_first_batches(self.loader(epoch), self.state["batch"]):
+        for batch in sound(self.accelerator.skip_first_batches(self.loader(epoch), self.state["batch"])):
             at = self.state["batch"]
             number = epoch * self.batches_per_epoch + at
             temperature = temperature_at(self.config.bridge, epoch + at / self.batches_per_epoch)
@@ -312,18 +310,3 @@ def _read(config: Config, corpus: Path, split: str, model: PhotoChatModel,
     """A split's examples as the model reads them, and its photos."""
     examples, store = split_examples(corpus, split, echo, config.data.real_only)
     return with_captions(examples, model.captioner, store) if model.captioner else examples, store
-
-
-def by_length(order: Sequence[int], lengths: Sequence[int], batch: int, rng: torch.Generator) -> list[int]:
-    """The same indices, examples of similar length in one batch: a batch is as slow as its longest.
-
-    The batches come in random order. Examples are sorted within ``POOL`` batches at a time only, so that
-    chance still decides which of them share a batch.
-    """
-    batches = []
-    for first in range(0, len(order), POOL * batch):
-        pool = sorted(order[first:first + POOL * batch], key=lambda i: lengths[i])
-        batches += [pool[k:k + batch] for k in range(0, len(pool), batch)]
-    last = [batches.pop()] if len(order) % batch else []  # one that is not full must stay the last
-    shuffled = [batches[number] for number in torch.randperm(len(batches), generator=rng).tolist()]
-    return [i for part in [*shuffled, *last] for i in part]

@@ -1,8 +1,10 @@
 """From examples to tensors: the tokens of a chat are its text, no more and no less, and a batch holds its examples."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e2e_lib.data.collate import IGNORED, IMAGE_END, IMAGE_START, IMAGE_TOKEN, Collator, PromptFormatter
-from e2e_lib.data.dialogue import SharedPhoto, Turn, clean_text
-from e2e_lib.data.examples import Example
+from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn, clean_text
+from e2e_lib.data.examples import Example, by_dialogue, examples_of
 from e2e_lib.data.photos import PhotoStore
-from e2e_lib.models.language import load_language
+from e2e_lib.models.language import attention_inputs, load_language
 
 CAT = SharedPhoto("p1", "a black cat at the beach")
 
@@ -64,7 +66,7 @@ def test_a_response_comes_back_from_its_tokens(formatter, tokenizer, turn):
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_words_outside_the_training_data_survive_the_tokens(formatter, tokenizer, text):
     text = clean_text(text.replace("▁", ""))
     if not any(marker in text for marker in ("<", "[")):
@@ -194,6 +196,57 @@ def test_each_photo_of_a_response_has_its_own_caption_in_a_batch(formatter, toke
     assert decode(tokenizer, batch.input_ids[1][batch.labels[1] != IGNORED]) == "look[IMG]a cat[/IMG][IMG]two red dogs[/IMG]</s>"
     assert (batch.input_ids == formatter.image_token_id).sum() == 3 * 4 * formatter.queries
     assert batch.context_cut == batch.response_cut == [0, 0, 0]
+
+
+SAID = st.sampled_from(["hi", "look at this", "no, a red kite!", "where was it"])
+SHARED = st.lists(st.sampled_from([SharedPhoto("1", "a cat"), SharedPhoto("2", "two red dogs")]), max_size=2).map(tuple)
+CHATS = st.lists(st.builds(Turn, st.sampled_from([0, 1]), SAID, SHARED), min_size=2, max_size=7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(CHATS, min_size=1, max_size=3), st.sampled_from([24, 40, 400]), st.booleans())
+def test_in_a_whole_dialogue_a_response_reads_and_says_what_it_does_alone(tokenizer, chats, max_context, as_captions):
+    """What its last token attends to, in the order of positions, is the row of the same example by itself."""
+    store = SimpleNamespace(tensor=lambda name: torch.full((3, 2, 2), int(name), dtype=torch.uint8))
+    formatter = PromptFormatter(tokenizer, 4, max_context, photos_as_captions=as_captions)
+    collate = Collator(formatter, store)
+    groups = by_dialogue([e for i, chat in enumerate(chats) for e in examples_of(Dialogue(str(i), tuple(chat)))])
+    hypothesis.assume(groups)
+    batch, alone = collate.dialogues(groups), [collate([example]) for group in groups for example in group]
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.labels.shape
+    inputs = attention_inputs(batch)
+    mask = (inputs["attention_mask"] if "position_ids" in inputs else
+            torch.ones(1, *batch.labels.shape[1:] * 2, dtype=torch.bool).tril()[None] & batch.attention_mask[:, None, None].bool())
+    positions = inputs.get("position_ids", torch.arange(batch.labels.shape[1]).expand(batch.labels.shape))
+    ends = [(row, int(at)) for row, labels in enumerate(batch.labels) for at in (labels == tokenizer.eos_token_id).nonzero()]
+    assert len(ends) == len(alone) and batch.context_cut == [one.context_cut[0] for one in alone]
+    captions, photos = [], []
+    for (row, at), one in zip(ends, alone, strict=True):
+        seen = mask[row, 0, at].nonzero().flatten()
+        assert positions[row, seen].tolist() == list(range(len(seen)))
+        for name in ("input_ids", "labels"):
+            assert torch.equal(getattr(batch, name)[row, seen], getattr(one, name)[0]), name
+        numbers = batch.caption_index[row, seen]
+        shown = [batch.captions[int(k)] if k >= 0 else "" for k in numbers]
+        assert shown == [one.captions[int(k)] if k >= 0 else "" for k in one.caption_index[0]]
+        for before, after in itertools.pairwise(seen.tolist()):  # and every one of these sees those before it
+            assert mask[row, 0, after, before] and not mask[row, 0, before, after]
+        captions += one.captions
+        photos.append((row, [int(photo[0, 0, 0]) for photo in one.photos]))
+    assert batch.captions == captions and len(batch.target_photos) == len(captions)
+    of_rows = {row: read for row, read in photos}  # the last response of a row has read all its photos
+    assert [int(photo[0, 0, 0]) for photo in batch.photos] == [photo for row in sorted(of_rows) for photo in of_rows[row]]
+    assert (batch.input_ids == formatter.image_token_id).sum() == len(batch.photos) * 4
+    assert all(read == of_rows[row][:len(read)] for row, read in photos)
+
+
+def test_a_whole_dialogue_that_fits_is_one_row_per_speaker(formatter):
+    store = SimpleNamespace(tensor=lambda name: torch.zeros(3, 2, 2, dtype=torch.uint8))
+    chat = Dialogue("d", tuple(Turn(i % 2, f"turn {i}", (CAT,) * (i == 3)) for i in range(14)))
+    batch = Collator(formatter, store).dialogues(by_dialogue(examples_of(chat)))
+    assert len(batch.input_ids) == 2 and len(batch.context_cut) == 13 and len(batch.photos) == 2
+    alone = Collator(formatter, store)(examples_of(chat))
+    assert batch.attention_mask.sum() < alone.attention_mask.sum() / 2 and len(alone.photos) == 10
 
 
 def test_a_batch_counts_what_did_not_fit(tokenizer):

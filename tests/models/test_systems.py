@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 from e2e_lib.config import SYSTEMS, ConfigError, replace
 from e2e_lib.data.collate import IGNORED, Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
+from e2e_lib.data.examples import by_dialogue
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.generator import ImageGenerator
@@ -49,6 +50,28 @@ def test_a_system_has_the_parts_the_paper_names_wherever_they_come_from(shipped,
             from_shipped = replace(from_shipped, f"model.{part}", f"shipped:{place}")
     theirs, ours = build(from_shipped).state_dict(), local.state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], tensor) for key, tensor in ours.items())
+
+
+@pytest.mark.parametrize("max_context", [400, 80])
+def test_whole_dialogues_give_the_losses_and_gradients_of_their_responses(systems, examples, name, max_context, monkeypatch):
+    """With the oldest turns dropped, too, where a context does not begin where the one before it does."""
+    model, (rows, store) = systems[name], examples
+    monkeypatch.setattr(model.formatter, "max_context", max_context)
+    sharing = {e.dialogue_id for e in rows if any(turn.photos for turn in e.context) and e.response.photos}
+    rows = with_captions(rows, model.captioner, store) if model.captioner else rows
+    groups = by_dialogue([e for e in rows if e.dialogue_id in sorted(sharing)[:2]])
+    collator = Collator(model.formatter, store)
+    whole, apart = collator.dialogues(groups), collator([e for group in groups for e in group])
+    assert len(whole.input_ids) <= len(apart.input_ids) == sum(map(len, groups)) and len(whole.captions) > 1
+    assert (len(whole.input_ids) == len(groups)) == (max_context == 400) == (not any(apart.context_cut))
+    one, other = run(model, whole), run(model, apart)
+    for loss in ("text_loss", "image_loss", "loss"):
+        assert getattr(one, loss).item() == pytest.approx(getattr(other, loss).item(), rel=1e-5), loss
+    for part in model.trained_parts().values():
+        pairs = zip(gradients_of(one.loss, part), gradients_of(other.loss, part), strict=True)
+        difference, size = (sum((g**2).sum().item() for g in gradients) for gradients in zip(
+            *((a - b, b) for a, b in pairs if b is not None), strict=True))
+        assert difference < 1e-7 * size
 
 
 @torch.no_grad()

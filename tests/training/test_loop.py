@@ -36,7 +36,7 @@ from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator, seed_of
 from e2e_lib.repro.run_files import read_log, run_folder
-from e2e_lib.training import checkpoints, loop
+from e2e_lib.training import batches, checkpoints, loop
 from e2e_lib.training.loop import load_trained, temperature_at, train, trained_or_shipped
 
 STEPS = 10
@@ -109,7 +109,7 @@ def test_examples_of_similar_length_share_batches_and_none_is_lost(count, batch,
     rng = torch.Generator().manual_seed(seed)
     lengths = torch.randint(200, (300,), generator=rng).tolist()
     order = torch.randperm(300, generator=rng)[:count].tolist()
-    first, again = (loop.by_length(order, lengths, batch, torch.Generator().manual_seed(seed)) for _ in range(2))
+    first, again = (batches.by_length(order, lengths, batch, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert first == again and sorted(first) == sorted(order)
 
     def padded(indices):
@@ -118,7 +118,7 @@ def test_examples_of_similar_length_share_batches_and_none_is_lost(count, batch,
 
     assert padded(first) <= padded(order)
     own_batches = [set(first[k:k + batch]) for k in range(0, count, batch)]
-    pools = [set(order[k:k + loop.POOL * batch]) for k in range(0, count, loop.POOL * batch)]
+    pools = [set(order[k:k + batches.POOL * batch]) for k in range(0, count, batches.POOL * batch)]
     assert all(any(members <= pool for pool in pools) for members in own_batches)  # and as it says, only within pools
 
 
