@@ -58,6 +58,11 @@ class Batch:
     response_index: Tensor | None = None
     context_seen: Tensor | None = None
 
+    @property
+    def is_learnt(self) -> Tensor:
+        """Whether a token has a loss, bool (B, T): N of them do. The first token of a row never does."""
+        return (self.labels != IGNORED).index_fill(1, self.labels.new_zeros(1), False)
+
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         moved: dict[str, Any] = {}
         for f in fields(self):

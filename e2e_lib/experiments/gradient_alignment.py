@@ -29,6 +29,7 @@ from e2e_lib.experiments.ablation import measurement_settings
 from e2e_lib.experiments.evaluate import Echo
 from e2e_lib.experiments.variants import MAPS
 from e2e_lib.models.end_to_end import caption_positions
+from e2e_lib.models.language import response_logits
 from e2e_lib.models.systems import word_list
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
@@ -76,8 +77,8 @@ class CaptionVariants:
 def caption_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits (C, V1) and gold tokens (C,) of the batch's one response caption, under teacher forcing."""
     with torch.no_grad():
-        out = model.language(inputs_embeds=model.embed_context(batch), attention_mask=batch.attention_mask)
-        caption_logits, gold_ids, _ = caption_positions(out.logits, batch)  # (1, C, V1), (1, C)
+        logits = response_logits(model.language, model.embed_context(batch), batch)  # (N, V1)
+        caption_logits, gold_ids, _ = caption_positions(logits, batch)  # (1, C, V1), (1, C)
     return caption_logits[0], gold_ids[0]
 
 

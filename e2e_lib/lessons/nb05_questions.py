@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from e2e_lib.data.collate import IGNORED, Collator
+from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.minichat.chats import photo_seed
@@ -23,6 +23,7 @@ from e2e_lib.data.minichat.scenes import SIZES, TIMES, Scene, draw_scene
 from e2e_lib.data.photos import PhotoSource, PhotoStore
 from e2e_lib.inference.chat import PhotoAlbum
 from e2e_lib.models.captioner import with_captions
+from e2e_lib.models.language import response_logits
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.report.plots import STYLES, Figure, Markdown, escape_mathtext, table
 from e2e_lib.report.tables import mean_and_sd
@@ -50,11 +51,10 @@ def answer_probabilities(model: PhotoChatModel, example: Example, store: PhotoSo
     texts = [(value, text) for value, phrasings in answers.items() for text in phrasings]
     rows = [replace(example, response=Turn(example.response.speaker, text)) for _, text in texts]
     batch = Collator(model.formatter, store)(rows)
-    embeddings = model.embed_context(batch)  # (A, T, D), one row per text
-    logits = model.language(inputs_embeds=embeddings, attention_mask=batch.attention_mask).logits  # (A, T, V)
-    nats = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch.labels[:, 1:].flatten(),
-                           ignore_index=IGNORED, reduction="none")  # (A · (T - 1),)
-    shares = (-nats.view(len(rows), -1).sum(1).double()).softmax(0).tolist()  # (A,)
+    logits = response_logits(model.language, model.embed_context(batch), batch)  # (N, V), all texts' tokens
+    nats = F.cross_entropy(logits.float(), batch.labels[batch.is_learnt], reduction="none").double()  # (N,)
+    of_text = batch.is_learnt.nonzero()[:, 0]  # (N,): the text that each token belongs to
+    shares = (-nats.new_zeros(len(rows)).index_add(0, of_text, nats)).softmax(0).tolist()  # (A,)
     return {value: sum(share for (of, _), share in zip(texts, shares, strict=True) if of == value)
             for value in answers}
 

@@ -1,8 +1,8 @@
 """The end-to-end model: reads and writes text and photos, trained with one loss (sections 2.2-2.5).
 
-Axes used throughout: B batch, T text positions, C caption positions, L text-encoder positions, V1 the
-language model's vocabulary, V2 the text encoder's, D the language model's width, D2 the text encoder's, P
-context photos, Q query embeddings per photo, R photos of responses.
+Axes used throughout: B batch, T text positions, N tokens of the batch that have a loss, C caption positions,
+L text-encoder positions, V1 the language model's vocabulary, V2 the text encoder's, D the language model's
+width, D2 the text encoder's, P context photos, Q query embeddings per photo, R photos of responses.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.collate import Batch, PromptFormatter
 from e2e_lib.models.captioner import Captioner
 from e2e_lib.models.generator import ImageGenerator
-from e2e_lib.models.language import attention_inputs
+from e2e_lib.models.language import response_logits
 from e2e_lib.models.losses import Output, response_loss
 from e2e_lib.models.perceptron import ImagePerceptron
 from e2e_lib.repro import randomness
@@ -56,9 +56,8 @@ class EndToEndModel(nn.Module):
     def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
         """One joint training pass. ``rng`` gives the noise of Eq. 4 and of Eq. 12."""
         embeddings = self.embed_context(batch)  # (B, T, D)
-        logits = self.language(inputs_embeds=embeddings, **attention_inputs(batch)).logits
-        # logits: (B, T, V1)
-        text_loss = response_loss(logits, batch.labels)  # Eq. 2
+        logits = response_logits(self.language, embeddings, batch)  # (N, V1)
+        text_loss = response_loss(logits, batch)  # Eq. 2
         if not batch.captions:
             return Output(text_loss, text_loss, text_loss.new_zeros(()), [], 0)
         # Eq. 4-11: text (R, L, D2)
@@ -71,7 +70,7 @@ class EndToEndModel(nn.Module):
     def encode_captions(self, logits: Tensor, batch: Batch, temperature: float,
                         rng: torch.Generator) -> tuple[Tensor, list[str], int]:
         """The text encoder's hidden states (R, L, D2) for the response captions, with the bridge's gradient
-        to ``logits`` (B, T, V1); the captions; and how many of them were truncated.
+        to ``logits`` (N, V1); the captions; and how many of them were truncated.
         """
         caption_logits, gold_ids, mask = caption_positions(logits, batch)  # (R, C, V1), (R, C), (R, C)
         # The noise is drawn even where it is not used, and what an estimator draws besides comes from a
@@ -113,7 +112,7 @@ def merge_image_embeddings(embeddings: Tensor, is_image: Tensor, queries: Tensor
 def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Each response caption's logits (R, C, V1), gold tokens (R, C) and mask of real positions (R, C).
 
-    Padded on the right. ``logits`` are the batch's (B, T, V1).
+    Padded on the right. ``logits`` are those of the batch's tokens that have a loss, (N, V1).
     """
     rows = [(batch.caption_index[row] == number).nonzero().squeeze(1)
             for number, row in enumerate(batch.target_rows.tolist())]
@@ -121,5 +120,6 @@ def caption_positions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Ten
     mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True,
                         padding_value=False)  # (R, C)
     row = batch.target_rows.unsqueeze(1)  # (R, 1)
-    # The logits for the token at t are those of t - 1. Padding points at 0, which is never a caption's.
-    return logits[row, (at - 1).clamp_min(0)].float(), batch.input_ids[row, at], mask
+    number = (batch.is_learnt.flatten().cumsum(0) - 1).view_as(batch.labels)  # (B, T): which of the N it is
+    # Padding points at a row's first token, which has no logits: those of any other will do.
+    return logits[number[row, at].clamp_min(0)].float(), batch.input_ids[row, at], mask

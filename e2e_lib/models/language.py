@@ -29,6 +29,15 @@ def attention_inputs(batch: Batch) -> dict[str, Tensor]:
     return {"attention_mask": (to_context | to_response).unsqueeze(1), "position_ids": batch.position_ids}
 
 
+def response_logits(language: Any, embeddings: Tensor, batch: Batch) -> Tensor:
+    """The logits (N, V1) of the batch's N tokens that have a loss, in reading order, from embeddings (B, T,
+    D). Most tokens of a chat have none, and a vocabulary is wide.
+    """
+    hidden = language.base_model(inputs_embeds=embeddings, **attention_inputs(batch)).last_hidden_state
+    predicting = batch.is_learnt.roll(-1, 1)  # (B, T): a token's logits are those of the position before it
+    return language.get_output_embeddings()(hidden[predicting])
+
+
 def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
     """Adds [IMG], [/IMG], the image token and a padding token to a tokenizer; returns how many were new."""
     return tokenizer.add_special_tokens({"pad_token": PAD,

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from e2e_lib.data.collate import IGNORED
+from e2e_lib.data.collate import Batch
 
 
 @dataclass
@@ -24,13 +24,10 @@ class Output:
     truncated: int
 
 
-def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 2: mean cross-entropy of the response's tokens, each predicted one position earlier.
-
-    ``logits`` are (B, T, V1), ``labels`` (B, T) with IGNORED wherever there is no loss.
-    """
-    logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (B (T - 1), V1), (B (T - 1),)
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+def response_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Eq. 2: mean cross-entropy of the tokens that have a loss, from their logits (N, V1), see
+    ``language.response_logits``."""
+    return F.cross_entropy(logits.float(), batch.labels[batch.is_learnt])
 
 
 def trainable_weights(model: Any) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from e2e_lib.data.collate import Batch, PromptFormatter
 from e2e_lib.models.captioner import Captioner
-from e2e_lib.models.language import attention_inputs
+from e2e_lib.models.language import response_logits
 from e2e_lib.models.losses import Output, response_loss
 
 
@@ -40,8 +40,7 @@ class Pipeline(nn.Module):
 
         ``temperature`` is unused; it keeps the interface.
         """
-        logits = self.language(inputs_embeds=self.embed_context(batch), **attention_inputs(batch)).logits
-        text_loss = response_loss(logits, batch.labels)
+        text_loss = response_loss(response_logits(self.language, self.embed_context(batch), batch), batch)
         if not batch.captions:
             return Output(text_loss, text_loss, text_loss.new_zeros(()), [], 0)
         image_loss = self.generator.caption_loss(batch.captions, batch.target_photos, rng)
