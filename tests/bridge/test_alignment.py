@@ -19,6 +19,15 @@ from e2e_lib.bridge.alignment import (
 )
 
 
+SPANS = st.tuples(st.integers(0, 9), st.integers(1, 9)).map(lambda span: [span[0], sum(span)])
+
+
+@given(SPANS, SPANS)
+def test_spans_overlap_where_they_share_a_character(a, b):
+    both = [torch.tensor([[span]]) for span in (a, b)]
+    assert overlap(*both).item() == bool(set(range(*a)) & set(range(*b)))
+
+
 @pytest.mark.fuzz
 @given(st.lists(st.text(max_size=20), max_size=4))
 def test_words_are_those_of_split(captions):

@@ -1,5 +1,6 @@
 """From dialogues to examples: every turn answers those before it, and damaged photos are set aside and counted."""
 
+import math
 import shutil
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_subsample_is_evenly_spaced(size, count):
     assert len(kept) == min(size, count) and kept == sorted(set(kept)) and kept[:1] == rows[:1]
     gaps = {later - earlier for earlier, later in zip(kept, kept[1:], strict=False)}
     assert max(gaps, default=0) - min(gaps, default=0) <= 1
+    assert not kept or size - kept[-1] <= math.ceil(size / len(kept))  # from the beginning to the end
 
 
 def test_a_responses_image_is_its_photo(examples):

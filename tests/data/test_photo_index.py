@@ -4,6 +4,7 @@ import pytest
 
 from e2e_lib.data.dialogue import DataError
 from e2e_lib.data.photo_index import INDEX, PhotoIndex, PhotoRow, usable_photos
+from e2e_lib.repro import files
 
 
 def test_a_row_is_kept_as_it_was_put_and_replaced_by_the_next(tmp_path):
@@ -26,6 +27,27 @@ def test_one_address_has_one_row_and_every_photo_of_it_is_found(tmp_path):
         index.put(PhotoRow("http://a", "x", "ok", file="a.jpg"))
         assert index.find("x").file == "a.jpg"
     assert {name: row.file for name, row in usable_photos(tmp_path).items()} == {"x": "a.jpg", "y": "a.jpg"}
+
+
+def test_a_fetched_photo_is_found_before_a_drawn_one_whichever_came_first(tmp_path):
+    rows = [PhotoRow("http://a", "x", "ok", file="a.jpg"), PhotoRow("photo:x", "x", "drawn", file="d.jpg"),
+            PhotoRow("photo:y", "y", "drawn", file="d.jpg"), PhotoRow("http://b", "y", "ok", file="b.jpg")]
+    with PhotoIndex(tmp_path) as index:
+        for row in rows:
+            index.put(row)
+        assert [index.find(name).status for name in "xy"] == ["ok", "ok"]
+    assert {name: row.file for name, row in usable_photos(tmp_path).items()} == {"x": "a.jpg", "y": "b.jpg"}
+
+
+@pytest.mark.parametrize("write", [lambda index: index.put(PhotoRow("http://b", "y")), lambda index: index.add([("http://b", "y")])])
+def test_an_index_that_cannot_be_written_is_named_and_keeps_what_it_has(write, tmp_path):
+    with PhotoIndex(tmp_path) as index:
+        index.put(PhotoRow("http://a", "x", "ok"))
+        index.execute("PRAGMA query_only = 1")  # fails as a full disk does
+        with pytest.raises(files.SaveError, match="could not save .*index.sqlite: .*free some space"):
+            write(index)
+    with PhotoIndex(tmp_path) as index:
+        assert [row.url for row in index.rows()] == ["http://a"]
 
 
 def test_rows_are_read_in_order_though_they_change_meanwhile(tmp_path):

@@ -139,6 +139,87 @@ with files.atomic_folder(folder) as new:
     assert (folder / "a").read_text() == "newer"
 
 
+MOVES = """
+import os, pathlib, signal, sys
+from e2e_lib.repro import files
+folder, name, last, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), []
+def deadly(of, *arguments):
+    calls.append(arguments)
+    if len(calls) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    of(*arguments)
+with files.atomic_files(folder) as new:
+    for one in "abc":
+        (new / one).write_text("old")
+place = pathlib.Path if name == "rmdir" else os
+setattr(place, name, (lambda of: lambda *arguments: deadly(of, *arguments))(getattr(place, name)))
+with files.atomic_files(folder) as new:
+    for one in "abc":
+        (new / one).write_text("new")
+"""
+
+
+@pytest.mark.parametrize("call, number, expected", [("rename", 1, "old"), *(("replace", i, "new") for i in (1, 2, 3)), ("rmdir", 1, "new")])
+def test_files_killed_at_any_of_their_moves_are_all_old_or_all_new(tmp_path, call, number, expected):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "photos").write_text("stays")
+    ended = subprocess.run([sys.executable, "-c", MOVES, str(folder), call, str(number)], timeout=60, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert ended.returncode == -9
+    texts = [(folder / name).read_text() for name in "abc"]
+    assert texts == ["old"] * 3 if call == "rename" else texts == ["new"] * (number - 1) + ["old"] * (4 - number) if call == "replace" else True
+    for _ in range(2):  # a second time changes nothing
+        files.complete_files(folder)
+        assert {(folder / name).read_text() for name in "abc"} == {expected} and (folder / "photos").read_text() == "stays"
+    with files.atomic_files(folder) as new:
+        (new / "b").write_text("newer")
+    assert [(folder / name).read_text() for name in "abc"] == [expected, "newer", expected]
+    assert names(folder) == ["a", "b", "c", "photos"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_files_whose_moves_fail_or_are_interrupted_are_completed_by_the_next_reader(tmp_path, monkeypatch, error, at):
+    with files.atomic_files(tmp_path) as new:
+        for name in "abc":
+            (new / name).write_text("old")
+    calls, replace = [], os.replace
+
+    def sometimes(*pair):
+        calls.append(pair)
+        if len(calls) == at:
+            raise error
+        replace(*pair)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", sometimes)
+        with pytest.raises((KeyboardInterrupt, files.SaveError), match=None if error is KeyboardInterrupt else "the disk is full.*wait in"):
+            with files.atomic_files(tmp_path) as new:
+                for name in "abc":
+                    (new / name).write_text("new")
+    assert len(calls) == at
+    files.complete_files(tmp_path)
+    assert {(tmp_path / name).read_text() for name in "abc"} == {"new"} and names(tmp_path) == ["a", "b", "c"]
+
+
+def test_no_file_moves_where_one_cannot(tmp_path):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(files.SaveError, match="b: a folder of that name is there"), files.atomic_files(tmp_path) as new:
+        for name in "abc":
+            (new / name).write_text("new")
+    assert names(tmp_path) == ["b"]
+
+
+def test_two_processes_that_write_the_same_files_at_once_leave_those_of_one(tmp_path):
+    with files.atomic_files(tmp_path) as first:
+        for name in "abc":
+            (first / name).write_text("first")
+        waiting = tmp_path / files.READY  # of another process, which was killed meanwhile
+        waiting.mkdir()
+        (waiting / "a").write_text("second")
+    assert {(tmp_path / name).read_text() for name in "abc"} == {"first"} and names(tmp_path) == ["a", "b", "c"]
+
+
 def test_recovery_prefers_the_folder_in_place(tmp_path):
     for name, text in (("folder", "new"), (".folder.old", "old")):
         (tmp_path / name).mkdir()
