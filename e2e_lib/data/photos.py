@@ -190,6 +190,17 @@ def _to_square(photo: Tensor, side: int) -> Tensor:
     return to_tensor(scaled).to(photo.device)  # (3, side, side)
 
 
+def stretched(photos: Tensor | Sequence[Tensor], side: int) -> Tensor:
+    """Photos, each uint8 (3, H, W) of any size, as one tensor (N, 3, side, side).
+
+    One of another size is scaled as a whole (bicubic), whatever its shape, as BLIP-2's own processor does.
+    """
+    if not len(photos):
+        return torch.zeros((0, 3, side, side), dtype=torch.uint8)
+    return torch.stack([photo if photo.shape[1:] == (side, side) else to_tensor(
+        to_image(photo).resize((side, side), Image.Resampling.BICUBIC)).to(photo.device) for photo in photos])
+
+
 def to_floats(photos: Tensor) -> Tensor:
     """uint8 photos to floats from -1 to 1."""
     return photos.float() / 127.5 - 1

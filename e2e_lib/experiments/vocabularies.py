@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.utils import get_session
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer, LlamaTokenizer
 
@@ -29,7 +27,7 @@ from e2e_lib.bridge.alignment import (
 )
 from e2e_lib.config import ConfigError
 from e2e_lib.experiments.evaluate import Echo
-from e2e_lib.models.hub import LOADING, unreachable
+from e2e_lib.models.hub import LOADING, answers, unreachable
 from e2e_lib.pretraining.tokenizers import clip_tokenizer
 from e2e_lib.repro import results
 from e2e_lib.repro.files import CheckpointError
@@ -77,22 +75,13 @@ def load_tokenizer(source: str) -> Any:
             tokenizer = CLIPTokenizer.from_pretrained(source)  # CLIP's first release had no tokenizer.json
         else:
             tokenizer = AutoTokenizer.from_pretrained(
-                source, trust_remote_code=False, local_files_only=folder.is_dir() or not _hub_answers())
+                source, trust_remote_code=False, local_files_only=folder.is_dir() or not answers())
     except CheckpointError:
         raise
     except LOADING as error:
         raise unreachable("tokenizer", source, error, ADVICE) from None
     check_tokenizer(tokenizer, source)
     return tokenizer
-
-
-def _hub_answers(seconds: float = 5) -> bool:
-    """Whether the model hub can be reached; its own client would try again and again for a minute."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # of whatever library the client uses, and where the environment says to stay offline
-        return False
-    return True
 
 
 def first_of(sources: Sequence[str], echo: Echo) -> tuple[str, Any]:

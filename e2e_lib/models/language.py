@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Batch
-from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
+from e2e_lib.models.hub import check_kind, load_pretrained, load_tokenizer, loading
 
 PAD = "<pad>"
 
@@ -50,7 +50,10 @@ def load_language(source: str, part: str = "language", kind: Any = LlamaForCausa
     ``part`` is its name among shipped parts. Raises CheckpointError.
     """
     with loading(part, source) as place:
-        tokenizer = load_tokenizer(place, "bos", "eos")
+        check_kind(kind, place)  # before anything large is read
+        # Of Llama's own class, which its files name, the library's cuts text after a special token otherwise.
+        fast = PreTrainedTokenizerFast if kind is LlamaForCausalLM else AutoTokenizer
+        tokenizer = load_tokenizer(place, "bos", "eos", kind=fast)
         model = load_pretrained(kind, place)
     if add_markers(tokenizer) or vocabulary_size(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.

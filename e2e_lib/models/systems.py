@@ -84,8 +84,8 @@ def _build(config: Config) -> PhotoChatModel:
         generator.sampler(config.inference.num_inference_steps)
     if parts.system != "end_to_end":
         return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context)
-    perceptron = load_perceptron(parts.perceptron) if parts.image_input == "qformer" else None
-    width = language.get_input_embeddings().embedding_dim
+    width = language.config.hidden_size
+    perceptron = load_perceptron(parts.perceptron, width) if parts.image_input == "qformer" else None
     if perceptron and perceptron.language_projection.out_features != width:
         raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} "
                           f"numbers, but the language model is {width} wide: model.perceptron and "

@@ -18,7 +18,6 @@ from e2e_lib.bridge.alignment import (
     word_spans,
 )
 
-
 SPANS = st.tuples(st.integers(0, 9), st.integers(1, 9)).map(lambda span: [span[0], sum(span)])
 
 

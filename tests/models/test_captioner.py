@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
-from e2e_lib.data.photos import PhotoStore, square, to_image
+from e2e_lib.data.photos import PhotoStore, stretched, to_image
 from e2e_lib.models.captioner import MAX_NEW_TOKENS, Captioner, with_captions
 
 
@@ -41,7 +41,7 @@ def other_weights(captioner):
 def test_pixels_are_normalized_channel_by_channel(captioner):
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     pixels = Captioner(captioner.model, captioner.tokenizer, mean, std).pixels(MIXED)
-    expected = (square(MIXED, 64).double().numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    expected = (stretched(MIXED, 64).double().numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     assert pixels.shape == (4, 3, 64, 64) and np.allclose(pixels.numpy(), expected, atol=1e-6)
     for value, expected in ((0, [-1]), (255, [1])):  # by the saved preprocessor_config.json
         assert captioner.pixels([torch.full((3, 50, 90), value, dtype=torch.uint8)]).unique().tolist() == expected

@@ -37,7 +37,7 @@ def test_a_missing_part_is_named(tmp_path, part):
         LOADERS[part](f"~/absent-{part}")
     with pytest.raises(CheckpointError, match=f"{part}: could not load .*--set model.{part}=FOLDER"):
         LOADERS[part](str(tmp_path))
-    with pytest.raises(CheckpointError, match=f"{part}: could not load 'nobody/nothing' .*or you are offline"):
+    with pytest.raises(CheckpointError, match=f"{part}: could not load 'nobody/nothing': it was not downloaded before.* you are offline"):
         LOADERS[part]("nobody/nothing")
 
 
@@ -139,7 +139,7 @@ def test_a_tokenizer_of_more_words_than_the_text_encoder_is_refused(weights, tmp
 
 def test_another_command_says_its_own_way_to_name_a_source():
     error = hub.unreachable("tokenizer", "a/b", OSError("line one\nline two"), "--source FOLDER")
-    assert "tokenizer: could not load 'a/b' (OSError: line one)" in str(error) and "; --source FOLDER takes a local copy" in str(error)
+    assert "tokenizer: could not load 'a/b' (OSError: line one)" in str(error) and "; --source FOLDER takes another" in str(error)
     assert "--set model.captioner=FOLDER" in str(hub.unreachable("captioner", "a/b", KeyError()))
 
 
