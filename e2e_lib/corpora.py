@@ -86,7 +86,7 @@ def check(data: Data, root: Path = DATA) -> None:
     """Raises ConfigError for an unknown corpus, and for a published one that has not been built here."""
     if named(data.name).write is not None:
         return
-    folder, name = folder_of(data, root), data.name
+    folder, name = files.complete_files(folder_of(data, root)), data.name
     missing = [file for file in (*(f"{split}.jsonl" for split in SPLITS), f"photos/{INDEX}")
                if not (folder / file).is_file()]
     if missing:

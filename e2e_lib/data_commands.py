@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from e2e_lib.config import ConfigError
+from e2e_lib.config import MAX_SEED, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 Echo = Callable[[str], None]
@@ -69,13 +69,16 @@ def build(
         captions: Annotated[str, Option(help="PhotoChat's captions: labels, authors or full")] = "labels",
         photo_turns: PhotoTurns = "left_out",
         skip_bad: Annotated[bool, Option("--skip-bad", help="leave out rows that cannot be used")] = False,
+        schema: Annotated[bool, Option("--schema", help="say which fields the files have, also of files that "
+                                       "the folder was built from before")] = False,
         as_json: Json = False, redact: Redact = False) -> None:
     """Read a published corpus, check it and write it as dialogues."""
     from e2e_lib.sources.build import build as build_corpus
+    from e2e_lib.sources.build import kept_in
     progress, report = _outputs(as_json)
-    with _interruptible(lambda: f"nothing was written, and {out} is as it was"):
+    with _interruptible(lambda: kept_in(out)):
         made = build_corpus(name, source, out, progress, captions=captions, skip_bad=skip_bad,
-                            photo_turns=photo_turns, redact=redact)
+                            photo_turns=photo_turns, redact=redact, schema=schema)
     for split, row in made.items():
         for what in ("set_aside", "repaired"):
             for reason, count in row[what].items():
@@ -99,24 +102,52 @@ def photos(
         second_source: Annotated[str | None, Option(metavar="URL", help="where a photo of Open Images is "
                                                     'asked for by its {photo_id}; "" for nowhere')] = None,
         seconds: Annotated[float, Option(min=0.1, max=3600, help="deadline of a photo")] = 30.0,
+        ray: Annotated[str | None, Option(metavar="ADDRESS", help="fetch on the Ray cluster whose head is at "
+                                          "HOST:PORT, or auto; its nodes share the folder's file system, and "
+                                          "you trust its network")] = None,
         allow_loopback: Annotated[bool, Option("--allow-loopback", help="this machine's own addresses too")]
         = False, as_json: Json = False, redact: Redact = False) -> None:
     """Fetch the photos of a corpus, or of a list; what failed and why is in their index."""
     from e2e_lib.download import photos as download
     from e2e_lib.download.client import Limits
+    from e2e_lib.download.cluster import connected
+    from e2e_lib.download.report import kept_in, report_lines
     progress, report = _outputs(as_json)
     if (folder is None) == (listed is None) or listed is not None and out is None:
         raise ConfigError("expected the folder of a built corpus, or --list FILE and --out DIR")
     source, target = (listed, out) if folder is None else (folder / "photos.jsonl", out or folder / "photos")
     assert source is not None and target is not None  # as was just asked
     asked = download.OPEN_IMAGES if second_source is None else second_source
-    with _interruptible(lambda: f"{download.kept_in(target)}; the same command goes on from there"):
-        limits = Limits(seconds=seconds, allow_loopback=allow_loopback)
-        made = download.fetch(download.read_list(source), target, progress, size=size, retry=retry or (),
-                              second_source=asked, limits=limits)
-    if redact:
-        del made["hosts"]
-    for line in download.report_lines(made):
+    limits = Limits(seconds=seconds, allow_loopback=allow_loopback)
+    with _interruptible(lambda: f"{kept_in(target)}; the same command goes on from there"), \
+            connected(ray) if ray is not None else contextlib.nullcontext() as run:
+        made = download.fetch(download.read_list(source, redact), target, progress, size=size, redact=redact,
+                              retry=retry or (), second_source=asked, limits=limits, run=run)
+    for line in report_lines(made):
+        progress(line)
+    report(made)
+
+
+@app.command()
+def draw(
+        folder: Folder,
+        model: Annotated[str, Option(metavar="ID_OR_PATH", help="a text-to-image pipeline of diffusers, by "
+                                     "hub id or folder; or minichat, the small generator that comes along")],
+        steps: Annotated[int | None, Option(min=1, max=1000, help="denoising steps  [default: the model's "
+                                            "own]")] = None,
+        guidance_scale: Annotated[float | None, Option(min=0, max=100, help="classifier-free guidance  "
+                                                       "[default: the model's own]")] = None,
+        size: Annotated[int | None, Option(min=8, max=4096, help="a photo's side in pixels  [default: the "
+                                           "model's own]")] = None,
+        batch_size: Annotated[int, Option(min=1, max=1024, help="photos drawn at once")] = 4,
+        seed: Annotated[int, Option(min=0, max=MAX_SEED)] = 0, as_json: Json = False) -> None:
+    """Draw the photos that could not be fetched from their captions, marked as drawn."""
+    from e2e_lib.experiments import missing_photos as missing
+    progress, report = _outputs(as_json)
+    with _interruptible(lambda: f"{missing.kept_in(folder)}; the same command goes on from there"):
+        how = missing.Drawing(model, steps, guidance_scale, size, batch_size, seed)
+        made = missing.draw_missing(folder, how, progress)
+    for line in missing.report_lines(made):
         progress(line)
     report(made)
 
@@ -126,7 +157,11 @@ def stats(folder: Folder, photo_turns: PhotoTurns = "left_out",
           real_only: Annotated[bool, Option("--real-only", help="only dialogues all of whose photos were "
                                             "fetched")] = False,
           as_json: Json = False) -> None:
-    """Table 1 of a built corpus, with the paper's row below each of ours."""
+    """Table 1 of a built corpus, with the paper's row below each of ours, and a row for all splits together.
+
+    In the report, also as one object, that row is called "total", as in the paper. It has a photo of several
+    splits as one distinct image, where the paper's is the sum of its splits.
+    """
     from e2e_lib.sources.stats import statistics
     progress, report = _outputs(as_json)
     name, made = statistics(folder, photo_turns, real_only)

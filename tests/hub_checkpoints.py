@@ -84,7 +84,8 @@ def save_diffusion(folder: Path) -> Path:
 
 def save_dialogpt(folder: Path) -> Path:
     """As microsoft/DialoGPT-medium: a GPT-2 whose only special token is its end of text."""
-    words = tokenizer("byte_level")
+    end = "<|endoftext|>"
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer("byte_level").backend_tokenizer, bos_token=end, eos_token=end)
     torch.manual_seed(3)
     GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=2, n_head=2, n_positions=256, bos_token_id=words.eos_token_id,
                                eos_token_id=words.eos_token_id)).save_pretrained(folder)

@@ -67,6 +67,7 @@ def test_build_photos_and_stats_print_one_json_object_and_progress_elsewhere(sou
     again = json.loads(run("photos", out, "--allow-loopback", "--second-source", "", "--json").stdout)
     assert again["fetched"] == 0 and again["photos"] == 12
     numbers = json.loads(run("stats", out, "--json").stdout)
+    assert list(numbers) == ["train", "dev", "test", "total"] and numbers["total"]["dialogues"] == 12
     assert numbers["train"]["dialogues"] == 6 and numbers["train"]["photos"] == {"fetched": 5, "drawn": 0, "not fetched": 1}
     real = json.loads(run("stats", out, "--real-only", "--json").stdout)
     assert (real["train"]["dialogues"], real["train"]["left_out"]) == (5, 1)
@@ -141,6 +142,48 @@ def test_drawn_photos_are_used_unless_only_real_ones_are_wanted(built):
     assert len({example.dialogue_id for example in examples}) == 5
     _, _, report = load_split(built, "train", real_only=True)
     assert [problem.field for problem in report.problems] == ["drawn photo"]
+
+
+def test_missing_photos_are_drawn_told_apart_in_every_report_and_give_way_to_the_fetched_ones(built):
+    done = run("draw", built, "--model", "minichat", "--steps", "1", "--seed", "3", "--json")
+    made = json.loads(done.stdout)
+    assert {key: made[key] for key in ("photos", "drawn", "already_there", "drawn_before", "without_caption", "refused")} == {
+        "photos": 12, "drawn": 2, "already_there": 10, "drawn_before": 0, "without_caption": 0, "refused": 0}
+    assert "12 photos: 2 drawn now by minichat with seed 3" in done.stderr
+    stats = run("stats", built, "--json")
+    assert json.loads(stats.stdout)["total"]["photos"] == {"fetched": 10, "drawn": 2, "not fetched": 0} and "2 photos drawn" in stats.stderr
+    total = next(line for line in stats.stderr.splitlines() if line.startswith("total") and "paper" in line)
+    assert "12,286" in total and "10,889" in total  # of the paper's own row of that name
+    assert json.loads(run("stats", built, "--real-only", "--json").stdout)["total"]["left_out"] == 2
+    assert [len(load_split(built, "train", real_only=real_only)[0]) for real_only in (False, True)] == [6, 5]
+    fetched = json.loads(run("photos", built, "--allow-loopback", "--second-source", "", "--json").stdout)
+    assert fetched["statuses"] == {"ok": 10, "drawn": 2, "missing": 2}
+    photo = load_split(built, "train")[0][0].photos[0]
+    assert load_split(built, "train")[1].load(photo.photo_id).size == (64, 64)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--model", "nobody/nothing"], "you are offline"), (["--model", "minichat", "--size", "32"], "minichat draws 64 pixels only"),
+    (["--model", "./absent"], "there is no folder ./absent")])
+def test_a_model_that_cannot_draw_is_one_clear_message(arguments, message, tmp_path):
+    (tmp_path / "photos.jsonl").write_text('{"photo_id": "a", "caption": "a kite"}\n')
+    done = run("draw", tmp_path, *arguments)
+    assert done.exit_code == 1 and message in done.stderr and "Traceback" not in done.output
+
+
+def test_interrupted_drawing_says_what_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "photos.jsonl").write_text('{"photo_id": "a", "caption": "a kite"}\n')
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("e2e_lib.experiments.missing_photos.load_drawer", interrupted)
+    done = run("draw", tmp_path, "--model", "minichat")
+    assert done.exit_code == 130 and "0 drawn photos are kept" in done.stderr and "goes on from there" in done.stderr
+
+
+def test_the_schema_of_known_files_is_printed_when_asked_for(source, tmp_path):
+    said = [run("build", "photochat", "--source", source, "--out", tmp_path / "out", *more).stdout for more in ((), (), ("--schema",))]
+    assert ["fields seen" in text for text in said] == [True, False, True]
 
 
 @pytest.mark.parametrize("name", ["photochat", "dialogcc"])

@@ -23,7 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = PYPROJECT["project"]["dependencies"]
 TEST = PYPROJECT["project"]["optional-dependencies"]["test"]
 NO_DEPS = PYPROJECT["tool"]["e2e"]["no-deps"]
-PARQUET = PYPROJECT["project"]["optional-dependencies"]["parquet"]
+EXTRAS = [pin for extra in ("parquet", "cluster", "quantized") for pin in PYPROJECT["project"]["optional-dependencies"][extra]]
 OPTIONAL = {"torchvision"}  # used where it works, see e2e_lib/evaluation/fidelity.py
 
 
@@ -102,7 +102,7 @@ def python_of(path):
 
 
 @pytest.mark.parametrize("folder, suffix, allowed", [
-    ("e2e_lib", "py", [*RUNTIME, *NO_DEPS, *PARQUET]), ("notebooks", "ipynb", [*RUNTIME, *NO_DEPS]), ("tests", "py", [*RUNTIME, *NO_DEPS, *TEST])])
+    ("e2e_lib", "py", [*RUNTIME, *NO_DEPS, *EXTRAS]), ("notebooks", "ipynb", [*RUNTIME, *NO_DEPS]), ("tests", "py", [*RUNTIME, *NO_DEPS, *{*TEST, *EXTRAS}])])
 def test_every_import_is_a_dependency(folder, suffix, allowed):
     distributions, allowed_names = importlib.metadata.packages_distributions(), pins(allowed).keys()
     paths = list((ROOT / folder).rglob(f"*.{suffix}"))
@@ -195,7 +195,8 @@ INSTALLS = [f"{PIP} {next(pin for pin in RUNTIME if pin.startswith('torch=='))}"
 TARGETS = {
     "setup": ["e2e doctor"], "reproduce": ["e2e reproduce --profile mini"], "compare": ["e2e compare --profile mini"],
     "test": ["-m pytest -q -n 2 --dist worksteal"], "fuzz": ["-m pytest -q -n 2 -m fuzz"],
-    "kills": ["-m pytest -q tests/download/test_photos.py -k kills"], "mutants": ["tests/mutants/run.py"],
+    "kills": ["-m pytest -q tests/download/test_photos.py -k kills"],
+    "cluster": [f"{PIP} --no-warn-conflicts --editable .[cluster]", "-m pytest -q tests/download/test_cluster.py"], "mutants": ["tests/mutants/run.py"],
     "bench": ["tests/benchmarks/run.py"],
     "lint": ["-m ruff check e2e_lib tests", "-m mypy e2e_lib", "lint-imports --no-cache --no-logo"],
     "house": ["tests/house.py"], "clean": []}

@@ -171,6 +171,7 @@ def read_dialogues(path: Path | str) -> tuple[list[Dialogue], Report]:
     Raises DataError if the file is missing or holds no sound dialogue at all.
     """
     path = Path(path)
+    files.complete_files(path.parent)
     if not path.is_file():
         raise DataError(f"{path}: no such file; `e2e data` makes the corpus of a profile")
     try:

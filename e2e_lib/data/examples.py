@@ -110,5 +110,7 @@ def split_examples(folder: Path | str, split: str, echo: Callable[[str], None] =
                    real_only: bool = False) -> tuple[list[Example], PhotoStore]:
     """All examples of a split, and its photos; says what was set aside. Raises DataError."""
     dialogues, store, report = load_split(folder, split, real_only)
-    echo(f"{split} dialogues: {report}")
+    shared = {photo.photo_id for dialogue in dialogues for photo in dialogue.photos}
+    drawn = sum(map(store.is_drawn, shared))
+    echo(f"{split} dialogues: {report}" + (f"; {drawn:,} of their photos are drawn" if drawn else ""))
     return [example for dialogue in dialogues for example in examples_of(dialogue)], store

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from e2e_lib.data.dialogue import DataError
+from e2e_lib.repro import files
 
 Status = Literal["pending", "ok", "drawn", "placeholder", "missing", "refused", "bad_address",
                  "private_address", "timeout", "too_large", "broken", "not_a_photo", "dns", "network",
@@ -79,22 +80,24 @@ class PhotoIndex:
         self.connection.close()
 
     def add(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Adds pairs of address and photo id as pending, each address once."""
+        """Adds pairs of address and photo id as pending, each address once. Raises files.SaveError."""
         rows = list(rows)
-        self.connection.execute("BEGIN")
-        self.connection.executemany("INSERT OR IGNORE INTO photos (url, photo_id) VALUES (?, ?)", rows)
-        self.connection.executemany("INSERT OR IGNORE INTO names (url, photo_id) VALUES (?, ?)", rows)
-        self.connection.execute("COMMIT")
+        with _explained(self.path):
+            self.connection.execute("BEGIN")
+            self.connection.executemany("INSERT OR IGNORE INTO photos (url, photo_id) VALUES (?, ?)", rows)
+            self.connection.executemany("INSERT OR IGNORE INTO names (url, photo_id) VALUES (?, ?)", rows)
+            self.connection.execute("COMMIT")
 
     def put(self, row: PhotoRow) -> None:
-        """Writes an address's row, replacing what it was."""
+        """Writes an address's row, replacing what it was. Raises files.SaveError."""
         marks = ", ".join("?" * len(_COLUMNS))
         changed = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
-        self.connection.execute(
-            f"INSERT INTO photos ({_NAMES}) VALUES ({marks}) ON CONFLICT (url) DO UPDATE SET {changed}",
-            [getattr(row, name) for name in _COLUMNS])
-        self.connection.execute("INSERT OR IGNORE INTO names (photo_id, url) VALUES (?, ?)",
-                                (row.photo_id, row.url))
+        with _explained(self.path):
+            self.connection.execute(
+                f"INSERT INTO photos ({_NAMES}) VALUES ({marks}) ON CONFLICT (url) DO UPDATE SET {changed}",
+                [getattr(row, name) for name in _COLUMNS])
+            self.connection.execute("INSERT OR IGNORE INTO names (photo_id, url) VALUES (?, ?)",
+                                    (row.photo_id, row.url))
 
     def rows(self, statuses: Iterable[str] = ()) -> Iterator[PhotoRow]:
         """All rows, or those of some statuses, in the order in which they were added; read in parts."""
@@ -141,6 +144,16 @@ def usable_photos(folder: Path) -> dict[str, PhotoRow]:
             return {row.photo_id: row for row in (PhotoRow(*values) for values in rows)}
     except sqlite3.DatabaseError as error:
         raise _unreadable(folder / INDEX, error) from error
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite raises while it writes (a full disk, another process that does not end) into ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise files.SaveError(f"could not save {path}: {error}. What it had is kept: free some space, or end "
+                              "what else writes it, and the same command goes on") from error
 
 
 def _unreadable(path: Path, error: sqlite3.DatabaseError) -> DataError:

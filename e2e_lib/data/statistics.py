@@ -33,6 +33,15 @@ class Table1:
         self.dialogues = self.utterances = self.runs = self.images = 0
         self.photo_ids: set[str] = set()
 
+    def __iadd__(self, other: "Table1") -> "Table1":
+        """Takes up what another table counted; a photo of both is one distinct image."""
+        self.dialogues += other.dialogues
+        self.utterances += other.utterances
+        self.runs += other.runs
+        self.images += other.images
+        self.photo_ids |= other.photo_ids
+        return self
+
     def add(self, dialogue: Dialogue) -> None:
         self.dialogues += 1
         self.utterances += sum(not turn.photos for turn in dialogue.turns)

@@ -48,6 +48,14 @@ def parse(address: str, allow_loopback: bool = False) -> URL:
     return url
 
 
+def host_of(address: str) -> str:
+    """The host that keeps an address, whose pace counts; "" where it is no web address."""
+    try:
+        return URL(address.strip()).host or ""
+    except ValueError:
+        return ""
+
+
 def check(address: Address, allow_loopback: bool) -> None:
     """Raises FetchError unless ``address`` is on the public internet, or loopback where that is allowed."""
     inner: Any = address

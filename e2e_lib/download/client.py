@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from e2e_lib.data.photo_index import Status
-from e2e_lib.download.addresses import CheckedResolver, FetchError, parse
+from e2e_lib.download.addresses import CheckedResolver, FetchError, host_of, parse
 
 AGENT = "e2e-photo-dialogue"
 USER_AGENT = f"{AGENT}/0.1 (research; collects published photo-dialogue corpora; honours robots.txt)"
@@ -31,7 +31,10 @@ MOST_REDIRECTS = 5
 @dataclass(frozen=True)
 class Limits:
     """What one photo may cost: ``seconds`` in all, ``bytes``, ``tries`` at a busy server; and the pace:
-    ``per_host`` connections at once and ``host_rate`` photos per second from one host."""
+    ``per_host`` connections at once and ``host_rate`` photos per second from one host.
+
+    Where ``clients`` work at once, each with hosts of its own, they share the pace at all other hosts (where
+    redirects lead, and second sources), so that together they stay below twice the pace at any."""
 
     seconds: float = 30.0
     bytes: int = 40_000_000
@@ -41,6 +44,7 @@ class Limits:
     longest_pause: float = 20.0
     allow_loopback: bool = False
     robots: bool = True
+    clients: int = 1
 
 
 class Client:
@@ -50,8 +54,8 @@ class Client:
         self.limits = limits
         self.robots: dict[str, asyncio.Task[RobotFileParser]] = {}
         self.next_turn: defaultdict[str, float] = defaultdict(float)  # of each host, on the monotonic clock
-        self.slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(limits.per_host))
+        self.slots: dict[str, asyncio.Semaphore] = {}
+        self.own = set[str]()  # hosts that no other client has
 
     async def __aenter__(self) -> "Client":
         # Names are resolved anew for each connection: a cache would outlive a change between two checks.
@@ -65,10 +69,16 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         for task in self.robots.values():
             task.cancel()
+        await asyncio.gather(*self.robots.values(), return_exceptions=True)  # or they are told on stderr
         await self.session.close()
 
-    async def photo(self, address: str) -> tuple[bytes, str]:
-        """The bytes behind ``address`` and where they came from in the end. Raises FetchError."""
+    async def photo(self, address: str, is_own: bool = True) -> tuple[bytes, str]:
+        """The bytes behind ``address`` and where they came from in the end. Raises FetchError.
+
+        ``is_own`` says that no other client (see ``Limits``) has addresses of its host.
+        """
+        if is_own:
+            self.own.add(host_of(address))
         for attempt in range(self.limits.tries):
             try:
                 return await self._follow(address)
@@ -93,8 +103,11 @@ class Client:
     async def _request(self, url: URL, most: int, deadline: "Deadline") -> tuple[bytes, str]:
         """The body behind a web address, or where it redirects to. Raises FetchError and Busy."""
         host = url.host or ""
+        sharing = 1 if host in self.own else self.limits.clients
+        if host not in self.slots:
+            self.slots[host] = asyncio.Semaphore(max(1, self.limits.per_host // sharing))
         async with self.slots[host]:
-            await self._wait_for_turn(host)
+            await self._wait_for_turn(host, sharing / self.limits.host_rate)
             try:
                 async with deadline.running(), self.session.get(url, allow_redirects=False) as response:
                     target = response.headers.get("Location", "")
@@ -109,10 +122,11 @@ class Client:
             except ValueError as error:  # a Location or header that is not one
                 raise FetchError("network", f"an answer that is not HTTP ({error})") from None
 
-    async def _wait_for_turn(self, host: str) -> None:
+    async def _wait_for_turn(self, host: str, seconds: float) -> None:
+        """Waits until the last request to this host was ``seconds`` ago."""
         now = time.monotonic()
         turn = max(now, self.next_turn[host])
-        self.next_turn[host] = turn + 1 / self.limits.host_rate
+        self.next_turn[host] = turn + seconds
         await asyncio.sleep(turn - now)
 
     async def _ask_robots(self, url: URL) -> None:

@@ -13,8 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,31 +22,23 @@ from typing import Any
 from PIL import Image
 
 from e2e_lib.data.dialogue import DataError
-from e2e_lib.data.photo_index import INDEX, PASSING, STATUSES, PhotoIndex, PhotoRow, Status
+from e2e_lib.data.photo_index import PASSING, STATUSES, PhotoIndex, PhotoRow, Status
 from e2e_lib.data.photo_input import FORMATS, MAX_PIXELS, PhotoError, decode_photo, open_photo
 from e2e_lib.download.addresses import FetchError
 from e2e_lib.download.client import Client, Limits
+from e2e_lib.download.parts import PATIENCE, locked, merge_parts, sweep
+from e2e_lib.download.progress import Progress, taken_up
+from e2e_lib.download.report import MEANINGS as MEANINGS
+from e2e_lib.download.report import by_host
 from e2e_lib.repro import files
 
 AT_ONCE = 64  # addresses in flight
 REPEATED, SMALL = 5, 30_000  # as many addresses with the same so few bytes are a placeholder
-ALIKE = 30  # so many first addresses failing alike stop the run: it is the network, not the photos
 EVERY_SECONDS = 5.0  # between two lines of progress
+SAVED_SECONDS = 0.5  # between two states of a part's progress
 JPEG_QUALITY = 95
-HOSTS = 20  # that a report names
 NO_ADDRESS = "photo:"  # begins the place of an address in the index, where none is known
 LIMITS = Limits()
-MEANINGS = {
-    "ok": "here, whole and decoded", "drawn": "not to be had, drawn from its caption",
-    "pending": "not asked for yet", "placeholder": "a picture that says that the photo is gone",
-    "missing": "the server has none (404, 410)",
-    "refused": "not allowed (robots.txt, X-Robots-Tag, 401, 403, 451)",
-    "bad_address": "no web address", "private_address": "leads to a private network, not asked",
-    "timeout": "not complete in time", "too_large": "too many bytes or pixels",
-    "broken": "cut short, or cannot be decoded", "not_a_photo": "something else, such as a page",
-    "dns": "its host's name was not found", "network": "the connection failed",
-    "redirect_loop": "redirects without end",
-    "server_error": "the server was busy or failed, several times"}
 # PhotoChat's photos are of Open Images, whose copy at CVDF is found by subset and id.
 OPEN_IMAGES = "https://open-images-dataset.s3.amazonaws.com/{photo_id}.jpg"
 _OPEN_IMAGES_ID = re.compile(r"(train|validation|test)/[0-9a-f]{16}")
@@ -66,9 +57,29 @@ class Kept:
     width: int
     height: int
 
+    @property
+    def file(self) -> str:
+        """Its place in a photo folder."""
+        return f"{self.sha256[:2]}/{self.sha256}.{self.suffix}"
 
-def read_list(path: Path) -> Iterator[tuple[str, str]]:
-    """Pairs of address and photo id from JSON lines with "url" and "photo_id". Raises DataError by row."""
+
+@dataclass(frozen=True)
+class Options:
+    """How each photo is fetched, as ``fetch`` has it; ``decoders`` threads decode (0: one a core)."""
+
+    limits: Limits = LIMITS
+    size: int = 0
+    second_source: str = OPEN_IMAGES
+    decoders: int = 0
+
+
+# Fetches what has one of these statuses in an index; returns what was done, and more for the report.
+Runner = Callable[[PhotoIndex, Sequence[str], Options, Echo], tuple[Progress, dict[str, Any]]]
+
+
+def read_list(path: Path, redact: bool = False) -> Iterator[tuple[str, str]]:
+    """Pairs of address and photo id from JSON lines with "url" and "photo_id". Raises DataError by row; with
+    ``redact``, one that repeats nothing of what the row says."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, 1):
@@ -78,11 +89,12 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
                     row = json.loads(line)
                     url, photo_id = row["url"], row["photo_id"]
                 except (ValueError, RecursionError, TypeError, KeyError) as error:
+                    found = "" if redact else f" {line[:80]!r}"
                     raise DataError(f'{path}, row {number}: expected an object with "photo_id" and "url", '
-                                    f"found {line[:80]!r} ({type(error).__name__})") from None
+                                    f"found{found} ({type(error).__name__})") from None
                 for key, value in (("photo_id", photo_id), ("url", url)):
                     if not isinstance(value, str) or key == "photo_id" and not value:
-                        found = f"{value!r:.80}"
+                        found = type(value).__name__ if redact else f"{value!r:.80}"
                         raise DataError(f"{path}, row {number}, {key}: expected a string, found {found}")
                 yield _storable(url), _storable(photo_id)
     except OSError as error:
@@ -96,81 +108,92 @@ def _storable(text: str) -> str:
 
 
 def fetch(rows: Iterable[tuple[str, str]], folder: Path, echo: Echo, *, limits: Limits = LIMITS,
-          size: int = 0, retry: Sequence[str] = (), second_source: str = OPEN_IMAGES) -> dict[str, Any]:
+          size: int = 0, retry: Sequence[str] = (), second_source: str = OPEN_IMAGES, redact: bool = False,
+          run: Runner | None = None) -> dict[str, Any]:
     """Fetches the photos of ``rows`` (address, or "" where none is known, and photo id) into ``folder``.
 
     ``size`` stores JPEG with a shorter side of at most so many pixels instead of the original bytes.
     Addresses with a status in ``retry`` ("failed" means all that may pass) are tried again. Where an address
-    fails and its photo id is one of Open Images, ``second_source`` is asked ("" asks nobody). Returns how
-    many "photos" (addresses) there are, with which "statuses", and of the largest "hosts". Raises DataError
-    where the first addresses all fail alike, for an unknown status, and files.SaveError.
+    fails and its photo id is one of Open Images, ``second_source`` is asked ("" asks nobody). ``run`` does
+    the work elsewhere than here, see ``cluster.connected``; what a killed run left in parts is taken over.
+    Returns how many "photos" (addresses) there are, with which "statuses", and of the largest "hosts", which
+    ``redact`` numbers instead of naming them. Raises DataError where the first addresses all fail alike, for
+    an unknown status, and where another run is at work in the folder; and files.SaveError.
     """
+    again = _statuses_of(retry)
+    _check_second_source(second_source)
+    start = time.monotonic()
+    with locked(folder), PhotoIndex(folder) as index:
+        merge_parts(index)
+        _add(index, rows)
+        sweep(folder)
+        options = Options(limits, size, second_source)
+        progress, more = (run or run_here)(index, ("pending", *again), options, echo)
+        placeholders = mark_placeholders(index)
+        statuses, hosts = index.counts(), by_host(index, redact)
+    return {"photos": sum(statuses.values()), "statuses": statuses, "fetched": progress.done,
+            "placeholders_found": placeholders, "seconds": round(time.monotonic() - start, 1),
+            "bytes": progress.bytes, "hosts": hosts, **more}
+
+
+def _statuses_of(retry: Sequence[str]) -> list[str]:
     if unknown := set(retry) - {"failed", *STATUSES}:
         raise DataError(f"--retry {unknown.pop()!r}: expected failed, or one of {', '.join(STATUSES)}")
-    again = [status for name in retry for status in (PASSING if name == "failed" else (name,))]
-    start = time.monotonic()
-    with PhotoIndex(folder) as index:
-        batch: list[tuple[str, str]] = []
-        for row in rows:
-            batch.append((row[0] or f"{NO_ADDRESS}{row[1]}", row[1]))
-            if len(batch) == 5000:
-                index.add(batch)
-                batch.clear()
-        index.add(batch)
-        _sweep(folder)
-        run = _Run(index, folder, echo, limits, size, second_source)
-        try:
-            asyncio.run(run.fetch_all(index.rows(("pending", *again))))
-        except ExceptionGroup as group:  # of the workers; the first is the cause
-            raise group.exceptions[0] from None
-        placeholders = mark_placeholders(index)
-        statuses, hosts = index.counts(), _by_host(index)
-    return {"photos": sum(statuses.values()), "statuses": statuses, "fetched": run.done,
-            "placeholders_found": placeholders, "seconds": round(time.monotonic() - start, 1),
-            "bytes": run.bytes, "hosts": hosts}
+    return [status for name in retry for status in (PASSING if name == "failed" else (name,))]
 
 
-def _by_host(index: PhotoIndex) -> dict[str, dict[str, int]]:
-    """How many addresses of the ``HOSTS`` largest hosts have each status."""
-    hosts: dict[str, Counter[str]] = {}
-    for row in index.rows():
-        host = row.url.partition("://")[2].partition("/")[0].rpartition("@")[2] or "(no address)"
-        hosts.setdefault(host, Counter())[row.status] += 1
-    largest = sorted(hosts, key=lambda host: -hosts[host].total())[:HOSTS]
-    return {host: dict(hosts[host].most_common()) for host in largest}
+def _check_second_source(address: str) -> None:
+    try:
+        address.format(photo_id="train/0")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise DataError("--second-source: expected an address with {photo_id} where the id belongs, and no "
+                        "other { or }") from None
 
 
-def report_lines(made: Mapping[str, Any]) -> list[str]:
-    """What ``fetch`` returned, in words."""
-    total, statuses = made["photos"], made["statuses"]
-    lines = [f"{total:,} addresses, {made['fetched']:,} asked for in this run, in {made['seconds']:,} s"]
-    lines += [f"  {count:>9,}  {100 * count / total:5.1f} %  {name}: {MEANINGS[name]}"
-              for name, count in statuses.items()]
-    lines += [f"  {host}: {counts.get('ok', 0):,} of {sum(counts.values()):,} fetched"
-              for host, counts in made.get("hosts", {}).items()]
-    passing = sum(statuses.get(name, 0) for name in PASSING)
-    if passing:
-        lines.append(f"{passing:,} may succeed another time: --retry failed asks for them again")
-    if statuses.get("dns", 0) + statuses.get("network", 0) > 0.2 * total:
-        lines.append("More than a fifth failed by name service or connection: it may be this machine's "
-                     "network, and not the photos")
-    return lines
+def _add(index: PhotoIndex, rows: Iterable[tuple[str, str]]) -> None:
+    batch: list[tuple[str, str]] = []
+    for url, photo_id in rows:
+        batch.append((url or f"{NO_ADDRESS}{photo_id}", photo_id))
+        if len(batch) == 5000:
+            index.add(batch)
+            batch.clear()
+    index.add(batch)
 
 
-def kept_in(folder: Path) -> str:
-    """What a photo folder has, in words, after an interruption."""
-    if not (folder / INDEX).is_file():
-        return "nothing was fetched yet"
-    with PhotoIndex(folder) as index:
-        counts = index.counts()
-    kept, waiting = counts.get("ok", 0), counts.get("pending", 0)
-    return f"{kept:,} photos are kept in {folder}, {waiting:,} addresses were not asked for yet"
+def run_here(index: PhotoIndex, statuses: Sequence[str], options: Options,
+             echo: Echo) -> tuple[Progress, dict[str, Any]]:
+    """Fetches what has one of the ``statuses``, in this process, and says in between how far it is."""
+    last = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        progress.check_network()
+        if time.monotonic() - last > EVERY_SECONDS:
+            last = time.monotonic()
+            echo(f"photos: {', '.join(f'{count:,} {name}' for name, count in index.counts().items())}")
+
+    progress = Progress()
+    _Run(index, options, progress, tell).fetch(statuses)
+    return progress, {}
 
 
-def _sweep(folder: Path) -> None:
-    """Removes files that a killed run left half written."""
-    for path in folder.glob("*/.*.part"):
-        path.unlink(missing_ok=True)
+def fetch_part(folder: Path, options: Options) -> None:
+    """Fetches what is pending in one part of a photo folder; goes on where an earlier try of it stopped.
+
+    Whether everything fails alike is for the one who watches all parts to see, in the progress saved here.
+    """
+    with locked(folder, PATIENCE), PhotoIndex(folder) as index:
+        sweep(folder)
+        last, progress = time.monotonic(), taken_up(index)
+
+        def tell(progress: Progress) -> None:
+            nonlocal last
+            if time.monotonic() - last > SAVED_SECONDS:
+                last = time.monotonic()
+                progress.save(folder)
+
+        _Run(index, options, progress, tell).fetch(("pending",))
+        progress.save(folder)
 
 
 def mark_placeholders(index: PhotoIndex) -> int:
@@ -178,7 +201,8 @@ def mark_placeholders(index: PhotoIndex) -> int:
     found = 0
     for digest, count in index.repeated(REPEATED, SMALL):
         found += count
-        same = index.execute("SELECT DISTINCT file FROM photos WHERE sha256 = ?", (digest,)).fetchall()
+        same = index.execute("SELECT DISTINCT file FROM photos WHERE file IS NOT NULL AND sha256 = ?",
+                             (digest,)).fetchall()
         for (file,) in same:
             (index.folder / file).unlink(missing_ok=True)
         index.execute("UPDATE photos SET status = 'placeholder', file = NULL, reason = ? WHERE sha256 = ?",
@@ -187,19 +211,25 @@ def mark_placeholders(index: PhotoIndex) -> int:
 
 
 class _Run:
-    """One run over the addresses that have no status yet."""
+    """One run over the addresses of an index; ``tell`` hears of ``progress`` after each of them."""
 
-    def __init__(self, index: PhotoIndex, folder: Path, echo: Echo, limits: Limits, size: int,
-                 second_source: str) -> None:
-        self.index, self.folder, self.echo, self.limits = index, folder, echo, limits
-        self.size, self.second_source = size, second_source
-        self.done, self.bytes, self.last_line = 0, 0, time.monotonic()
-        self.first, self.is_beginning = Counter[str](), True  # until one does not fail by the network
+    def __init__(self, index: PhotoIndex, options: Options, progress: Progress,
+                 tell: Callable[[Progress], None]) -> None:
+        self.index, self.folder, self.options = index, index.folder, options
+        self.progress, self.tell = progress, tell
 
-    async def fetch_all(self, rows: Iterable[PhotoRow]) -> None:
+    def fetch(self, statuses: Sequence[str]) -> None:
+        """Asks for all addresses that have one of these statuses."""
+        try:
+            asyncio.run(self._fetch_all(self.index.rows(statuses)))
+        except ExceptionGroup as group:  # of the workers; the first is the cause
+            raise group.exceptions[0] from None
+
+    async def _fetch_all(self, rows: Iterable[PhotoRow]) -> None:
         waiting: asyncio.Queue[PhotoRow | None] = asyncio.Queue(2 * AT_ONCE)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets other threads run while it decodes
-            async with Client(self.limits) as client, asyncio.TaskGroup() as tasks:
+        threads = self.options.decoders or os.cpu_count()
+        with ThreadPoolExecutor(threads) as pool:  # Pillow lets other threads run while it decodes
+            async with Client(self.options.limits) as client, asyncio.TaskGroup() as tasks:
                 workers = [tasks.create_task(self._work(client, pool, waiting)) for _ in range(AT_ONCE)]
                 for row in rows:
                     await waiting.put(row)
@@ -209,15 +239,17 @@ class _Run:
     async def _work(self, client: Client, pool: ThreadPoolExecutor, waiting: asyncio.Queue[Any]) -> None:
         while (row := await waiting.get()) is not None:
             found = await self._fetch(client, pool, row)
-            self.index.put(replace(found, tries=row.tries + 1))
-            self.done += 1
-            self._report(found.status)
+            if found.status == "ok" or row.status not in ("ok", "drawn"):  # a photo stays, retried or not
+                self.index.put(replace(found, tries=row.tries + 1))
+            self.progress.statuses[found.status] += 1
+            self.tell(self.progress)
 
     async def _fetch(self, client: Client, pool: ThreadPoolExecutor, row: PhotoRow) -> PhotoRow:
         """The row with what became of its address, or else of its second source."""
         found = await self._one(client, pool, row, row.url, "downloaded")
-        if found.status != "ok" and self.second_source and _OPEN_IMAGES_ID.fullmatch(row.photo_id):
-            other = await self._one(client, pool, row, self.second_source.format(photo_id=row.photo_id),
+        template = self.options.second_source
+        if found.status != "ok" and template and _OPEN_IMAGES_ID.fullmatch(row.photo_id):
+            other = await self._one(client, pool, row, template.format(photo_id=row.photo_id),
                                     "second source")
             if other.status == "ok":
                 return replace(other, reason=f"its own address: {found.status}, {found.reason}")
@@ -228,32 +260,24 @@ class _Run:
         try:
             if address.startswith(NO_ADDRESS):
                 raise FetchError("bad_address", "no address of this photo is known")
-            content, _ = await client.photo(address)
-            kept = await asyncio.get_running_loop().run_in_executor(pool, examine, content, self.size)
+            content, _ = await client.photo(address, is_own=source == "downloaded")
+            kept = await asyncio.get_running_loop().run_in_executor(pool, keep, content, self.folder,
+                                                                    self.options.size)
         except FetchError as error:
             return PhotoRow(row.url, row.photo_id, error.status, error.reason, licence=row.licence)
         if isinstance(kept, tuple):
             return PhotoRow(row.url, row.photo_id, *kept, licence=row.licence)
-        self.bytes += len(content)
-        file = f"{kept.sha256[:2]}/{kept.sha256}.{kept.suffix}"
-        write_once(self.folder / file, kept.content)
+        self.progress.bytes += len(content)
         return PhotoRow(row.url, row.photo_id, "ok", "", kept.sha256, kept.width, kept.height,
-                        len(kept.content), source, row.licence, file)
+                        len(kept.content), source, row.licence, kept.file)
 
-    def _report(self, status: Status) -> None:
-        if status in PASSING and self.is_beginning:
-            self.first[status] += 1
-            if self.first.total() >= ALIKE:
-                found = ", ".join(f"{count} as {name}" for name, count in self.first.most_common())
-                raise DataError(f"the first {ALIKE} addresses all failed ({found}): it seems to be this "
-                                "machine's network, name service or proxy and not the photos. Nothing is "
-                                "lost: the same command with --retry failed goes on")
-        else:
-            self.is_beginning = False
-        if time.monotonic() - self.last_line > EVERY_SECONDS:
-            self.last_line = time.monotonic()
-            counts = ", ".join(f"{count:,} {name}" for name, count in self.index.counts().items())
-            self.echo(f"photos: {counts}")
+
+def keep(content: bytes, folder: Path, size: int = 0) -> Kept | tuple[Status, str]:
+    """As ``examine``, and writes the file as well. Raises files.SaveError."""
+    kept = examine(content, size)
+    if isinstance(kept, Kept):
+        write_once(folder / kept.file, kept.content)
+    return kept
 
 
 def examine(content: bytes, size: int = 0) -> Kept | tuple[Status, str]:

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.config import ConfigError
 from e2e_lib.data.photos import square, to_floats, to_pixels
+from e2e_lib.models.adapters import add_unet_lora, in_autocast
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may give, in the scheduler's words
@@ -76,21 +77,23 @@ class ImageGenerator(nn.Module):
     @torch.no_grad()
     def to_latents(self, photos: Tensor | Sequence[Tensor]) -> Tensor:
         """B photos, uint8 (3, H, W) of any size, to scaled latents (B, C, s, s)."""
-        encoded = self.vae.encode(to_floats(square(photos, self.photo_size)))
+        pixels = to_floats(square(photos, self.photo_size)).to(self.vae.device, self.vae.dtype)
+        encoded = self.vae.encode(pixels)
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return latents * self.vae.config.scaling_factor
+        return latents.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, s, s) to photos (B, 3, S, S), uint8."""
-        return to_pixels(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return to_pixels(decoded.float())
 
     def denoising_loss(self, latents: Tensor, text: Tensor, rng: torch.Generator,
                        timesteps: Tensor | None = None) -> Tensor:
         """Eq. 12: mean squared error of the predicted noise, for latents (B, C, s, s) and text (B, L, D2).
 
         One random timestep per photo, all equally likely, unless ``timesteps`` (B,) are given. A scheduler
-        whose ``prediction_type`` is "v_prediction" (the mini parts, Stable Diffusion 2.1) asks for the
+        whose ``prediction_type`` is "v_prediction" (the mini parts, but not 2.1-base) asks for the
         velocity instead: the same error, weighted differently over the timesteps.
         """
         # Drawn on the CPU whatever the device, so that a run's noise does not depend on the machine.
@@ -129,13 +132,18 @@ class ImageGenerator(nn.Module):
         Each photo's starting noise is drawn one after another from ``rng``, so photo i does not depend on the
         batch size.
         """
+        with in_autocast(self.unet, self.text_encoder.dtype):
+            return self._draw(captions, rng, num_inference_steps, guidance_scale)
+
+    def _draw(self, captions: Sequence[str], rng: torch.Generator, num_inference_steps: int,
+              guidance_scale: float) -> Tensor:
         device = self.unet.device
         text = self.encode(self.tokenize(captions).to(device))  # (B, L, D2)
         empty = self.encode(self.tokenize([""]).to(device)).expand_as(text)  # (B, L, D2)
         sampler = self.sampler(num_inference_steps)
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         noise = [torch.randn((channels, side, side), generator=rng) for _ in captions]
-        latents = torch.stack(noise).to(text)  # (B, C, s, s)
+        latents = torch.stack(noise).to(device)  # (B, C, s, s)
         for timestep in sampler.timesteps:
             if guidance_scale > 1:
                 both = self.unet(torch.cat([latents, latents]), timestep,  # (2 B, C, s, s)
@@ -144,7 +152,7 @@ class ImageGenerator(nn.Module):
                 predicted = uncond + guidance_scale * (cond - uncond)
             else:
                 predicted = self.unet(latents, timestep, encoder_hidden_states=text).sample
-            latents = sampler.step(predicted, timestep, latents).prev_sample
+            latents = sampler.step(predicted.float(), timestep, latents).prev_sample
         return self.decode(latents).cpu()  # (B, 3, S, S)
 
 
@@ -165,10 +173,11 @@ def _check_fit(tokenizer: Any, text_encoder: Any, unet: Any, vae: Any, scheduler
             raise ValueError(problem)
 
 
-def load_generator(source: str) -> ImageGenerator:
-    """An image generator from a folder or hub id in Stable Diffusion's layout, in float32.
+def load_generator(source: str, lora: int = 0, frozen: torch.dtype = torch.float32) -> ImageGenerator:
+    """An image generator from a folder or hub id in Stable Diffusion's layout.
 
-    Raises CheckpointError.
+    What does not learn is in the format ``frozen``: the text encoder, the autoencoder, and with LoRA factors
+    of rank ``lora`` the UNet. Raises CheckpointError.
     """
     with loading("generator", source) as place:
         if "num_train_timesteps" not in DDPMScheduler.load_config(place, subfolder="scheduler"):
@@ -176,8 +185,10 @@ def load_generator(source: str) -> ImageGenerator:
         vae_class = diffusers.AutoencoderKL.load_config(place, subfolder="vae")["_class_name"]
         generator = ImageGenerator(
             load_tokenizer(place, "pad", subfolder="tokenizer"),
-            load_pretrained(CLIPTextModel, place, subfolder="text_encoder"),
-            load_pretrained(UNet2DConditionModel, place, subfolder="unet"),
-            load_pretrained(getattr(diffusers, vae_class), place, subfolder="vae"),
+            load_pretrained(CLIPTextModel, place, frozen, subfolder="text_encoder"),
+            load_pretrained(UNet2DConditionModel, place, frozen if lora else torch.float32, subfolder="unet"),
+            load_pretrained(getattr(diffusers, vae_class), place, frozen, subfolder="vae"),
             DDPMScheduler.from_pretrained(place, subfolder="scheduler"))
+    if lora:
+        add_unet_lora(generator.unet, lora)
     return generator

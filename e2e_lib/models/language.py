@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Batch
+from e2e_lib.models.adapters import add_language_lora
 from e2e_lib.models.hub import check_kind, load_pretrained, load_tokenizer, loading
 
 PAD = "<pad>"
@@ -33,7 +34,8 @@ def response_logits(language: Any, embeddings: Tensor, batch: Batch) -> Tensor:
     """The logits (N, V1) of the batch's N tokens that have a loss, in reading order, from embeddings (B, T,
     D). Most tokens of a chat have none, and a vocabulary is wide.
     """
-    hidden = language.base_model(inputs_embeds=embeddings, **attention_inputs(batch)).last_hidden_state
+    hidden = language.base_model(inputs_embeds=embeddings, use_cache=False,
+                                 **attention_inputs(batch)).last_hidden_state
     predicting = batch.is_learnt.roll(-1, 1)  # (B, T): a token's logits are those of the position before it
     return language.get_output_embeddings()(hidden[predicting])
 
@@ -44,20 +46,25 @@ def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
                                          "additional_special_tokens": [IMAGE_START, IMAGE_END, IMAGE_TOKEN]})
 
 
-def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM) -> tuple[Any, Any]:
-    """A language model of class ``kind`` in float32 and its tokenizer, embeddings grown for the markers.
+def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM, lora: int = 0,
+                  frozen: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A language model of class ``kind`` and its tokenizer, embeddings grown for the markers.
 
-    ``part`` is its name among shipped parts. Raises CheckpointError.
+    ``part`` is its name among shipped parts. It is in float32, or, with LoRA factors of rank ``lora``, in the
+    format ``frozen`` but for them. Raises CheckpointError.
     """
     with loading(part, source) as place:
         check_kind(kind, place)  # before anything large is read
         # Of Llama's own class, which its files name, the library's cuts text after a special token otherwise.
         fast = PreTrainedTokenizerFast if kind is LlamaForCausalLM else AutoTokenizer
         tokenizer = load_tokenizer(place, "bos", "eos", kind=fast)
-        model = load_pretrained(kind, place)
+        model = load_pretrained(kind, place, frozen if lora else torch.float32)
     if add_markers(tokenizer) or vocabulary_size(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.
         model.resize_token_embeddings(vocabulary_size(tokenizer), mean_resizing=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if lora:
+        markers = (PAD, IMAGE_START, IMAGE_END, IMAGE_TOKEN)
+        add_language_lora(model, lora, tokenizer.convert_tokens_to_ids(markers))
     return model, tokenizer

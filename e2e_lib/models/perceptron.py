@@ -80,12 +80,25 @@ class _Blip2Parts(Blip2PreTrainedModel):
         self.post_init()
 
 
-def load_perceptron(source: str, language_width: int | None = None) -> ImagePerceptron:
-    """The perceptron in float32: its own files, or those of a ``Blip2ForConditionalGeneration``.
+def load_perceptron(source: str, language_width: int | None = None, trains: str = "all",
+                    frozen: torch.dtype = torch.float32) -> ImagePerceptron:
+    """The perceptron: its own files, or those of a ``Blip2ForConditionalGeneration``.
 
     BLIP-2's projection leads to its own language model; a new one, which has to be learnt, leads to another
-    of ``language_width``. Raises CheckpointError.
+    of ``language_width``. ``trains`` is "all", "qformer" (with the projection) or "projection"; that learns
+    in float32, and a ViT that does not is in the format ``frozen``. Raises CheckpointError.
     """
+    perceptron = _load(source, language_width)
+    if trains != "all":
+        frozen_vit: nn.Module = perceptron.vision_model
+        frozen_vit.requires_grad_(False).to(frozen)
+    if trains == "projection":
+        perceptron.qformer.requires_grad_(False)
+        perceptron.query_tokens.requires_grad_(False)
+    return perceptron
+
+
+def _load(source: str, language_width: int | None) -> ImagePerceptron:
     with loading("perceptron", source) as place:
         config, _ = PreTrainedConfig.get_config_dict(place)
         if config.get("model_type") == Blip2Config.model_type:

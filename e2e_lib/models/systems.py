@@ -70,8 +70,10 @@ def build(config: Config) -> PhotoChatModel:
 def _build(config: Config) -> PhotoChatModel:
     parts, context = config.model, config.data.max_context
     is_divter = parts.system == "divter"
+    frozen: torch.dtype = getattr(torch, parts.frozen)
+    _check_formats(config)
     language, tokenizer = (load_language(parts.dialogue, "dialogue", GPT2LMHeadModel) if is_divter
-                           else load_language(parts.language))
+                           else load_language(parts.language, lora=parts.language_lora, frozen=frozen))
     longest, positions = context + config.inference.max_new_tokens, language.config.max_position_embeddings
     if longest > positions:
         room = positions - config.inference.max_new_tokens
@@ -79,13 +81,15 @@ def _build(config: Config) -> PhotoChatModel:
         raise ConfigError(f"data.max_context = {context} and inference.max_new_tokens = "
                           f"{config.inference.max_new_tokens} make {longest} tokens, but the language model "
                           f"reads {positions} at most: {advice}")
-    generator: Any = load_translator(parts.translator) if is_divter else load_generator(parts.generator)
+    generator: Any = (load_translator(parts.translator) if is_divter
+                      else load_generator(parts.generator, parts.unet_lora, frozen))
     if not is_divter:  # whose steps are the codes of a photo
         generator.sampler(config.inference.num_inference_steps)
     if parts.system != "end_to_end":
         return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context)
     width = language.config.hidden_size
-    perceptron = load_perceptron(parts.perceptron, width) if parts.image_input == "qformer" else None
+    perceptron = (load_perceptron(parts.perceptron, width, parts.perceptron_trains, frozen)
+                  if parts.image_input == "qformer" else None)
     if perceptron and perceptron.language_projection.out_features != width:
         raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} "
                           f"numbers, but the language model is {width} wide: model.perceptron and "
@@ -102,6 +106,14 @@ def _build(config: Config) -> PhotoChatModel:
         bridge=new_bridge(config.bridge, tokenizer, generator), max_context=context,
         image_loss_weight=config.train.image_loss_weight, caption_source=config.bridge.caption_source,
         noise=config.bridge.noise)
+
+
+def _check_formats(config: Config) -> None:
+    """Raises ConfigError where frozen weights and the forward pass would not work together."""
+    needed = {"float32": ("no", "fp16", "bf16"), "float16": ("fp16",), "bfloat16": ("bf16",)}
+    if config.train.mixed_precision not in needed[config.model.frozen]:
+        raise ConfigError(f"model.frozen = {config.model.frozen!r} needs train.mixed_precision = "
+                          f"{needed[config.model.frozen][0]!r}, found {config.train.mixed_precision!r}")
 
 
 def new_bridge(settings: Bridge, tokenizer: Any, generator: Any) -> CaptionBridge:

@@ -137,7 +137,8 @@ def write_manifest(config: Config, folder: Path, stages: Sequence[str], max_byte
 
 def measure(config: Config, parts: Path) -> dict[str, Any]:
     """What the saved parts reach on unseen photos and scenes: accuracies (0 to 1) by attribute, and PSNR."""
-    own = {part: str((parts / part).resolve()) for part in ("language", "perceptron", "generator")}
+    own: dict[str, Any] = {part: str((parts / part).resolve())
+                           for part in ("language", "perceptron", "generator")}
     config = replace(config, model=replace(config.model, **own))
     classifier = load_own(SceneClassifier, str(parts / "scene_reader")).eval()
     model, seed = build(config).eval(), config.pretrain.seed

@@ -43,7 +43,8 @@ def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profi
     cells: list[tuple[Any, str, str]] = []  # photo, title, the title's colour
     for key, k in subsample(due, count):
         gold = first[key]
-        cells.append((store.load(gold["gold_photo_ids"][k]), f"gold: {gold['gold_captions'][k]}", "black"))
+        photo_id = gold["gold_photo_ids"][k]
+        cells.append((store.load(photo_id), f"{_kind(store, photo_id)}: {gold['gold_captions'][k]}", "black"))
         for system, row in ((system, rows[key]) for system, rows in rows_of.items()):
             scene, drawn = _scene(row, k), k < len(row["images"])
             wrong = ", ".join(wrong_attributes(scene)) if scene else ""
@@ -57,6 +58,11 @@ def gallery(answers: Mapping[str, Sequence[dict[str, Any]]], corpus: Path, profi
     images, titles, colours = ([cell[i] for cell in cells] for i in range(3))
     return photo_grid(images, titles, columns=columns, colours=colours, note=note,
                       heading="Gold photos, and what was drawn from a model's own caption")
+
+
+def _kind(store: PhotoStore, photo_id: str) -> str:
+    """What a gold photo is called: one that was drawn, because it could not be fetched, says so."""
+    return "gold (drawn)" if store.is_drawn(photo_id) else "gold"
 
 
 def _scene(row: Mapping[str, Any], k: int) -> dict[str, Any] | None:
@@ -76,7 +82,8 @@ def gallery_over_epochs(profile: str, seed: int, corpus: Path, runs: Path = RUNS
     cells: list[tuple[Any, str]] = []  # photo, title
     chats = pages[0][:min(map(len, pages))] if pages else []
     for i, gold in enumerate(chats):
-        cells.append((store.load(gold["photo_id"]), f"gold: {gold['gold']}"))
+        photo_id = gold["photo_id"]
+        cells.append((store.load(photo_id), f"{_kind(store, photo_id)}: {gold['gold']}"))
         for path, rows in zip(folders, pages, strict=True):
             when = "before" if path.name == "epoch-0" else path.name.replace("-", " ")
             cells.append((rows[i]["image"], f"{when}: {rows[i]['caption'] or 'shares no photo'}"))

@@ -231,20 +231,59 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+READY = ".new.ready"  # the folder of finished files that are being moved into the one around it
+
+
 @contextlib.contextmanager
 def atomic_files(folder: Path | str) -> Iterator[Path]:
     """Yields an empty temporary folder whose files move into ``folder`` when the block ends without an error.
 
-    Each replaces the one of its name; whatever else is in ``folder`` stays. Raises SaveError.
+    Each replaces the one of its name; whatever else is in ``folder`` stays. All of them move or none: where a
+    kill cuts the moves off, ``complete_files`` ends them, which whoever reads several of the files calls
+    first. Raises SaveError.
     """
-    folder = Path(folder)
+    folder = complete_files(folder)
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _temporary_folder(folder / "new") as temporary:
             yield temporary
+            if taken := [file.name for file in temporary.iterdir() if (folder / file.name).is_dir()]:
+                raise SaveError(f"could not save {folder / taken[0]}: a folder of that name is there. What "
+                                "was there before is untouched.")
+            os.chmod(temporary, 0o755)
             os.sync()
-            for file in sorted(temporary.iterdir()):
-                os.replace(file, folder / file.name)
+            while True:
+                try:
+                    os.rename(temporary, folder / READY)  # from here on, the new files are what counts
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    complete_files(folder)  # another process's, which ended meanwhile
+    complete_files(folder)
+
+
+def complete_files(folder: Path | str) -> Path:
+    """Ends the moves of ``atomic_files`` into ``folder`` that were cut off, if any; returns ``folder``.
+
+    Raises SaveError where they cannot be ended.
+    """
+    folder = Path(folder)
+    ready = folder / READY
+    if not ready.is_dir():
+        return folder
+    try:
+        with contextlib.suppress(FileNotFoundError):  # another process moves them too
+            for file in sorted(ready.iterdir()):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(file, folder / file.name)
+            ready.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # new ones, which their own process moves
+            why = ADVICE.get(error.errno or 0, error.strerror)
+            raise SaveError(f"could not save {folder}: {why}. Its new files wait in {ready}, and the same "
+                            "command goes on with them.") from error
+    return folder
 
 
 def recover_folder(path: Path | str) -> Path:

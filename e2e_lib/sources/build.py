@@ -5,8 +5,9 @@ The folder it writes holds ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl`` (se
 ``report.json``. Photos that ``e2e data photos`` brought into it stay where they are.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,13 +50,15 @@ def find_files(source: Path) -> dict[str, list[Path]]:
 
 
 def build(name: str, source: Path, out: Path, echo: Echo, *, captions: str = "labels", skip_bad: bool = False,
-          photo_turns: str = "left_out", redact: bool = False) -> dict[str, Any]:
+          photo_turns: str = "left_out", redact: bool = False, schema: bool = False) -> dict[str, Any]:
     """Reads the corpus ``name`` below ``source``, writes it to ``out``, and returns its report.
 
     The report has for each split the columns of Table 1, "kept", "set_aside" and "repaired" (how many, by
-    reason), the source's "files" with their SHA-256, and the "schema" seen. Raises DataError naming the first
-    rows at fault, unless these are to be skipped (``skip_bad``); nothing is written then. With ``redact``
-    neither the report nor a message has anything that people wrote.
+    reason), the source's "files" with their SHA-256, and the "schema" seen. The schema is also said of splits
+    with a file that what stands in ``out`` was not built from, or, with ``schema``, of all. Raises DataError
+    naming the first rows at fault, unless these are to be skipped (``skip_bad``), or where ``out`` would be
+    left with splits of two builds; nothing is written then. With ``redact`` neither the report nor a message
+    has anything that people wrote.
     """
     if name not in READERS:
         raise DataError(f"corpus {name!r}: expected one of {', '.join(READERS)}")
@@ -64,6 +67,10 @@ def build(name: str, source: Path, out: Path, echo: Echo, *, captions: str = "la
         raise DataError(f"{out}: lies in {source}, whose files are read; name a folder outside of it")
     if missing := [split for split in SPLITS if split not in found]:
         echo(f"{source} has no file of {', '.join(missing)}")
+    known = _built_from(files.complete_files(out) / "report.json")
+    if older := [f"{split}.jsonl" for split in missing if (out / f"{split}.jsonl").exists()]:
+        raise DataError(f"{out} has {', '.join(older)} of an earlier build, and {source} has no such files: "
+                        "the folder would be half old, half new. Name another folder, or delete them")
     reports = {split: SourceReport() for split in found}
     with files.atomic_files(out) as new, open(new / "photos.part", "w+b") as photo_rows:
         photos = _Photos(photo_rows)
@@ -79,7 +86,10 @@ def build(name: str, source: Path, out: Path, echo: Echo, *, captions: str = "la
                                 f"{_first(report, redact)}")
             record[split] = {**counts.row(), **_account(report)}
             echo(f"{split}: {report.kept:,} dialogues kept, {len(report.problems):,} set aside")
-        _report_schema(name, reports.values(), echo)
+        new_to_us = {split: report for split, report in reports.items()
+                     if schema or not known.issuperset(report.files.values())}
+        if new_to_us:
+            _report_schema(name, new_to_us, echo)
         bad = sum(len(report.problems) for report in reports.values())
         worst = max(reports.values(), key=lambda report: len(report.problems))
         if bad and not skip_bad:
@@ -94,6 +104,13 @@ def build(name: str, source: Path, out: Path, echo: Echo, *, captions: str = "la
                    "splits": record}
         files.write_json(new / "report.json", content)
     return record
+
+
+def kept_in(out: Path) -> str:
+    """What an interrupted build leaves, in words."""
+    if not (out / files.READY).is_dir():
+        return f"nothing was written, and {out} is as it was"
+    return f"all was read and written already, and is in {files.complete_files(out)}"
 
 
 def _progress(pairs: Iterable[tuple[Dialogue, list[SourcePhoto]]], split: str, photos: "_Photos",
@@ -141,13 +158,23 @@ def _first(report: SourceReport, redact: bool) -> str:
     return f"First: {'; '.join(shown)}" if shown else "The files have no rows"
 
 
-def _report_schema(name: str, reports: Iterable[SourceReport], echo: Echo) -> None:
-    """Says which keys and types the first rows of the files have."""
+def _built_from(path: Path) -> set[str]:
+    """The SHA-256 of the files that the build whose report is ``path`` read; none where there is no report.
+    """
+    try:
+        splits = json.loads(path.read_bytes())["splits"].values()
+        return {digest for row in splits for digest in row["files"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or of an older form
+        return set()
+
+
+def _report_schema(name: str, reports: Mapping[str, SourceReport], echo: Echo) -> None:
+    """Says which keys and types the first rows of the files of some splits have."""
     schema: dict[str, Counter[str]] = {}
-    for report in reports:
+    for report in reports.values():
         for path, kinds in report.schema.items():
             schema.setdefault(path, Counter()).update(kinds)
-    echo("fields seen in the first rows of each file:")
+    echo(f"fields seen in the first rows of each file of {', '.join(reports)}:")
     for path, kinds in schema.items():
         parent = path.rpartition(".")[0]
         total = kinds.total()

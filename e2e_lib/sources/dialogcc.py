@@ -7,7 +7,7 @@ null. Who speaks is told by name alone: the same person may have several entries
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,36 @@ def _parquet(path: Path, report: SourceReport) -> Iterator[tuple[int, Any]]:
     record_file(report, path)
     try:
         for batch in parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
-            for value in batch.to_pylist():
+            for value in _values(batch):
                 number += 1
-                if is_counted(number, report):
-                    count_types(value, "", report.schema)
                 try:
+                    if isinstance(value, UnicodeDecodeError):
+                        raise value
+                    if is_counted(number, report):
+                        count_types(value, "", report.schema)
                     yield number, msgspec.convert(value, _Row)
+                except UnicodeDecodeError as error:
+                    add_problem(report, path, number, "row", f"its text is not UTF-8 ({error})")
                 except msgspec.ValidationError as error:
                     reason, _, place = str(error).partition(" - at `$")
                     add_problem(report, path, number, place.strip("`.") or "row", reason)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
         raise DataError(f"{path}: not a readable Parquet file ({error}); fetch it again") from error
+
+
+def _values(batch: Any) -> Iterable[Any]:
+    """The rows of a batch as dictionaries, or in place of one the error that it has text that is not UTF-8.
+    """
+    def value(i: int) -> Any:
+        try:
+            return batch.slice(i, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            return error
+
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # of any of its rows
+        return map(value, range(batch.num_rows))
 
 
 def _parse(row: Any, split: str, report: SourceReport) -> tuple[Dialogue, list[SourcePhoto]]:

@@ -80,8 +80,9 @@ def rows(path: Path, kind: Any, report: SourceReport) -> Iterator[tuple[int, Any
 
 def record_file(report: SourceReport, path: Path) -> None:
     """Notes a file and its SHA-256. Raises DataError where it cannot be read."""
+    name = str(path) if path.name in report.files else path.name  # folders may have files of one name
     try:
-        report.files[path.name] = files.sha256(path)
+        report.files[name] = files.sha256(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -5,6 +5,7 @@ A checkpoint is a folder: ``model.safetensors``, ``optimizer.safetensors`` (if t
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError, check
 from e2e_lib.versions import versions
+
+INSIDE = "/"  # between the names of a dictionary in an optimizer's state and of what is in it
 
 
 def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any],
@@ -132,10 +135,19 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state, groups = optimizer.state_dict()["state"], optimizer.state_dict()["param_groups"]
     flat = {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous()
-            for index, entry in state.items() for key, value in entry.items()}
+            for index, entry in state.items() for key, value in _leaves(entry)}
     # A schedule sets the rate only after a step: the first one after resuming would use that of step 0.
     return flat | {f"group.{i}.lr": torch.tensor(float(group["lr"]), dtype=torch.float64)
                    for i, group in enumerate(groups)}
+
+
+def _leaves(entry: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a parameter's state, those of dictionaries in it (8-bit AdamW's) with both names."""
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{key}{INSIDE}")
+        else:
+            yield f"{before}{key}", value
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
@@ -146,5 +158,9 @@ def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> Non
         if index == "group":
             groups[int(key.partition(".")[0])]["lr"] = tensor.item()
         else:
-            state.setdefault(int(index), {})[key] = tensor
+            *dictionaries, last = key.split(INSIDE)
+            entry: Any = state.setdefault(int(index), {})
+            for name in dictionaries:
+                entry = entry.setdefault(name, {})
+            entry[last] = tensor
     optimizer.load_state_dict({"param_groups": groups, "state": state})

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from transformers import get_constant_schedule_with_warmup
 
@@ -23,6 +24,7 @@ from e2e_lib.corpora import DATA, prepare
 from e2e_lib.data.collate import Batch, Collator
 from e2e_lib.data.examples import Example, split_examples
 from e2e_lib.data.photos import PhotoStore
+from e2e_lib.models.adapters import checkpoint_activations
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import PhotoChatModel, build
@@ -33,6 +35,7 @@ from e2e_lib.repro.run_files import NUMBER, RUNS, read_done, read_log, run_folde
 from e2e_lib.training import checkpoints
 from e2e_lib.training.batches import batch_loader, by_length, length_of, sound, training_examples
 from e2e_lib.training.dev import DevSet
+from e2e_lib.training.precision import check_precision, new_optimizer
 from e2e_lib.training.step import Step, image_gradients, norm
 
 Echo = Callable[[str], None]
@@ -104,6 +107,7 @@ class _Run:
     def __init__(self, config: Config, seed: int, folder: Path, data_root: Path, echo: Echo) -> None:
         self.config, self.seed, self.folder, self.echo = config, seed, folder, echo
         settings = config.train
+        AcceleratorState._reset_state()  # or this process would keep the number format of an earlier run
         try:
             self.accelerator = Accelerator(
                 mixed_precision=settings.mixed_precision,
@@ -112,8 +116,12 @@ class _Run:
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
         except ValueError as error:  # a number format that the device does not have
             raise ConfigError(f"train.mixed_precision = {settings.mixed_precision!r}: {error}") from None
+        check_precision(self.accelerator, settings)
         with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
+        if settings.checkpointing:
+            unet = getattr(self.model.generator, "unet", None)  # which a translator has not
+            checkpoint_activations(self.model.language, *([unet] if unet else []))
         with self.accelerator.main_process_first():
             corpus = prepare(config, echo, data_root)
             examples, store = _read(config, corpus, "train", self.model, echo)
@@ -126,7 +134,7 @@ class _Run:
         # Baseline parts share no loss, so each has its own gradient clipping.
         self.clipped = [parameters] if self.model.joint else [
             [p for p in part.parameters() if p.requires_grad] for part in self.model.trained_parts().values()]
-        optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = new_optimizer(parameters, settings, self.accelerator.device)
         # Not prepared by accelerate, which would count a step once for each process.
         self.schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -184,7 +192,7 @@ class _Run:
             except ValueError as error:  # the bridge's, of logits that are no numbers
                 raise ConfigError(f"step {self.state['step']}: {error}") from error
             if step.logged:
-                step.add(batch, output, image_gradients(self.model, output.image_loss))
+                step.add(batch, output, image_gradients(self.model, output.image_loss * self.scale))
             # accelerate divides by this number of batches, also where an epoch ends with fewer.
             share = self.config.train.gradient_accumulation_steps / step.batches
             self.accelerator.backward(output.loss * share)
@@ -209,12 +217,16 @@ class _Run:
                                   f"train.learning_rate (now {settings.learning_rate:g}) or "
                                   f"train.image_loss_weight (now {settings.image_loss_weight:g})")
 
+    @property
+    def scale(self) -> float:
+        """What fp16's losses are multiplied by, so that their gradients do not vanish; 1 in other formats."""
+        return self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
+
     def gradient_norms(self, step: Step) -> dict[str, float | None]:
         """The gradient norm of every trained part, as ``gradient_<part>``, and that from the image loss."""
-        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0  # fp16's
-        from_image = norm(step.from_image) / step.batches if step.from_image else None
+        from_image = norm(step.from_image) / step.batches / self.scale if step.from_image else None
         return {"gradient_language_from_image": from_image,
-                **{f"gradient_{name}": norm([p.grad for p in part.parameters()]) / scale
+                **{f"gradient_{name}": norm([p.grad for p in part.parameters()]) / self.scale
                    for name, part in self.model.trained_parts().items()}}
 
     def log(self, step: Step, examples: int, seconds: float) -> None:

@@ -188,12 +188,12 @@ def of_hub(kind):
 
 
 @pytest.mark.parametrize("kind, message", [
-    (errors.GatedRepoError, "it is gated: accept its licence"), (errors.RepositoryNotFoundError, "the hub has no such model: it is misspelt, withdrawn"),
-    (errors.LocalEntryNotFoundError, "it is not here, and the hub cannot be reached: try again online, or name the folder"),
-    (errors.OfflineModeIsEnabled, "it is not here, and the hub cannot be reached"), (errors.RemoteEntryNotFoundError, "it is no text-to-image pipeline of diffusers")])
+    (errors.GatedRepoError, "gated: accept its licence"), (errors.RepositoryNotFoundError, "misspelt, withdrawn"),
+    (errors.LocalEntryNotFoundError, "offline.*--model FOLDER"), (errors.OfflineModeIsEnabled, "offline.*--model FOLDER"),
+    (errors.RemoteEntryNotFoundError, "it is no text-to-image pipeline of diffusers .*model_index.json")])
 def test_a_model_that_the_hub_does_not_give_is_a_sentence_of_its_own(kind, message, folder, monkeypatch):
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", of_hub(kind))
-    with pytest.raises(CheckpointError, match=f"--model nobody/nothing: {message}"):
+    with pytest.raises(CheckpointError, match=f"--model.*nobody/nothing.*{message}"):
         draw_missing(folder, Drawing("nobody/nothing"), lambda _: None)
     assert not rows_of(folder)
 
@@ -218,7 +218,8 @@ def strangers_code(place):
 
 
 @pytest.mark.parametrize("change, message", [
-    (without_index, "no model_index.json, so it is no text-to-image pipeline"), (other_pipeline, "it is no text-to-image pipeline of diffusers"),
+    (without_index, "it is no text-to-image pipeline of diffusers .there is no model_index.json"),
+    (other_pipeline, "it is no text-to-image pipeline of diffusers .*DDPM"),
     (pickled, "could not load .*safetensors"), (strangers_code, "could not load .*")])
 def test_a_folder_that_is_no_safe_text_to_image_pipeline_is_refused(change, message, folder, pipeline, tmp_path):
     place = shutil.copytree(pipeline, tmp_path / "changed")

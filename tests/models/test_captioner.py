@@ -117,6 +117,11 @@ def test_every_photo_of_a_turn_is_captioned(chats, captioner, calls):
     assert [photo.caption for photo in captioned.context[0].photos] == [kept[name] for name in "cab"]
 
 
+def test_photos_of_responses_are_not_captioned(chats, captioner, calls):
+    examples, store = [Example("d", 1, (Turn(0, "hi"),), Turn(1, "", (SharedPhoto("c", "gold"),)))], chats[1]
+    assert with_captions(examples, captioner, store) == examples and not calls and not store.captions(captioner.key)
+
+
 def test_only_contexts_get_captions_and_the_callers_examples_stay(chats, captioner):
     examples, store = chats
     before = copy.deepcopy(examples)

@@ -1,12 +1,17 @@
 import json
+import os
+import random
+from pathlib import Path
 
 import pytest
 
 from e2e_lib.data.dialogue import DataError, read_dialogues
 from e2e_lib.data.statistics import table_1
+from e2e_lib.repro import files as repro_files
 from e2e_lib.repro.files import sha256
 from e2e_lib.sources import synthetic
-from e2e_lib.sources.build import SPLITS, UNMET, build, find_files
+from e2e_lib.sources.build import SPLITS, UNMET, build, find_files, kept_in
+from e2e_lib.sources.stats import statistics
 
 COUNTS = {"train": 12, "dev": 5, "test": 4}
 
@@ -56,7 +61,83 @@ def test_the_report_names_files_by_hash_and_fields_with_types_and_shares(tmp_pat
     path.write_text(json.dumps(rows))
     lines.clear()
     build("photochat", tmp_path / "source", out, lines.append)
-    assert "  photo_id: str 95.2 %, missing 4.8 %" in lines and "  photo_url: str 95.2 %, null 4.8 %" in lines
+    assert "  photo_id: str 80.0 %, missing 20.0 %" in lines and "  photo_url: str 80.0 %, null 20.0 %" in lines
+
+
+def test_the_schema_is_said_of_what_was_not_built_from_before_and_always_kept(tmp_path):
+    said = "fields seen in the first rows of each file of "
+    report, out, lines = made("dialogcc", tmp_path)
+    assert said + "train, dev, test:" in lines and UNMET in lines
+    for options, expected in (({}, []), ({"schema": True}, [said + "train, dev, test:"])):
+        lines.clear()
+        assert build("dialogcc", tmp_path / "source", out, lines.append, **options) == report
+        assert [line for line in lines if line.startswith(said)] == expected and (UNMET in lines) == bool(expected)
+        assert json.loads((out / "report.json").read_text())["splits"]["dev"]["schema"] == report["dev"]["schema"]
+    with open(tmp_path / "source" / "test.json", "a") as file:
+        file.write("\n")
+    lines.clear()
+    build("dialogcc", tmp_path / "source", out, lines.append)
+    assert [line for line in lines if line.startswith(said)] == [said + "test:"]
+    (out / "report.json").write_text("[]")  # as good as none
+    build("dialogcc", tmp_path / "source", out, lines.append)
+    assert lines[-3].startswith("  ") and said + "train, dev, test:" in lines
+
+
+def test_files_of_one_name_in_several_folders_are_all_recorded(tmp_path):
+    source = synthetic.write("dialogcc", tmp_path / "source", {"train": 3})
+    for name in ("a", "b"):
+        (source / "train" / name).mkdir(parents=True)
+        (source / "train" / name / "0000.json").write_text(json.dumps([synthetic.dialogcc_row(random.Random(name), ord(name), "train")]))
+    found = build("dialogcc", source, tmp_path / "out", lambda _: None)["train"]["files"]
+    assert sorted(found.values()) == sorted(map(sha256, source.rglob("*.json"))) and len(found) == 3
+
+
+def contents(folder):
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.json*"))}
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_build_cut_off_between_its_moves_is_whole_for_the_next_command(at, tmp_path, monkeypatch):
+    _, out, _ = made("photochat", tmp_path)
+    old, calls, replace = contents(out), [], os.replace
+    _, whole, _ = made("dialogcc", tmp_path / "other")
+    expected = contents(whole)
+
+    def killed(source, target):
+        calls.extend([target] * (Path(source).parent.name == repro_files.READY))
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repro_files.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build("dialogcc", tmp_path / "other" / "source", out, lambda _: None)
+    mixed = contents(out)
+    assert at == 1 or mixed not in (old, expected)
+    assert statistics(out)[0] == "dialogcc" and statistics(out)[1] == statistics(whole)[1]
+    assert {name: digest for name, digest in contents(out).items() if name != "report.json"} == {
+        name: digest for name, digest in expected.items() if name != "report.json"}
+
+
+def test_what_an_interrupted_build_left_is_said(tmp_path):
+    _, out, _ = made("photochat", tmp_path)
+    assert "nothing was written" in kept_in(out)
+    (out / repro_files.READY).mkdir()
+    (out / "report.json").rename(out / repro_files.READY / "report.json")
+    assert "written already" in kept_in(out) and (out / "report.json").is_file()
+
+
+def test_splits_of_an_earlier_build_do_not_stay_beside_those_of_another(tmp_path):
+    _, out, _ = made("photochat", tmp_path)
+    before = contents(out)
+    part = synthetic.write("photochat", tmp_path / "part", {"train": 3})
+    with pytest.raises(DataError, match="out has dev.jsonl, test.jsonl of an earlier build.*delete them"):
+        build("photochat", part, out, lambda _: None)
+    assert contents(out) == before
+    (out / "dev.jsonl").unlink()
+    (out / "test.jsonl").unlink()
+    assert list(build("photochat", part, out, lambda _: None)) == ["train"]
 
 
 def damaged(tmp_path):

@@ -101,3 +101,14 @@ def test_a_row_of_parquet_that_cannot_be_used_is_named_and_a_damaged_file_too(tm
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="0000.parquet: not a readable Parquet file"):
         list(dialogcc.read(path, "train", SourceReport()))
+
+
+def test_a_row_of_parquet_whose_text_is_not_utf_8_costs_only_itself(tmp_path):
+    path, rows = tmp_path / "0000.parquet", [row(entry(f"words {i}"), dialogue_id=f"{i}") for i in range(5)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"words 2", b"words\xff2"))
+    assert path.read_bytes() != content
+    report = SourceReport()
+    assert [dialogue.dialogue_id for dialogue, _ in dialogcc.read(path, "train", report)] == ["train/0", "train/1", "train/3", "train/4"]
+    assert [(problem.row, problem.field) for problem in report.problems] == [(3, "row")] and "not UTF-8" in report.problems[0].reason

@@ -4,9 +4,11 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from e2e_lib.data.dialogue import DataError
 from e2e_lib.sources import synthetic
@@ -147,3 +149,35 @@ def test_any_damage_to_bytes_is_read_around_or_named(name, folder, data):
     content[start:start + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=6))
     (folder / "test.json").write_bytes(content[:data.draw(st.integers(len(content) // 2, len(content)))])
     check_read(folder / "test.json", name)
+
+
+def write_parquet(path, rows, compression="snappy"):
+    """Writes rows, or says that Parquet has no type for what they hold."""
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression=compression)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.fuzz
+@given(data=st.data())
+def test_any_value_in_any_place_of_parquet_is_read_or_named(folder, data):
+    row = MAKERS["dialogcc"](random.Random(data.draw(st.integers(0, 50))))
+    changed = replaced(row, data.draw(st.sampled_from(list(places(row))[1:])), data.draw(VALUES))
+    others = [row | {"dialogue_id": "other"}] if data.draw(st.booleans()) else []
+    if write_parquet(folder / "test.parquet", [*others, changed]) or write_parquet(folder / "test.parquet", [changed]):
+        check_read(folder / "test.parquet", "dialogcc")
+
+
+@pytest.mark.fuzz
+@given(data=st.data())
+def test_any_damage_to_the_bytes_of_parquet_is_read_around_or_named(folder, data):
+    rng, path = random.Random(data.draw(st.integers(0, 50))), folder / "test.parquet"
+    rows = [MAKERS["dialogcc"](rng) | {"dialogue_id": f"{i}"} for i in range(3)]
+    assert write_parquet(path, rows, data.draw(st.sampled_from(("none", "snappy"))))
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[:data.draw(st.sampled_from((len(content), len(content), len(content), rng.randrange(len(content)))))])
+    check_read(path, "dialogcc")
