@@ -112,11 +112,14 @@ def photos(
     from e2e_lib.download.client import Limits
     from e2e_lib.download.cluster import connected
     from e2e_lib.download.report import kept_in, report_lines
+    from e2e_lib.repro.files import complete_files
     progress, report = _outputs(as_json)
     if (folder is None) == (listed is None) or listed is not None and out is None:
         raise ConfigError("expected the folder of a built corpus, or --list FILE and --out DIR")
     source, target = (listed, out) if folder is None else (folder / "photos.jsonl", out or folder / "photos")
     assert source is not None and target is not None  # as was just asked
+    if folder is not None:
+        complete_files(folder)
     asked = download.OPEN_IMAGES if second_source is None else second_source
     limits = Limits(seconds=seconds, allow_loopback=allow_loopback)
     with _interruptible(lambda: f"{kept_in(target)}; the same command goes on from there"), \

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -157,7 +158,7 @@ def test_missing_photos_are_drawn_told_apart_in_every_report_and_give_way_to_the
     assert json.loads(run("stats", built, "--real-only", "--json").stdout)["total"]["left_out"] == 2
     assert [len(load_split(built, "train", real_only=real_only)[0]) for real_only in (False, True)] == [6, 5]
     fetched = json.loads(run("photos", built, "--allow-loopback", "--second-source", "", "--json").stdout)
-    assert fetched["statuses"] == {"ok": 10, "drawn": 2, "missing": 2}
+    assert fetched["statuses"] == {"ok": 10, "drawn": 2, "missing": 2} and fetched["photos"] == 12
     photo = load_split(built, "train")[0][0].photos[0]
     assert load_split(built, "train")[1].load(photo.photo_id).size == (64, 64)
 
@@ -216,6 +217,10 @@ def test_an_interrupted_download_says_what_is_kept(number, server, tmp_path):
     def interrupt():
         while not server.asked.get("silent") or not list(tmp_path.glob("photos/*/*.jpg")):
             time.sleep(0.02)
+        index = sqlite3.connect(tmp_path / "photos" / "index.sqlite")
+        while not index.execute("SELECT COUNT(*) FROM photos WHERE status = 'ok'").fetchone()[0]:
+            time.sleep(0.02)  # the file comes first
+        index.close()
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt, daemon=True).start()

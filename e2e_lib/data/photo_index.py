@@ -122,12 +122,18 @@ class PhotoIndex:
         return dict(self.connection.execute(
             "SELECT status, COUNT(*) FROM photos GROUP BY status ORDER BY 2 DESC, 1"))
 
+    def drawn_beside(self) -> int:
+        """How many drawn photos stand beside an address of the same photo, which could not be fetched."""
+        return self.connection.execute(
+            "SELECT COUNT(*) FROM photos AS drawn WHERE status = 'drawn' AND EXISTS (SELECT 1 FROM names "
+            "WHERE names.photo_id = drawn.photo_id AND names.url != drawn.url)").fetchone()[0]
+
     def repeated(self, least: int, most_bytes: int) -> list[tuple[str, int]]:
         """Contents (SHA-256) of at most ``most_bytes`` that ``least`` addresses or more gave, and how many.
         """
         return self.connection.execute(
-            "SELECT sha256, COUNT(*) FROM photos WHERE status = 'ok' AND bytes <= ? GROUP BY sha256 "
-            "HAVING COUNT(*) >= ?", (most_bytes, least)).fetchall()
+            "SELECT sha256, COUNT(*) FROM photos WHERE status IN ('ok', 'placeholder') AND bytes <= ? "
+            "GROUP BY sha256 HAVING COUNT(*) >= ? AND SUM(status = 'ok') > 0", (most_bytes, least)).fetchall()
 
     def execute(self, statement: str, values: tuple[Any, ...] = ()) -> Any:
         return self.connection.execute(statement, values)

@@ -28,7 +28,6 @@ from e2e_lib.download.addresses import FetchError
 from e2e_lib.download.client import Client, Limits
 from e2e_lib.download.parts import PATIENCE, locked, merge_parts, sweep
 from e2e_lib.download.progress import Progress, taken_up
-from e2e_lib.download.report import MEANINGS as MEANINGS
 from e2e_lib.download.report import by_host
 from e2e_lib.repro import files
 
@@ -118,7 +117,8 @@ def fetch(rows: Iterable[tuple[str, str]], folder: Path, echo: Echo, *, limits: 
     the work elsewhere than here, see ``cluster.connected``; what a killed run left in parts is taken over.
     Returns how many "photos" (addresses) there are, with which "statuses", and of the largest "hosts", which
     ``redact`` numbers instead of naming them. Raises DataError where the first addresses all fail alike, for
-    an unknown status, and where another run is at work in the folder; and files.SaveError.
+    an unknown status, and where another run is at work in the folder; and files.SaveError. It runs an event
+    loop: call it in a thread where one runs already, as in a notebook.
     """
     again = _statuses_of(retry)
     _check_second_source(second_source)
@@ -131,7 +131,8 @@ def fetch(rows: Iterable[tuple[str, str]], folder: Path, echo: Echo, *, limits: 
         progress, more = (run or run_here)(index, ("pending", *again), options, echo)
         placeholders = mark_placeholders(index)
         statuses, hosts = index.counts(), by_host(index, redact)
-    return {"photos": sum(statuses.values()), "statuses": statuses, "fetched": progress.done,
+        drawn_beside = index.drawn_beside()
+    return {"photos": sum(statuses.values()) - drawn_beside, "statuses": statuses, "fetched": progress.done,
             "placeholders_found": placeholders, "seconds": round(time.monotonic() - start, 1),
             "bytes": progress.bytes, "hosts": hosts, **more}
 
@@ -325,8 +326,9 @@ def _drafted(content: bytes, size: int) -> Image.Image:
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Writes a file named after its content, whole or not at all. Raises files.SaveError."""
-    if path.exists():
+    """Writes a file named after its content, whole or not at all, unless it is there. Raises files.SaveError.
+    """
+    if path.exists() and path.stat().st_size == len(content):  # one that was cut short is written again
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from matplotlib.container import BarContainer
 
 from e2e_lib.data.dialogue import Dialogue
 from e2e_lib.data.photo_index import PASSING
-from e2e_lib.download.photos import MEANINGS
+from e2e_lib.download.report import MEANINGS
 from e2e_lib.report import plots
 from e2e_lib.report.plots import Figure, annotate_empty, escape_mathtext
 

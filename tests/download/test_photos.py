@@ -13,7 +13,7 @@ from PIL import Image
 from e2e_lib.data.dialogue import DataError
 from e2e_lib.data.photo_index import PhotoIndex
 from e2e_lib.download.client import Limits
-from e2e_lib.download.photos import examine, fetch, read_list
+from e2e_lib.download.photos import examine, fetch, read_list, write_once
 from e2e_lib.download.progress import ALIKE
 
 LIMITS = Limits(seconds=2, bytes=3_000_000, tries=2, host_rate=1000, longest_pause=0.1, allow_loopback=True)
@@ -190,3 +190,14 @@ def test_kills_at_any_moment_lose_nothing_and_leave_no_half_file(server, tmp_pat
                 assert not list(folder.glob("*/.*.part"))
                 folder = tmp_path / str(rounds)
         runner.stdin.close()
+
+
+def test_a_photo_cut_short_on_disk_is_written_again(tmp_path):
+    path = tmp_path / "ab" / "abc.jpg"
+    write_once(path, b"whole")
+    inode = path.stat().st_ino
+    write_once(path, b"whole")
+    assert path.stat().st_ino == inode
+    path.write_bytes(b"who")
+    write_once(path, b"whole")
+    assert path.read_bytes() == b"whole"
