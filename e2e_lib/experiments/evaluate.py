@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import corpora
-from e2e_lib.config import Config, with_defaults
+from e2e_lib.config import BASELINES, Config, with_defaults
 from e2e_lib.data.examples import Example, split_examples, subsample
 from e2e_lib.data.photo_input import open_photo
 from e2e_lib.data.photos import PhotoStore, to_tensor
@@ -15,6 +15,7 @@ from e2e_lib.evaluation.image import features_of
 from e2e_lib.evaluation.scores import Answers, all_scores, answer_row, reduce
 from e2e_lib.inference.respond import respond
 from e2e_lib.models import hub
+from e2e_lib.models.systems import origins
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import ResourceMonitor, provenance_record, relativize_paths
 from e2e_lib.repro.randomness import generator
@@ -33,7 +34,7 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     folder, corpus = run_folder(config, seed, runs_root), corpora.prepare(config, echo)
     label = label or config.model.system
     path = results.RESULTS / config.profile / into / f"{label}-seed{seed}.json"
-    settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_shipped_parts(config)},
+    settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_parts(config)},
                 "numbers": versions_of_answers(config)}
     if path.is_file() and (folder / answers).is_dir():
         recorded = results.load_json(path).get("provenance", {})
@@ -58,11 +59,14 @@ def versions_of_answers(config: Config) -> dict[str, int]:
             **versions("scoring", "decoding", "training")}
 
 
-def _shipped_parts(config: Config) -> dict[str, str]:
-    """The hashes of the shipped parts that a system may be made of."""
-    baselines = config.model.system != "end_to_end" or config.model.image_input == "captions"
-    names = {"shipped": "mini"} | ({"baselines": "mini-baselines"} if baselines else {})
-    return {key: files.sha256(hub.WEIGHTS / name / "manifest.json") for key, name in names.items()}
+def _parts(config: Config) -> dict[str, str]:
+    """What a system's parts began as: the hashes of the shipped ones, and where the others come from."""
+    sources = origins(config)
+    names = {"shipped": "mini"} if any(source.startswith("shipped:") for source in sources.values()) else {}
+    names |= {"baselines": "mini-baselines"} if BASELINES in sources.values() else {}
+    hashes = {key: files.sha256(hub.WEIGHTS / name / "manifest.json") for key, name in names.items()}
+    others = {part: source for part, source in sources.items() if not source.startswith("shipped:")}
+    return {**hashes, **relativize_paths(others)}
 
 
 def contexts_to_answer(examples: Sequence[Example], max_text_only: int) -> list[Example]:

@@ -71,6 +71,18 @@ def fetch(source: str) -> str:
                              allow_patterns=[*_FILES], ignore_patterns=[*_OTHER_FILES])
 
 
+def origin(source: str) -> str:
+    """A part's ``source`` as results record it: of a hub id, which commit was downloaded."""
+    if source.startswith("shipped:") or Path(source).expanduser().is_dir():
+        return source
+    name, _, revision = source.partition("@")
+    try:
+        folder = snapshot_download(name, revision=revision or None, local_files_only=True)
+        return f"{name}@{Path(folder).name}"  # which the hub's client calls after its commit
+    except LOADING:
+        return source  # nothing was downloaded
+
+
 def answers() -> bool:
     """Whether the model hub can be reached."""
     try:

@@ -55,6 +55,16 @@ class PhotoChatModel(Protocol):
     def eval(self) -> Self: ...
 
 
+def origins(config: Config) -> dict[str, str]:
+    """Where the parts of a configuration's system come from, by name, with the hub's commits."""
+    model = config.model
+    names = {"end_to_end": ("language", "perceptron" if model.image_input == "qformer" else "captioner",
+                            "generator"),
+             "pipeline": ("language", "captioner", "generator"),
+             "divter": ("dialogue", "captioner", "translator")}[model.system]
+    return {name: hub.origin(getattr(model, name)) for name in names}
+
+
 def build(config: Config) -> PhotoChatModel:
     """The system of a configuration, from its pretrained parts.
 

@@ -27,7 +27,7 @@ from e2e_lib.data.photos import PhotoStore
 from e2e_lib.models.adapters import checkpoint_activations
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.models.losses import trainable_weights
-from e2e_lib.models.systems import PhotoChatModel, build
+from e2e_lib.models.systems import PhotoChatModel, build, origins
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator, seed_of, seeded
@@ -119,6 +119,8 @@ class _Run:
         check_precision(self.accelerator, settings)
         with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
+        for part, source in origins(config).items():
+            echo(f"{part}: {source}")
         if settings.checkpointing:
             unet = getattr(self.model.generator, "unet", None)  # which a translator has not
             checkpoint_activations(self.model.language, *([unet] if unet else []))
@@ -312,7 +314,8 @@ class _Run:
         if self.accelerator.is_main_process:
             files.write_json(self.folder / "done.json", {
                 **checkpoints.made_with(self.config), "seed": self.seed, "steps": self.state["step"],
-                "epochs": self.state["epoch"], "seconds": self.seconds(), "best": self.state["best"]})
+                "epochs": self.state["epoch"], "seconds": self.seconds(), "best": self.state["best"],
+                "parts": origins(self.config)})
         # And not end_training, which would leave no process group for the next seed.
         self.accelerator.wait_for_everyone()
 

@@ -9,7 +9,7 @@ from PIL import Image
 from trained_runs import save_trained
 
 from e2e_lib import corpora, versions
-from e2e_lib.config import replace
+from e2e_lib.config import BASELINES, SHIPPED, replace
 from e2e_lib.data.examples import Response, examples_of, load_split, split_examples
 from e2e_lib.data.minichat.questions import Question
 from e2e_lib.evaluation.image import features_of, inception_score
@@ -17,7 +17,7 @@ from e2e_lib.evaluation.scores import answer_row, score_once
 from e2e_lib.experiments.evaluate import contexts_to_answer, evaluate, saved_answers
 from e2e_lib.inference.respond import respond
 from e2e_lib.models import hub
-from e2e_lib.models.systems import build
+from e2e_lib.models.systems import build, origins
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator
@@ -161,11 +161,17 @@ def test_answers_are_kept_until_something_changes_that_decides_them(tiny, monkey
     ((), {"shipped"}), ((("model.image_input", "captions"),), {"shipped", "baselines"}),
     ((("model.system", "pipeline"),), {"shipped", "baselines"})])
 def test_a_result_names_the_shipped_parts_that_its_system_is_made_of(tiny, monkeypatch, changes, parts):
-    for key, value in changes:
+    shipped = {"language": SHIPPED, "perceptron": SHIPPED, "generator": SHIPPED, "captioner": BASELINES}
+    weights = {}
+    for key, value in (*changes, *((f"model.{part}", source) for part, source in shipped.items())):
         tiny = replace(tiny, key, value)
-    save_trained(tiny)
     monkeypatch.setattr("e2e_lib.experiments.evaluate.respond", lambda model, examples, *_: [Response("hi") for _ in examples])
-    weights = json.loads(evaluate(tiny, 0, quiet).read_text())["provenance"]["weights"]
-    assert weights.keys() == {"trained", *parts}
-    for name, place in (("shipped", "mini"), ("baselines", "mini-baselines")):
-        assert name not in parts or weights[name] == files.sha256(hub.WEIGHTS / place / "manifest.json")
+    for perceptron in (SHIPPED, str(hub.WEIGHTS / "mini" / "perceptron")):  # a copy of one's own is none of the shipped
+        local = replace(tiny, "model.perceptron", perceptron)
+        save_trained(local)
+        weights[perceptron] = json.loads(evaluate(local, 0, quiet).read_text())["provenance"]["weights"]
+        read = "perceptron" in origins(local) and perceptron != SHIPPED
+        assert weights[perceptron].keys() == {"trained", *parts} | ({"perceptron"} if read else set())
+        assert not read or weights[perceptron]["perceptron"].endswith("mini/perceptron")
+        for name, place in (("shipped", "mini"), ("baselines", "mini-baselines")):
+            assert name not in parts or weights[perceptron][name] == files.sha256(hub.WEIGHTS / place / "manifest.json")

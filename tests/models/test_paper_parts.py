@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import Blip2ForConditionalGeneration, BlipImageProcessorPil, LlamaConfig, LlamaForCausalLM
 
+from e2e_lib.config import SHIPPED
 from e2e_lib.data.photos import to_image
 from e2e_lib.models.generator import load_generator
-from e2e_lib.models.hub import ANSWER_SECONDS
+from e2e_lib.models.hub import ANSWER_SECONDS, origin
 from e2e_lib.models.language import load_language
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.repro.files import CheckpointError
@@ -92,6 +93,8 @@ def test_a_part_comes_from_the_hub_once_and_then_from_its_copy(hub_server, llama
     downloads = [path for path in hub_server.asked if "/resolve/" in path and path.endswith(".safetensors")]
     assert {path.rpartition("/")[2] for path in downloads} == {path.name for path in llama.glob("*.safetensors")}
     assert not any(path.endswith((".bin", ".pt", ".md")) for path in hub_server.asked)
+    assert origin("meta/llama") == origin(f"meta/llama@{COMMIT}") == f"meta/llama@{COMMIT}"  # what results record
+    assert origin(SHIPPED) == SHIPPED and origin("meta/never") == "meta/never" and origin(str(llama)) == str(llama)
     hub_server.shutdown()
     assert same_weights(loaded("meta/llama")[0], local)  # nobody answers any more
 
