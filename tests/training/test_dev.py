@@ -63,10 +63,17 @@ def test_the_gallery_shows_every_gold_photo_of_an_answer(tmp_path):
     assert shown == {"0.png": 255, "2.png": 255, "3.png": 0}
 
 
-def test_a_dev_set_is_answered_with_the_same_random_numbers_after_each_epoch(config, systems, examples, tmp_path):
-    config = replace(config, "inference.max_new_tokens", 4)
+def test_a_dev_set_is_answered_with_the_same_random_numbers_after_each_epoch(config, systems, examples, tmp_path, monkeypatch):
+    config, seeds = replace(config, "inference.max_new_tokens", 4), []
+
+    def answer(*arguments):  # a model so small writes the same nonsense whatever it draws
+        seeds.append(arguments[-1].initial_seed())
+        return respond(*arguments)
+
+    monkeypatch.setattr("e2e_lib.training.dev.respond", answer)
     dev, model = DevSet(config, 7, examples[0], examples[1], tmp_path), systems["end_to_end"]
     first, again = dev.score(model, 1), dev.score(model, 2)
+    assert seeds == [generator(7, "dev").initial_seed()] * 2
     answers = respond(model, dev.examples, examples[1], config.inference, generator(7, "dev"))
     extractor = corpora.named("minichat").feature_extractor()
     expected = dev_scores(dev.examples, answers, examples[1], extractor)
