@@ -2,7 +2,7 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e_lib import config as configuration
@@ -167,7 +167,7 @@ def allowed_values(f):
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@pytest.mark.fuzz
 def test_a_configuration_survives_being_printed_and_set_again(data):
     keys = data.draw(st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=6, unique=True))
     config = load("mini")
@@ -178,7 +178,7 @@ def test_a_configuration_survives_being_printed_and_set_again(data):
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@pytest.mark.fuzz
 def test_a_number_is_accepted_exactly_if_it_lies_within_its_bounds(data):
     key = data.draw(st.sampled_from([key for key, f in FIELDS.items() if type(f.default) is float]))
     value, rules = data.draw(st.floats(allow_nan=True, allow_infinity=True)), FIELDS[key].metadata

@@ -107,7 +107,7 @@ def test_a_message_longer_than_the_context_loses_its_oldest_words(tokenizer, max
 
 @given(words=st.integers(0, 60), captions=st.lists(st.integers(1, 60), max_size=12), max_context=st.integers(14, 90), captioned=st.booleans(),
        before=st.integers(0, 3), answering=st.integers(0, 1))
-@settings(max_examples=120, deadline=None)
+@pytest.mark.fuzz
 def test_a_context_is_never_longer_than_allowed_and_cuts_no_photo_in_two(
         tokenizer, words, captions, max_context, captioned, before, answering):
     photos = tuple(SharedPhoto(f"p{i}", " ".join(["cat"] * length)) for i, length in enumerate(captions))
@@ -203,7 +203,7 @@ SHARED = st.lists(st.sampled_from([SharedPhoto("1", "a cat"), SharedPhoto("2", "
 CHATS = st.lists(st.builds(Turn, st.sampled_from([0, 1]), SAID, SHARED), min_size=2, max_size=7)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.fuzz
 @given(st.lists(CHATS, min_size=1, max_size=3), st.sampled_from([24, 40, 400]), st.booleans())
 def test_in_a_whole_dialogue_a_response_reads_and_says_what_it_does_alone(tokenizer, chats, max_context, as_captions):
     """What its last token attends to, in the order of positions, is the row of the same example by itself."""

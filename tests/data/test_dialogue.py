@@ -99,7 +99,7 @@ nearly = st.fixed_dictionaries({"dialogue_id": st.just("d"), "turns": st.lists(s
 
 
 @given(st.one_of(values, nearly))
-@settings(max_examples=200, deadline=None)
+@pytest.mark.fuzz
 def test_any_json_is_a_dialogue_or_refused_with_where_and_why(value):
     try:
         dialogue = parse_dialogue(value, "chats.jsonl", 3)

@@ -249,7 +249,7 @@ SAMPLES = [encoded(Image.fromarray(SMOOTH.astype(np.uint8)), kind) for kind in
            ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")]
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.fuzz
 @given(st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of some damaged metadata, and goes on
 def test_damaged_bytes_are_a_photo_or_a_photo_error(data):

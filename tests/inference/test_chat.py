@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -349,7 +349,7 @@ def test_an_impossible_seed_is_refused(systems):
             ChatPartner(systems["end_to_end"], GREEDY, seed=seed)
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.fuzz
 @given(st.one_of(st.text(st.characters(codec=None, exclude_categories=())), st.binary(), st.none(), st.floats()),
        st.one_of(st.none(), st.text(), st.binary(), st.lists(st.one_of(st.none(), st.text(), st.binary(), st.integers()), max_size=3)))
 def test_whatever_is_said_is_answered_or_refused(systems, text, photos):

@@ -57,7 +57,8 @@ def changed(config, **changes):
 @pytest.fixture(scope="module")
 def joint(config):
     """Two epochs of five steps each of the end-to-end model."""
-    return changed(config, train__epoch_examples=20, train__warmup_steps=4, train__checkpoint_every=2, train__epochs=2)
+    return changed(config, train__epoch_examples=20, train__warmup_steps=4, train__checkpoint_every=2, train__epochs=2,
+                   train__weight_decay=1.0)  # enough to be seen after few steps
 
 
 @pytest.fixture(scope="module")
