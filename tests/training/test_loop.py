@@ -121,6 +121,9 @@ def test_examples_of_similar_length_share_batches_and_none_is_lost(count, batch,
     own_batches = [set(first[k:k + batch]) for k in range(0, count, batch)]
     pools = [set(order[k:k + batches.POOL * batch]) for k in range(0, count, batches.POOL * batch)]
     assert all(any(members <= pool for pool in pools) for members in own_batches)  # and as it says, only within pools
+    for pool in pools:  # one batch's longest is no longer than the next one's shortest
+        spans = sorted((min(lengths[i] for i in members), max(lengths[i] for i in members)) for members in own_batches if members <= pool)
+        assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(spans))
 
 
 def test_the_log_says_what_happened(run_of, root):
