@@ -117,6 +117,10 @@ def saved_answers(config: Config, system: str, seed: int, corpus: Path, root: Pa
     replies = read_details(config.profile, [seed], root, system, folder)[seed]
     store, extractor = PhotoStore(corpus / "photos"), corpora.extractor_of(config.data)
     drawn = [to_tensor(open_photo(image)) for row in rows for image in row["images"]]
-    gold = [store.tensor(photo_id) for row in rows for photo_id in row["gold_photo_ids"]]
-    return reduce([*rows, *replies], features_of(drawn, extractor), features_of(gold, extractor),
-                  corpora.scores_of(config.data, corpus))
+    gold_ids = [photo_id for row in rows for photo_id in row["gold_photo_ids"]]
+    gold = [store.tensor(photo_id) for photo_id in gold_ids]
+    answers = reduce([*rows, *replies], features_of(drawn, extractor), features_of(gold, extractor),
+                     corpora.scores_of(config.data, corpus))
+    if not_real := sum(map(store.is_drawn, gold_ids)):  # they could not be fetched (section 3.1.1)
+        answers.counts["n"]["gold_photos_drawn_from_captions"] = not_real
+    return answers
