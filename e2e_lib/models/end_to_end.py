@@ -59,13 +59,12 @@ class EndToEndModel(nn.Module):
         logits = response_logits(self.language, embeddings, batch)  # (N, V1)
         text_loss = response_loss(logits, batch)  # Eq. 2
         if not batch.captions:
-            return Output(text_loss, text_loss, text_loss.new_zeros(()), [], 0)
+            return Output(text_loss, text_loss.new_zeros(()), [], 0, len(logits), self.image_loss_weight)
         # Eq. 4-11: text (R, L, D2)
         text, captions, truncated = self.encode_captions(logits, batch, temperature, rng)
         latents = self.generator.to_latents(batch.target_photos)  # (R, C, s, s)
         image_loss = self.generator.denoising_loss(latents, text, rng)  # Eq. 12
-        loss = text_loss + self.image_loss_weight * image_loss  # Eq. 13
-        return Output(loss, text_loss, image_loss, captions, truncated)
+        return Output(text_loss, image_loss, captions, truncated, len(logits), self.image_loss_weight)
 
     def encode_captions(self, logits: Tensor, batch: Batch, temperature: float,
                         rng: torch.Generator) -> tuple[Tensor, list[str], int]:

@@ -11,17 +11,32 @@ from e2e_lib.data.collate import Batch
 
 @dataclass
 class Output:
-    """What one forward pass gives: ``loss`` = ``text_loss`` + λ ``image_loss`` (Eq. 13), all ().
+    """What one forward pass gives: the mean ``text_loss`` () of its ``tokens`` that have a loss (Eq. 2), and
+    the mean ``image_loss`` () of its response photos (Eq. 12), whose weight λ is ``image_weight``.
 
     ``captions`` are those that the photos were drawn from, ``truncated`` how many of them were longer than
     the text encoder's limit.
     """
 
-    loss: Tensor
     text_loss: Tensor
     image_loss: Tensor
     captions: list[str]
     truncated: int
+    tokens: int
+    image_weight: float = 1.0
+
+    @property
+    def loss(self) -> Tensor:
+        """Eq. 13, (): the text loss plus λ times the image loss."""
+        return self.text_loss + self.image_weight * self.image_loss
+
+    def part_of(self, tokens: int, photos: int) -> Tensor:
+        """Its part () of the loss of a step of so many tokens and photos, in all batches and processes.
+
+        The parts add up to Eq. 13 of all of them at once, however they are cut into batches.
+        """
+        text = self.text_loss * (self.tokens / tokens)
+        return text + self.image_weight * self.image_loss * (len(self.captions) / max(1, photos))
 
 
 def response_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -40,13 +40,14 @@ class Pipeline(nn.Module):
 
         ``temperature`` is unused; it keeps the interface.
         """
-        text_loss = response_loss(response_logits(self.language, self.embed_context(batch), batch), batch)
+        logits = response_logits(self.language, self.embed_context(batch), batch)  # (N, V1)
+        text_loss = response_loss(logits, batch)
         if not batch.captions:
-            return Output(text_loss, text_loss, text_loss.new_zeros(()), [], 0)
+            return Output(text_loss, text_loss.new_zeros(()), [], 0, len(logits))
         image_loss = self.generator.caption_loss(batch.captions, batch.target_photos, rng)
         lengths = map(len, self.generator.tokenizer(batch.captions, verbose=False)["input_ids"])
         truncated = sum(length > self.generator.max_length for length in lengths)
-        return Output(text_loss + image_loss, text_loss, image_loss, batch.captions, truncated)
+        return Output(text_loss, image_loss, batch.captions, truncated, len(logits))
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """The parts that training changes, by name."""

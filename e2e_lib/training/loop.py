@@ -5,12 +5,13 @@ A run's folder holds ``log.jsonl`` (what the notebook shows), ``latest`` (a chec
 each epoch) and, once it ended, ``done.json``.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from e2e_lib.training import checkpoints
 from e2e_lib.training.batches import batch_loader, by_length, length_of, sound, training_examples
 from e2e_lib.training.dev import DevSet
 from e2e_lib.training.precision import check_precision, new_optimizer
-from e2e_lib.training.step import Step, image_gradients, norm
+from e2e_lib.training.step import Step, image_gradients, mean, norm
 
 Echo = Callable[[str], None]
 STATE: dict[str, Any] = {  # what a checkpoint to go on from holds besides weights, see `files.find_problem`
@@ -111,7 +112,6 @@ class _Run:
         try:
             self.accelerator = Accelerator(
                 mixed_precision=settings.mixed_precision,
-                gradient_accumulation_steps=settings.gradient_accumulation_steps,
                 # A batch without photos leaves the generator or the perceptron unused.
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
         except ValueError as error:  # a number format that the device does not have
@@ -166,46 +166,56 @@ class _Run:
     def steps(self) -> Iterator[Step]:
         """Trains on the rest of the epoch, step by step; ``state`` counts a step when it is yielded."""
         self.wrapped.train()
-        epoch, per_step = self.state["epoch"], self.config.train.gradient_accumulation_steps
-        step = None
-        for batch in sound(self.accelerator.skip_first_batches(self.loader(epoch), self.state["batch"])):
+        epoch = self.state["epoch"]
+        batches = sound(self.accelerator.skip_first_batches(self.loader(epoch), self.state["batch"]))
+        while members := list(itertools.islice(batches, self.config.train.gradient_accumulation_steps)):
             at = self.state["batch"]
-            number = epoch * self.batches_per_epoch + at
-            temperature = temperature_at(self.config.bridge, epoch + at / self.batches_per_epoch)
-            step = step or Step(number, min(per_step, self.batches_per_epoch - at), temperature,
-                                self.schedule.get_last_lr()[0],
-                                self.state["step"] % self.config.train.log_every == 0)
-            self.train_on(batch, number, temperature, step)
-            self.state["batch"] += 1
-            if self.accelerator.sync_gradients:
-                self.state["step"] += 1
-                yield step
-                step = None
+            # Each loss is a mean over the whole step, however that is cut into batches and processes.
+            counts = torch.tensor([sum(int(batch.is_learnt.sum()) for batch in members),
+                                   sum(len(batch.captions) for batch in members)])
+            tokens, photos = self.accelerator.reduce(counts.to(self.accelerator.device), "sum").tolist()
+            step = Step(epoch * self.batches_per_epoch + at, len(members), tokens, photos,
+                        self.temperature_of(at), self.schedule.get_last_lr()[0],
+                        self.state["step"] % self.config.train.log_every == 0)
+            for k, batch in enumerate(members):
+                # Gradients of several processes are added up once, with those of the last batch.
+                alone = k + 1 < len(members)
+                with self.accelerator.no_sync(self.wrapped) if alone else contextlib.nullcontext():
+                    self.train_on(batch, step, k)
+            self.finish_step(step)
+            self.state["batch"] += len(members)
+            self.state["step"] += 1
+            yield step
 
-    def train_on(self, batch: Batch, number: int, temperature: float, step: Step) -> None:
-        """Forward and backward for one batch of a step; after its last, new weights. Raises ConfigError."""
-        process = self.accelerator.process_index
+    def temperature_of(self, batch: int) -> float:
+        """τ of a batch of the epoch."""
+        return temperature_at(self.config.bridge, self.state["epoch"] + batch / self.batches_per_epoch)
+
+    def train_on(self, batch: Batch, step: Step, k: int) -> None:
+        """Forward and backward for the step's batch number ``k``. Raises ConfigError."""
+        process, number = self.accelerator.process_index, step.number + k
         # Dropout, where a model has it, draws from torch's global state: seeded by batch, resuming is exact.
         torch.manual_seed(seed_of(self.seed, "dropout", number, process))
-        with self.accelerator.accumulate(self.wrapped):
-            try:
-                output = self.wrapped(batch, temperature=temperature,
-                                      rng=generator(self.seed, "noise", number, process))
-            except ValueError as error:  # the bridge's, of logits that are no numbers
-                raise ConfigError(f"step {self.state['step']}: {error}") from error
-            if step.logged:
-                step.add(batch, output, image_gradients(self.model, output.image_loss * self.scale))
-            # accelerate divides by this number of batches, also where an epoch ends with fewer.
-            share = self.config.train.gradient_accumulation_steps / step.batches
-            self.accelerator.backward(output.loss * share)
-            if self.accelerator.sync_gradients:
-                if step.logged:
-                    step.norms = self.gradient_norms(step)
-                self.clip()
-            self.optimizer.step()
-            if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
-                self.schedule.step()
-            self.optimizer.zero_grad()
+        try:
+            output = self.wrapped(batch, temperature=self.temperature_of(self.state["batch"] + k),
+                                  rng=generator(self.seed, "noise", number, process))
+        except ValueError as error:  # the bridge's, of logits that are no numbers
+            raise ConfigError(f"step {self.state['step']}: {error}") from error
+        if step.logged:
+            share = len(output.captions) / max(1, step.photos)
+            step.add(batch, output, image_gradients(self.model, output.image_loss * share * self.scale))
+        # Over several processes, gradients are averaged: to add them up, each counts as often as there are.
+        self.accelerator.backward(output.part_of(step.tokens, step.photos) * self.accelerator.num_processes)
+
+    def finish_step(self, step: Step) -> None:
+        """New weights from the gradients of a step's batches. Raises ConfigError."""
+        if step.logged:
+            step.norms = self.gradient_norms(step)
+        self.clip()
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad()
 
     def clip(self) -> None:
         """Clips the gradient of each part that has its own. Raises ConfigError if it is no number."""
@@ -226,15 +236,15 @@ class _Run:
 
     def gradient_norms(self, step: Step) -> dict[str, float | None]:
         """The gradient norm of every trained part, as ``gradient_<part>``, and that from the image loss."""
-        from_image = norm(step.from_image) / step.batches / self.scale if step.from_image else None
+        from_image = norm(step.from_image) / self.scale if step.from_image else None
         return {"gradient_language_from_image": from_image,
                 **{f"gradient_{name}": norm([p.grad for p in part.parameters()]) / self.scale
                    for name, part in self.model.trained_parts().items()}}
 
     def log(self, step: Step, examples: int, seconds: float) -> None:
         """Writes a line of the log and says how far the run is: ``examples`` took the last ``seconds``."""
-        epoch, text_loss = step.number / self.batches_per_epoch, fmean(step.text_losses)
-        image_loss = fmean(step.image_losses) if step.image_losses else None
+        epoch = step.number / self.batches_per_epoch
+        text_loss, image_loss = mean(step.text_losses), mean(step.image_losses)
         self._write_line({
             "kind": "step", "step": self.state["step"] - 1, "epoch": epoch, "text_loss": text_loss,
             "image_loss": image_loss, "temperature": step.temperature, **step.norms,

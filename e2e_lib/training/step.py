@@ -14,19 +14,22 @@ from e2e_lib.models.systems import PhotoChatModel
 
 @dataclass
 class Step:
-    """One step of the optimizer, made of ``batches`` of which the first is the run's ``number``-th.
+    """One step of the optimizer, made of ``batches`` of which the first is the run's ``number``-th, with
+    ``tokens`` that have a loss and ``photos`` of responses, in all processes.
 
-    τ and learning rate are those of its first batch. If it is ``logged``, its losses (image losses: of the
-    batches that share photos), its gradient of the image loss, summed, and its gradient norms are kept.
+    τ and learning rate are those of its first batch. If it is ``logged``, its losses (means over what this
+    process has of its tokens and photos), its gradient of the image loss, and its gradient norms are kept.
     """
 
     number: int
     batches: int
+    tokens: int
+    photos: int
     temperature: float
     learning_rate: float
     logged: bool
-    text_losses: list[float] = field(default_factory=list)
-    image_losses: list[float] = field(default_factory=list)
+    text_losses: list[tuple[float, int]] = field(default_factory=list)  # with the number of tokens, or photos
+    image_losses: list[tuple[float, int]] = field(default_factory=list)
     truncated: int = 0
     contexts_cut: int = 0
     responses_cut: int = 0
@@ -37,11 +40,16 @@ class Step:
         """Adds one of its batches, and what it gave; examples that lost tokens are counted."""
         self.contexts_cut += sum(map(bool, batch.context_cut))
         self.responses_cut += sum(map(bool, batch.response_cut))
-        self.text_losses.append(output.text_loss.item())
-        self.image_losses += [output.image_loss.item()] if output.captions else []
+        self.text_losses.append((output.text_loss.item(), output.tokens))
+        self.image_losses += [(output.image_loss.item(), len(output.captions))] if output.captions else []
         self.truncated += output.truncated
         both = zip(self.from_image, from_image, strict=False)  # one may be []
         self.from_image = [one + other for one, other in both] or self.from_image or from_image
+
+
+def mean(losses: Sequence[tuple[float, int]]) -> float | None:
+    """The mean of losses, each with the number of tokens or photos whose mean it is; None of none."""
+    return sum(loss * count for loss, count in losses) / sum(n for _, n in losses) if losses else None
 
 
 def norm(gradients: Sequence[Tensor | None]) -> float:

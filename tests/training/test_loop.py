@@ -12,7 +12,6 @@ import signal
 import time
 from collections import Counter
 from dataclasses import dataclass
-from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -319,26 +318,29 @@ def trained_by_hand(config, root, data_root, at_once=1):
                        for k, parallel in enumerate(rounds[first:first + settings.gradient_accumulation_steps])
                        for process, batch in enumerate(parallel)]
             mean, from_image, outputs = (dict.fromkeys(named, 0.0), dict.fromkeys(named, 0.0), [])
-            for number, process, batch in members:
+            tokens, photos = ([count(batch) for _, _, batch in members] for count in (
+                lambda batch: int((batch.labels != IGNORED).sum()), lambda batch: len(batch.captions)))
+            for i, (number, process, batch) in enumerate(members):
                 torch.manual_seed(seed_of(0, "dropout", number, process))
                 outputs.append(model(batch, temperature=temperature_at(config.bridge, number / len(rounds)),
                                      rng=generator(0, "noise", number, process)))
-                for loss, sums in ((outputs[-1].loss, mean), (outputs[-1].image_loss, from_image)):
+                image = outputs[-1].image_loss * (photos[i] / max(1, sum(photos)))
+                joint = outputs[-1].text_loss * (tokens[i] / sum(tokens)) + settings.image_loss_weight * image
+                for loss, sums in ((joint, mean), (image, from_image)):
                     gradients = (torch.autograd.grad(loss, named.values(), retain_graph=True, allow_unused=True)
                                  if loss.requires_grad else ())
-                    sums |= {name: sums[name] + g / len(members)
-                             for name, g in zip(named, gradients, strict=False) if g is not None}
+                    sums |= {name: sums[name] + g for name, g in zip(named, gradients, strict=False) if g is not None}
 
             def size(gradients, prefix=""):
                 parts = [g.flatten() for name, g in gradients.items() if name.startswith(prefix) and torch.is_tensor(g)]
                 return torch.cat(parts).norm().item() if parts else 0.0
 
             rate = settings.learning_rate * min(1, len(lines) / settings.warmup_steps)
-            with_photos = [o.image_loss.item() for o in outputs if o.captions]
+            with_photos = [o.image_loss.item() * n for o, n in zip(outputs, photos, strict=True) if n]
             lines.append({"step": len(lines), "epoch": epoch + first / len(rounds), "learning_rate": rate,
                           "temperature": temperature_at(config.bridge, epoch + first / len(rounds)),
-                          "text_loss": fmean(o.text_loss.item() for o in outputs),
-                          "image_loss": fmean(with_photos) if with_photos else None,
+                          "text_loss": sum(o.text_loss.item() * n for o, n in zip(outputs, tokens, strict=True)) / sum(tokens),
+                          "image_loss": sum(with_photos) / sum(photos) if with_photos else None,
                           "captions_truncated": sum(o.truncated for o in outputs),
                           "contexts_cut": sum(cut > 0 for _, _, batch in members for cut in batch.context_cut),
                           "gradient_language": size(mean, "language"),
