@@ -1,4 +1,4 @@
-"""The README's numbers, written from results/ between its markers, so that none is typed by hand."""
+"""The pages' numbers, written from results/ between their markers, so that none is typed by hand."""
 
 from pathlib import Path
 
@@ -72,12 +72,44 @@ def transcript(profile: str, root: Path) -> str:
             f"minutes, at most {run['peak_memory_bytes'] / 1e9:.1f} GB of memory.")
 
 
+def plans(profile: str, root: Path) -> str:
+    """What training takes on some devices, and of which parts that of the paper's profile is made. Raises
+    ResultsError where there is no plan."""
+    made = [load_json(path) for path in sorted((root / "plans").glob("*.json"))]
+    if not made:
+        raise ResultsError(f"{root / 'plans'}: no plans; `e2e plan --json` prints one")
+    totals = {"it has": "device", "training": "training", "answering": "answering",
+              "disk for checkpoints": "disk", "host memory": "host"}
+    every = pd.DataFrame([{"profile": plan["profile"], "device": plan["device"],
+                           "fits": "yes" if plan["fits"] else "no",
+                           **{name: f"{plan[f'{key}_gb']:.1f}" for name, key in totals.items()}}
+                          for plan in made])
+    papers = ("paper", "v100-32gb")
+    one = next((plan for plan in made if (plan["profile"], plan["device"]) == papers), made[0])
+    sizes = ("weights", "gradients", "states", "activations")
+    parts = pd.DataFrame([{"part": part["name"].replace("_", " "), "parameters": f"{part['parameters']:,}",
+                           "learnt": f"{part['learnt']:,}",
+                           **{name: f"{part[f'{name}_gb']:.2f}" for name in sizes}} for part in one["parts"]])
+    batch = one["batch"]
+    return "\n\n".join((
+        markdown(every, "GiB; `e2e plan --profile … --device …`"),
+        markdown(parts, f"GiB at the fullest moment of a training step of {one['profile']} on "
+                        f"{one['device']}: {batch['examples']} examples of {batch['tokens']:,} tokens, "
+                        f"{batch['context_photos']} photos in contexts, {batch['response_photos']} in "
+                        "responses")))
+
+
+BLOCKS = {"README.md": {"results": results_table, "ablation": ablation_table, "reproduce": transcript,
+                        "minichat": held_out},
+          "paper-scale.md": {"plans": plans}}
+
+
 def update(path: Path | str = "README.md", profile: str = "mini", root: Path | str = RESULTS) -> Path:
-    """Rewrites the marked blocks. Raises ResultsError for missing results and markers."""
+    """Rewrites the marked blocks of a page, by its name. Raises ResultsError for missing results and markers.
+    """
     path, root = Path(path), Path(root)
     text = path.read_text(encoding="utf-8")
-    for name, block in (("results", results_table), ("ablation", ablation_table), ("reproduce", transcript),
-                        ("minichat", held_out)):
+    for name, block in BLOCKS[path.name].items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin not in text or end not in text:
             raise ResultsError(f"{path}: the markers {begin} and {end} are missing; numbers are written "

@@ -19,6 +19,16 @@ def test_the_committed_readme_says_what_results_say(tmp_path):
     assert copy.read_text() == README, "run `e2e readme`"
 
 
+def test_the_committed_page_on_the_papers_scale_says_what_the_plans_say(tmp_path):
+    copy = shutil.copy(ROOT / "docs" / "paper-scale.md", tmp_path)
+    readme.update(copy, root=ROOT / "results")
+    text = (tmp_path / "paper-scale.md").read_text()
+    assert text == (ROOT / "docs" / "paper-scale.md").read_text(), "run `e2e readme`"
+    assert "| paper" in text and "25,198,592" in text  # LoRA of rank 32 on q, k, v of 32 layers, and two rows of each new token
+    with pytest.raises(ValueError, match="no plans"):
+        readme.plans("paper", tmp_path)
+
+
 def test_stale_blocks_are_replaced_and_all_else_is_kept(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("\n".join(f"before {name}\n<!-- {name}:begin -->\nstale\n<!-- {name}:end -->"
