@@ -101,6 +101,11 @@ def test_the_end_to_end_model_trains_in_half_precision_resumes_exactly_answers_a
     steps = [row for row in read_log(folder) if row["kind"] == "step"]
     assert len(steps) == 3 and all(0 < row["gradient_language_from_image"] < 100 for row in steps if row["image_loss"])
     assert any(row["image_loss"] for row in steps)
+    in_32_bits = replace(replace(paper, "model.frozen", "float32"), "train.mixed_precision", "no")
+    exact = [row for row in read_log(train(in_32_bits, 0, lambda _: None, root=tmp_path / "exact")) if row["kind"] == "step"]
+    for half, whole in zip(steps, exact, strict=True):  # neither vanishes, nor is scaled
+        for name in ("gradient_language_from_image", "gradient_language", "gradient_unet"):
+            assert half[name] == (whole[name] and pytest.approx(whole[name], rel=0.2)), name
     before, after = build(paper), load_trained(paper, 0, root=tmp_path / "runs")
     assert before.language.dtype == before.generator.vae.dtype == before.perceptron.vision_model.dtype == torch.float16
     learnt = {name for name, tensor in trainable_weights(after).items() if not torch.equal(tensor, trainable_weights(before)[name])}
