@@ -1,9 +1,11 @@
 """From examples to tensors: the tokens of a chat are its text, no more and no less, and a batch holds its examples."""
 
+import copy
 import itertools
 import re
 from types import SimpleNamespace
 
+import hub_checkpoints
 import hypothesis
 import pytest
 import torch
@@ -203,10 +205,20 @@ SHARED = st.lists(st.sampled_from([SharedPhoto("1", "a cat"), SharedPhoto("2", "
 CHATS = st.lists(st.builds(Turn, st.sampled_from([0, 1]), SAID, SHARED), min_size=2, max_size=7)
 
 
+@pytest.fixture(scope="module")
+def templated(tokenizer):
+    """The same tokenizer with a chat template of Llama-2's kind."""
+    words = copy.deepcopy(tokenizer)
+    words.chat_template = hub_checkpoints.TEMPLATE
+    return words
+
+
 @pytest.mark.fuzz
-@given(st.lists(CHATS, min_size=1, max_size=3), st.sampled_from([24, 40, 400]), st.booleans())
-def test_in_a_whole_dialogue_a_response_reads_and_says_what_it_does_alone(tokenizer, chats, max_context, as_captions):
+@given(st.lists(CHATS, min_size=1, max_size=3), st.sampled_from([24, 40, 400]), st.booleans(), st.booleans())
+def test_in_a_whole_dialogue_a_response_reads_and_says_what_it_does_alone(tokenizer, templated, chats, max_context, as_captions, in_template):
     """What its last token attends to, in the order of positions, is the row of the same example by itself."""
+    if in_template:
+        tokenizer, max_context = templated, max_context + 60
     store = SimpleNamespace(tensor=lambda name: torch.full((3, 2, 2), int(name), dtype=torch.uint8))
     formatter = PromptFormatter(tokenizer, 4, max_context, photos_as_captions=as_captions)
     collate = Collator(formatter, store)
@@ -240,7 +252,20 @@ def test_in_a_whole_dialogue_a_response_reads_and_says_what_it_does_alone(tokeni
     assert all(read == of_rows[row][:len(read)] for row, read in photos)
 
 
-def test_a_whole_dialogue_that_fits_is_one_row_per_speaker(formatter):
+def test_contexts_of_the_same_tokens_and_other_photos_share_no_row(tokenizer):
+    """Where only the last turn fits, every photo shared alone is read as the same tokens."""
+    store = SimpleNamespace(tensor=lambda name: torch.full((3, 2, 2), int(name), dtype=torch.uint8))
+    turns = tuple(Turn(i % 2, "" if i % 2 == 0 else "nice", (SharedPhoto(str(i), "a cat"),) * (i % 2 == 0)) for i in range(6))
+    shortest = PromptFormatter(tokenizer, 4, 400)
+    room = len(shortest.context(turns[:1], 1).ids)
+    rows = [e for e in examples_of(Dialogue("d", turns)) if e.response.speaker == 1]
+    batch = Collator(PromptFormatter(tokenizer, 4, room), store).dialogues([rows])
+    assert len(batch.input_ids) == 3 and [int(photo[0, 0, 0]) for photo in batch.photos] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("in_template", [False, True])
+def test_a_whole_dialogue_that_fits_is_one_row_per_speaker(formatter, templated, in_template):
+    formatter = PromptFormatter(templated, 4, 800) if in_template else formatter
     store = SimpleNamespace(tensor=lambda name: torch.zeros(3, 2, 2, dtype=torch.uint8))
     chat = Dialogue("d", tuple(Turn(i % 2, f"turn {i}", (CAT,) * (i == 3)) for i in range(14)))
     batch = Collator(formatter, store).dialogues(by_dialogue(examples_of(chat)))
