@@ -6,6 +6,7 @@ inside commands, so that help and mistakes show at once.
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -25,11 +26,12 @@ from e2e_lib.config import MAX_SEED, Config, ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ("--seeds", "--variants")  # options that take several values: --seeds 0 1 2
 
-Profile = Annotated[str, Option(help="smoke, mini, small or paper")]
+Profile = Annotated[str, Option(help="smoke, mini, smol, small or paper")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
 Seeds = Annotated[list[int] | None,
                   Option(min=0, max=MAX_SEED, help="one run each  [default: 0 1 2; smoke: 0]")]
 Seed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the sampled words and photos")]
+WarmupSeed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the batches")]
 Run = Annotated[int | None,
                 Option(min=0, max=MAX_SEED, help="training seed of the run that answers  [default: 0]")]
 FiveSeeds = Annotated[list[int] | None,
@@ -42,6 +44,8 @@ Variants = Annotated[list[str], Option(help="groups, or single variants by name"
 Publish = Annotated[bool, Option("--publish", help="put the executed notebooks into notebooks/")]
 Captions = Annotated[Path, Option(help="a file of one caption per line, or JSON lines")]
 Tokenizer = Annotated[str | None, Option(help="hub id, folder or pip:PACKAGE  [default: Llama's; CLIP's]")]
+Accelerator = Annotated[str, Option("--device", help="such as v100-32gb; an unknown one names them all")]
+AsJson = Annotated[bool, Option("--json", help="one JSON object instead of a table")]
 Name = Annotated[str | None, Option(help="results/vocabularies/NAME.json  [default: by the tokenizers]")]
 
 
@@ -124,6 +128,7 @@ def load(profile: str, settings: list[str] | None, system: str | None = None, co
     if corpus:
         from e2e_lib import corpora
         corpora.check(config.data)
+        corpora.check_scorable(config.data)
     return config
 
 
@@ -176,6 +181,14 @@ def pretrain(profile: Profile = "mini", settings: Settings = None, out: Out = No
         parts.pretrain_baselines(config, say, WEIGHTS / "mini", out)
     else:
         parts.pretrain(config, say, out)
+
+
+@app.command()
+def warmup(profile: Profile = "smol", settings: Settings = None, seed: WarmupSeed = 0) -> None:
+    """The perceptron's projection alone, for a language model that it does not lead to yet."""
+    config = load(profile, settings)
+    from e2e_lib.training.warmup import warm_up
+    say(f"--set model.projection={warm_up(config, seed, say)}")
 
 
 @app.command()
@@ -234,10 +247,11 @@ def figures(profile: Profile = "mini", seeds: Seeds = None) -> None:
 
 @app.command()
 def readme() -> None:
-    """Write the README's numbers from results/."""
+    """Write the numbers of the README and of docs/ from results/."""
     require_root()
     from e2e_lib.report.readme import update
-    say(f"updated {update()}")
+    for page in ("README.md", "docs/paper-scale.md"):
+        say(f"updated {update(page)}")
 
 
 @app.command()
@@ -278,6 +292,16 @@ def show_config(profile: Profile = "mini", settings: Settings = None) -> None:
     """Every setting of a profile, its value, meaning and range."""
     for row in configuration.table(load(profile, settings, corpus=False)):
         say(f"{row['key']} = {row['value']}\n    {row['meaning']} ({row['allowed']})")
+
+
+@app.command("plan")
+def plan_memory(device: Accelerator, profile: Profile = "paper", settings: Settings = None,
+                as_json: AsJson = False) -> None:
+    """Whether training a profile fits a device, and what it takes there; downloads nothing."""
+    config = load(profile, settings, corpus=False)
+    from e2e_lib.experiments import plan
+    planned = plan.plan(config, device)
+    say(json.dumps(planned, indent=2) if as_json else "\n".join(plan.lines(planned)))
 
 
 @app.command()

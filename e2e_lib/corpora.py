@@ -46,10 +46,13 @@ class Corpus:
     knows_scenes: bool = False
 
 
+INCEPTION = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS  # where torch-fidelity keeps them
+
+
 def inception() -> FeatureExtractor:
     """Inception with the weights that torch-fidelity fetches. Raises ConfigError where they are not here."""
     try:
-        return InceptionExtractor(Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS)
+        return InceptionExtractor(INCEPTION)
     except ValueError as error:
         raise ConfigError(f"a published corpus is scored by Inception's features: {error}") from None
 
@@ -94,6 +97,13 @@ def check(data: Data, root: Path = DATA) -> None:
             f"{folder} is not the corpus {name} with its photos ({', '.join(missing)} missing); make it with "
             f"`e2e data get {name} --out {folder}-files`, `e2e data build {name} --source {folder}-files "
             f"--out {folder}` and `e2e data photos {folder}`, or say where it is with --set data.folder=DIR")
+
+
+def check_scorable(data: Data) -> None:
+    """Raises ConfigError where a corpus's photos cannot be scored here, before anything is made for it."""
+    if named(data.name).feature_extractor is inception and not INCEPTION.is_file():
+        raise ConfigError(f"{data.name} is scored by Inception's features, whose weights are not at "
+                          f"{INCEPTION}: put {INCEPTION_WEIGHTS} of torch-fidelity's release v0.2.0 there")
 
 
 def prepare(config: Config, echo: Echo, root: Path = DATA) -> Path:

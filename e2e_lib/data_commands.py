@@ -114,7 +114,7 @@ def photos(
     from e2e_lib.download.report import kept_in, report_lines
     from e2e_lib.repro.files import complete_files
     progress, report = _outputs(as_json)
-    if (folder is None) == (listed is None) or listed is not None and out is None:
+    if (folder is None) == (listed is None) or listed is not None and out is None or out == Path():
         raise ConfigError("expected the folder of a built corpus, or --list FILE and --out DIR")
     source, target = (listed, out) if folder is None else (folder / "photos.jsonl", out or folder / "photos")
     assert source is not None and target is not None  # as was just asked

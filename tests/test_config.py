@@ -22,7 +22,7 @@ FIELDS = {f"{section.name}.{f.name}": f for section in dataclasses.fields(config
           for f in dataclasses.fields(getattr(load("mini"), section.name))}
 
 
-@pytest.mark.parametrize("profile", ["smoke", "mini", "small", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "mini", "smol", "small", "paper"])
 def test_every_profile_loads_and_its_own_values_are_allowed(profile):
     config = load(profile)
     assert config.profile == profile and config == PROFILES[profile]
@@ -53,7 +53,7 @@ def test_a_misspelt_old_key_names_the_new_one_too():
         load("smoke", ["inference.guidence=1"])
 
 
-@pytest.mark.parametrize(("profile", "hint"), [("mni", "did you mean 'mini'"), ("PAPER2", "allowed: mini, smoke, small, paper"), ("", "allowed")])
+@pytest.mark.parametrize(("profile", "hint"), [("mni", "did you mean 'mini'"), ("PAPER2", "allowed: mini, smoke, smol, small, paper"), ("", "allowed")])
 def test_an_unknown_profile_names_the_nearest(profile, hint):
     with pytest.raises(ConfigError, match=hint) as caught:
         load(profile)

@@ -5,7 +5,8 @@ A chat is written for the language model as::
     <s>User: found it?⏎Assistant: yes, look! [IMG]▢▢▢▢[/IMG]⏎User: nice! where was that?⏎Assistant:
 
 where ▢ is an image token, in whose place one query embedding of the photo is put. The one who answers is
-always "Assistant". A response is text, ``[IMG] caption [/IMG]`` for each photo, or both, and then </s>.
+always "Assistant". A response is text, ``[IMG] caption [/IMG]`` for each photo, or both, and then </s>. A
+language model whose tokenizer has a chat template reads and writes in that instead, see ``chat_template``.
 
 A row of a batch is one context and its response, or a whole dialogue: all that one speaker answers in it. The
 dialogue's tokens then stand once, followed by "Assistant:" and the response of each turn, which attends to
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from e2e_lib.data.chat_template import ChatTemplate
 from e2e_lib.data.dialogue import SharedPhoto, Turn, clean_text
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource
@@ -98,7 +100,8 @@ class PromptFormatter:
 
     A context has at most ``max_context`` tokens, a response ``max_response``, if that is given. With
     ``photos_as_captions`` a context photo is its caption as words instead: for a model that cannot see.
-    Raises ValueError where a context could not hold a single photo.
+    Raises ValueError where a context could not hold a single photo, and for a chat template (of a tokenizer
+    that has one) that cannot be used.
     """
 
     def __init__(self, tokenizer: Any, queries: int, max_context: int, photos_as_captions: bool = False,
@@ -109,12 +112,20 @@ class PromptFormatter:
         self.image_start_id, self.image_end_id, self.image_token_id, self.pad_token_id = (
             tokenizer.convert_tokens_to_ids(token)
             for token in (IMAGE_START, IMAGE_END, IMAGE_TOKEN, tokenizer.pad_token))
-        # An answer ends with </s>; a new line would begin the next turn, so it ends an answer, too.
-        self.newline, self.cue = self.tokenize("\n"), self.tokenize("Assistant:")
-        self.eos_token_ids = [tokenizer.eos_token_id, self.newline[-1]]
+        self.newline = self.tokenize("\n")
+        has_template = getattr(tokenizer, "chat_template", None)
+        self.template = ChatTemplate(tokenizer, self.photo_ids) if has_template else None
+        if self.template:
+            self.cue, self.ending = self.template.cue, self.template.ending
+            self.eos_token_ids = sorted({self.template.stop, tokenizer.eos_token_id})
+        else:
+            # An answer ends with </s>; a new line would begin the next turn, so it ends an answer, too.
+            self.cue, self.ending = self.tokenize("Assistant:"), [tokenizer.eos_token_id]
+            self.eos_token_ids = [tokenizer.eos_token_id, self.newline[-1]]
         self.no_words = sorted({*tokenizer.all_special_ids, *self.eos_token_ids})
         shortest = Turn(0, "", (SharedPhoto("", ""),))
-        needed = 1 + len(self.context_turn(shortest, 0)) + len(self.cue)
+        needed = (len(self.template.encode([shortest], 0)) if self.template
+                  else 1 + len(self.context_turn(shortest, 0)) + len(self.cue))
         if needed > max_context:
             raise ValueError(f"a photo takes {queries} tokens, and a context with one {needed} or more, but "
                              f"data.max_context is {max_context}")
@@ -124,7 +135,7 @@ class PromptFormatter:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def context_turn(self, turn: Turn, answering: int) -> list[int]:
-        """One turn of a context, seen from speaker ``answering`` (0 or 1)."""
+        """One turn of a context in the own format, seen from speaker ``answering`` (0 or 1)."""
         photos = [i for photo in turn.photos for i in self.photo_ids(photo)]
         return [*self._words(turn, answering), *photos, *self.newline]
 
@@ -143,6 +154,10 @@ class PromptFormatter:
         A shortened turn keeps who speaks, its newest photos and its last words: its oldest photos go for as
         long as photos take more than half of the room, then its first words. No photo is cut in two.
         """
+        if self.template:
+            fitting, latest = self.template.fitting(turns, answering, self.max_context)
+            whole = self.template.encode(turns, answering)
+            return ContextTokens(fitting, latest, len(whole) - len(fitting))
         room, length, fits = self.max_context - 1 - len(self.cue), 0, True
         kept: list[Turn] = []
         ids: list[int] = []
@@ -175,11 +190,12 @@ class PromptFormatter:
         """The response's tokens. What is beyond ``max_response`` is cut at the end, which stays marked; a
         photo's caption is then what is left of it, and a photo without a word of its caption is left out."""
         text = clean_text(turn.text)
-        words = self.tokenize(text) if text else []
-        ids = words[:max(0, self.max_response - 1)]
+        words = self._response_words(text) if text else []
+        ending = self.ending[-self.max_response:]
+        ids = words[:max(0, self.max_response - len(ending))]
         caption_index, cut, photos = [-1] * len(ids), len(words) - len(ids), list[SharedPhoto]()
         for photo in turn.photos:
-            caption, room = clean_text(photo.caption), self.max_response - len(ids) - 3
+            caption, room = clean_text(photo.caption), self.max_response - len(ids) - len(ending) - 2
             tokens = self.tokenize(caption)
             shown = tokens[:max(0, room)]
             cut += len(tokens) - len(shown)
@@ -190,7 +206,10 @@ class PromptFormatter:
             ids += [self.image_start_id, *shown, self.image_end_id]
             caption_index += [-1, *[len(photos)] * len(shown), -1]
             photos.append(replace(photo, caption=caption))
-        return ResponseTokens([*ids, self.tokenizer.eos_token_id], [*caption_index, -1], photos, cut)
+        return ResponseTokens([*ids, *ending], [*caption_index, *[-1] * len(ending)], photos, cut)
+
+    def _response_words(self, text: str) -> list[int]:
+        return self.template.words(text) if self.template else self.tokenize(text)
 
 
 def _role(turn: Turn, answering: int) -> str:

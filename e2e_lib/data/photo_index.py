@@ -52,9 +52,12 @@ class PhotoIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / INDEX
-        folder.mkdir(parents=True, exist_ok=True)
-        self.connection = sqlite3.connect(self.path, isolation_level=None)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.SaveError(f"could not make {folder}: {error.strerror}") from error
+        try:
+            self.connection = sqlite3.connect(self.path, isolation_level=None)
             self.connection.execute("PRAGMA journal_mode = WAL")
             # A kill loses nothing, a power cut the last rows.
             self.connection.execute("PRAGMA synchronous = NORMAL")
@@ -64,6 +67,13 @@ class PhotoIndex:
             # One address may be that of several photos of a list.
             self.connection.execute("CREATE TABLE IF NOT EXISTS names (photo_id TEXT, url TEXT, "
                                     "PRIMARY KEY (photo_id, url)) WITHOUT ROWID")
+            found = {name for _, name, *_ in self.connection.execute("PRAGMA table_info(photos)")}
+            if missing := sorted(_COLUMNS.keys() - found):
+                raise sqlite3.DatabaseError(f"its table has no column {missing[0]}")
+            statuses = ", ".join(f"'{status}'" for status in STATUSES)
+            if odd := self.connection.execute("SELECT status FROM photos WHERE status NOT IN "
+                                              f"({statuses}) LIMIT 1").fetchone():
+                raise sqlite3.DatabaseError(f"it has the unknown status {odd[0]!r}")
         except sqlite3.DatabaseError as error:
             raise _unreadable(self.path, error) from error
 
@@ -103,9 +113,15 @@ class PhotoIndex:
         """All rows, or those of some statuses, in the order in which they were added; read in parts."""
         wanted, last = list(statuses), 0
         where = f"AND status IN ({', '.join('?' * len(wanted))})" if wanted else ""
-        while part := self.connection.execute(
-                f"SELECT rowid, {_NAMES} FROM photos WHERE rowid > ? {where} ORDER BY rowid LIMIT 1000",
-                (last, *wanted)).fetchall():
+        while True:
+            try:
+                part = self.connection.execute(
+                    f"SELECT rowid, {_NAMES} FROM photos WHERE rowid > ? {where} ORDER BY rowid LIMIT 1000",
+                    (last, *wanted)).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise _unreadable(self.path, error) from error
+            if not part:
+                return
             last = part[-1][0]
             yield from (PhotoRow(*values) for _, *values in part)
 
@@ -160,8 +176,12 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise files.SaveError(f"could not save {path}: {error}. What it had is kept: free some space, or end "
                               "what else writes it, and the same command goes on") from error
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: sqlite3.DatabaseError) -> DataError:
+def _unreadable(path: Path, error: sqlite3.DatabaseError) -> DataError | files.SaveError:
+    if "readonly" in str(error):
+        return files.SaveError(f"could not write to {path}: it is read-only")
     return DataError(f"{path}: not a readable index ({error}); move it away, and `e2e data photos` makes it "
                      "again")

@@ -96,7 +96,8 @@ class PhotoStore:
         where = f"photo {photo_id!r} ({path})"
         again = "make the corpus again with `e2e data`, or add the photo"
         if (self.folder / INDEX).is_file():
-            again = "fetch it with `e2e data photos --retry failed`, or draw it, or add it"
+            retry = "ok" if photo_id in self.index else "failed"
+            again = f"fetch it with `e2e data photos --retry {retry}`, or draw it, or add it"
         try:
             content = path.read_bytes()
         except FileNotFoundError:

@@ -8,6 +8,7 @@ was decoded and is named in the index.
 import asyncio
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -122,10 +123,11 @@ def fetch(rows: Iterable[tuple[str, str]], folder: Path, echo: Echo, *, limits: 
     """
     again = _statuses_of(retry)
     _check_second_source(second_source)
-    start = time.monotonic()
+    start, rows = time.monotonic(), iter(rows)
+    first = list(itertools.islice(rows, 1))  # where the list cannot be read, nothing is made
     with locked(folder), PhotoIndex(folder) as index:
         merge_parts(index)
-        _add(index, rows)
+        _add(index, itertools.chain(first, rows))
         sweep(folder)
         options = Options(limits, size, second_source)
         progress, more = (run or run_here)(index, ("pending", *again), options, echo)
@@ -240,7 +242,8 @@ class _Run:
     async def _work(self, client: Client, pool: ThreadPoolExecutor, waiting: asyncio.Queue[Any]) -> None:
         while (row := await waiting.get()) is not None:
             found = await self._fetch(client, pool, row)
-            if found.status == "ok" or row.status not in ("ok", "drawn"):  # a photo stays, retried or not
+            is_here = row.file is not None and (self.folder / row.file).is_file()
+            if found.status == "ok" or not is_here:  # a photo that is here stays, whatever a retry gives
                 self.index.put(replace(found, tries=row.tries + 1))
             self.progress.statuses[found.status] += 1
             self.tell(self.progress)

@@ -36,7 +36,8 @@ def report_lines(made: Mapping[str, Any]) -> list[str]:
     """What ``fetch`` returned, in words."""
     total, statuses = made["photos"], made["statuses"]
     lines = [f"{total:,} addresses, {made['fetched']:,} asked for in this run, in {made['seconds']:,} s"]
-    lines += [f"  {count:>9,}  {100 * count / total:5.1f} %  {name}: {MEANINGS[name]}"
+    rows = sum(statuses.values()) or 1  # a photo drawn beside its address has a row of its own
+    lines += [f"  {count:>9,}  {100 * count / rows:5.1f} %  {name}: {MEANINGS[name]}"
               for name, count in statuses.items()]
     lines += [f"  {host}: {counts.get('ok', 0):,} of {sum(counts.values()):,} fetched"
               for host, counts in made.get("hosts", {}).items()]

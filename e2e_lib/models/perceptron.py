@@ -33,6 +33,7 @@ class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
 
     mean: Tensor
     std: Tensor
+    projection_is_new = False  # whether its numbers are random, since no one has trained it yet
 
     def __init__(self, vision: dict[str, Any], qformer: dict[str, Any], queries: int, language_width: int,
                  mean: Sequence[float] = HALF, std: Sequence[float] = HALF) -> None:
@@ -121,4 +122,5 @@ def _from_blip2(place: str, language_width: int) -> ImagePerceptron:
     perceptron.query_tokens = parts.query_tokens
     with seeded(0, "projection"):
         perceptron.language_projection = nn.Linear(config.qformer_config.hidden_size, language_width)
+    perceptron.projection_is_new = True
     return perceptron

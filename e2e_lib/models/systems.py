@@ -20,6 +20,7 @@ from e2e_lib.models.language import load_language
 from e2e_lib.models.losses import Output
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.pipeline import Pipeline
+from e2e_lib.models.projection import fit_projection
 from e2e_lib.models.translator import load_translator
 
 
@@ -81,9 +82,10 @@ def _build(config: Config) -> PhotoChatModel:
     parts, context = config.model, config.data.max_context
     is_divter = parts.system == "divter"
     frozen: torch.dtype = getattr(torch, parts.frozen)
-    _check_formats(config)
+    check_formats(config)
     language, tokenizer = (load_language(parts.dialogue, "dialogue", GPT2LMHeadModel) if is_divter
-                           else load_language(parts.language, lora=parts.language_lora, frozen=frozen))
+                           else load_language(parts.language, lora=parts.language_lora, frozen=frozen,
+                                              chat_format=parts.chat_format))
     longest, positions = context + config.inference.max_new_tokens, language.config.max_position_embeddings
     if longest > positions:
         room = positions - config.inference.max_new_tokens
@@ -100,10 +102,8 @@ def _build(config: Config) -> PhotoChatModel:
     width = language.config.hidden_size
     perceptron = (load_perceptron(parts.perceptron, width, parts.perceptron_trains, frozen)
                   if parts.image_input == "qformer" else None)
-    if perceptron and perceptron.language_projection.out_features != width:
-        raise ConfigError(f"the perceptron projects to {perceptron.language_projection.out_features} "
-                          f"numbers, but the language model is {width} wide: model.perceptron and "
-                          "model.language do not belong together")
+    if perceptron and (parts.projection or perceptron.language_projection.out_features != width):
+        perceptron.projection_is_new = fit_projection(perceptron, width, parts.projection)
     for name in ("temperature_start", "temperature_end"):
         temperature = getattr(config.bridge, name)
         try:
@@ -118,7 +118,7 @@ def _build(config: Config) -> PhotoChatModel:
         noise=config.bridge.noise)
 
 
-def _check_formats(config: Config) -> None:
+def check_formats(config: Config) -> None:
     """Raises ConfigError where frozen weights and the forward pass would not work together."""
     needed = {"float32": ("no", "fp16", "bf16"), "float16": ("fp16",), "bfloat16": ("bf16",)}
     if config.train.mixed_precision not in needed[config.model.frozen]:

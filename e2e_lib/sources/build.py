@@ -23,6 +23,7 @@ READERS = {"photochat": photochat.read, "dialogcc": dialogcc.read}
 SPLITS = ("train", "dev", "test")
 SPLIT_NAMES = {**{name: name for name in SPLITS}, **dict.fromkeys(("valid", "validation", "val"), "dev")}
 SUFFIXES = (".json", ".jsonl", ".parquet")
+PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".tar")
 EVERY = 5000  # rows between two lines of progress
 SHOWN = 5  # rows at fault that a message names
 UNMET = ("The reader of DialogCC follows the published description of its fields and has not met the whole "
@@ -37,12 +38,18 @@ def find_files(source: Path) -> dict[str, list[Path]]:
         raise DataError(f"{source}: there is no such folder; `e2e data get` fetches the official files")
     found: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in sorted(source.rglob("*")):
-        if path.suffix in SUFFIXES and path.is_file():
-            for name in (path.name, *path.relative_to(source).parts[-2::-1]):
-                split = SPLIT_NAMES.get(name.replace("-", "_").replace(".", "_").partition("_")[0])
-                if split:
-                    found[split].append(path)
-                    break
+        names = (path.name, *path.relative_to(source).parts[-2::-1])
+        splits = (SPLIT_NAMES.get(name.replace("-", "_").replace(".", "_").partition("_")[0])
+                  for name in names)
+        if not path.is_file() or not (split := next(filter(None, splits), None)):
+            continue
+        if path.suffix == ".part":
+            raise DataError(f"{path}: a file that was not fetched to its end; run `e2e data get` again, or "
+                            "delete it")
+        if path.suffix in PACKED:
+            raise DataError(f"{path}: a packed file, which is not read; unpack it, or move it away")
+        if path.suffix.lower() in SUFFIXES:
+            found[split].append(path)
     if not any(found.values()):
         raise DataError(f"{source}: no file whose name, or whose folder's name, begins with train, dev, "
                         f"valid, validation or test, and ends with {', '.join(SUFFIXES)}")

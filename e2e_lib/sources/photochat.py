@@ -64,7 +64,8 @@ def _parse(row: Any, split: str, captions: str, report: SourceReport) -> tuple[D
     if not photo.labels:
         report.repaired["description of another form, used whole as caption"] += 1
     found = _FLICKR.search(row.photo_url or "")
-    photo_id = row.photo_id or (f"flickr/{found['photo']}" if found else f"{split}/{row.dialogue_id}")
+    own = (row.photo_id or "").strip()
+    photo_id = own or (f"flickr/{found['photo']}" if found else f"{split}/{row.dialogue_id}")
     photo = msgspec.structs.replace(photo, photo_id=photo_id, url=(row.photo_url or "").strip())
     shared, turns = (SharedPhoto(photo_id, photo.caption),), list[Turn]()
     for message in row.dialogue:

@@ -121,6 +121,9 @@ class _Run:
             self.model = build(config)
         for part, source in origins(config).items():
             echo(f"{part}: {source}")
+        if getattr(getattr(self.model, "perceptron", None), "projection_is_new", False):
+            echo("projection: a new one, with random numbers; `e2e warmup` trains one to begin with "
+                 "(model.projection)")
         if settings.checkpointing:
             unet = getattr(self.model.generator, "unet", None)  # which a translator has not
             checkpoint_activations(self.model.language, *([unet] if unet else []))

@@ -89,7 +89,7 @@ CHATS = st.lists(st.builds(Turn, st.sampled_from([0, 1]), TEXT), max_size=6)
 
 
 @given(chat=CHATS, answering=st.integers(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_tokens_are_those_of_the_template(words, formatter, chat, answering):
     """Also of contexts that begin with the assistant and of repeated speakers, which become legal messages first."""
     ids, kept, cut = formatter.context(chat, answering)
@@ -98,7 +98,7 @@ def test_tokens_are_those_of_the_template(words, formatter, chat, answering):
 
 
 @given(chat=CHATS, text=TEXT)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_response_ends_as_the_template_ends_a_message_and_answers_stop_there(words, formatter, chat, text):
     ids, response = formatter.context(chat, 1).ids, formatter.response(Turn(1, text)).ids
     whole = words.apply_chat_template([*by_rule(chat, 1), {"role": "assistant", "content": text}])["input_ids"]
@@ -108,7 +108,7 @@ def test_a_response_ends_as_the_template_ends_a_message_and_answers_stop_there(w
 
 
 @given(chat=CHATS, replies=st.lists(TEXT, min_size=1, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_context_with_its_cue_and_response_begins_every_later_context(formatter, chat, replies):
     for reply in replies:
         said = formatter.context(chat, 1).ids + formatter.response(Turn(1, reply)).ids
@@ -144,7 +144,7 @@ PHOTOS = st.lists(st.sampled_from([CAT, DOG]), max_size=3).map(tuple)
 
 @given(chat=st.lists(st.builds(Turn, st.sampled_from([0, 1]), st.sampled_from(["red " * 9, "hi", "", "x" * 80]), PHOTOS), min_size=1, max_size=5),
        room=st.integers(0, 120))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_does_not_fit_is_left_out_oldest_first_and_whole(words, chat, room):
     unlimited = PromptFormatter(words, 4, 10_000)
     limit = len(unlimited.context([Turn(0, "", (CAT,))], 0).ids) + room
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_left_out_oldest_first_and_whole(words, chat, room)
 
 def test_a_long_message_keeps_its_last_words_whole(words):
     unlimited, text = PromptFormatter(words, 4, 10_000), "We flew a kite. " * 30 + "Was it big?"
-    for limit in range(70, 90):
+    for limit in range(70, 84, 3):
         ids = PromptFormatter(words, 4, limit).context([Turn(0, text)], 1).ids
         kept = next(n for n in range(200) if unlimited.context([Turn(0, " ".join(text.split()[n:]))], 1).ids == ids)
         assert kept > 0 and len(unlimited.context([Turn(0, " ".join(text.split()[kept - 1:]))], 1).ids) > limit >= len(ids)

