@@ -205,13 +205,15 @@ def test_every_photo_size_of_a_corpus_can_be_trained_on(systems, new_model, six,
     assert output.loss.isfinite() and output.image_loss > 0
 
 
-def test_parts_of_different_widths_are_named(config, tmp_path):
+def test_a_perceptron_of_another_width_gets_a_new_projection_and_it_is_known_to_be_new(config, tmp_path):
     perceptron = load_perceptron(config.model.perceptron)
     perceptron.language_projection = torch.nn.Linear(32, 48)
     perceptron._hub_mixin_config["language_width"] = 48
     perceptron.save_pretrained(tmp_path / "perceptron")
-    with pytest.raises(ConfigError, match="projects to 48 numbers, but the language model is 32 wide"):
-        build(replace(config, "model.perceptron", str(tmp_path / "perceptron")))
+    one, other = (build(replace(config, "model.perceptron", str(tmp_path / "perceptron"))).perceptron for _ in range(2))
+    assert one.projection_is_new and one.language_projection.weight.shape == (32, 32)
+    assert torch.equal(one.language_projection.weight, other.language_projection.weight)
+    assert not build(config).perceptron.projection_is_new
 
 
 def test_a_word_list_ships_or_is_a_file_of_words(config, tmp_path, monkeypatch):
