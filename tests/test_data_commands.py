@@ -20,6 +20,7 @@ from e2e_lib.config import ConfigError
 from e2e_lib.data.examples import load_split, split_examples
 from e2e_lib.data.photo_index import PhotoIndex
 from e2e_lib.data.photos import PhotoStore
+from e2e_lib.download.parts import locked
 from e2e_lib.sources import synthetic
 
 COUNTS = {"train": 6, "dev": 3, "test": 3}
@@ -226,3 +227,58 @@ def test_an_interrupted_download_says_what_is_kept(number, server, tmp_path):
     threading.Thread(target=interrupt, daemon=True).start()
     done = run("photos", "--list", path, "--out", tmp_path / "photos", "--allow-loopback")
     assert done.exit_code == 128 + number and "1 photos are kept in" in done.stderr and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda folder: (folder / "train" / "train_01.json.part").write_text("[]"), "train_01.json.part: a file that was not fetched to its end; run `e2e data get` again"),
+    (lambda folder: (folder / "dev_00.json.gz").write_bytes(b"packed"), "dev_00.json.gz: a packed file, which is not read; unpack it"),
+    (lambda folder: (folder / "data.train.zip").write_bytes(b"packed"), "")])
+def test_what_would_be_left_out_unsaid_is_an_error(source, tmp_path, change, message):
+    change(source)
+    done = run("build", "photochat", "--source", source, "--out", tmp_path / "out")
+    assert (done.exit_code, message in done.stderr) == (1 if message else 0, True)
+
+
+def test_a_file_in_capital_letters_is_read_too(source, tmp_path):
+    path = next((source / "dev").glob("*.json"))
+    path.rename(path.with_suffix(".JSON"))
+    assert json.loads(run("build", "photochat", "--source", source, "--out", tmp_path / "out", "--json").stdout)["dev"]["kept"] == COUNTS["dev"]
+
+
+def test_a_blank_photo_id_is_none(source, tmp_path):
+    path = next((source / "test").glob("*.json"))
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{**row, "photo_id": "  "} for row in rows]))
+    assert run("build", "photochat", "--source", source, "--out", tmp_path / "out").exit_code == 0
+    assert json.loads(run("stats", tmp_path / "out", "--json").stdout)["test"]["set_aside"] == {}
+
+
+def test_a_photo_whose_file_and_address_are_gone_is_said_to_be_gone_and_can_be_drawn(built):
+    with PhotoIndex(built / "photos") as index:
+        row = next(index.rows(["ok"]))
+        index.execute("UPDATE photos SET url = replace(url, 'good', 'missing?gone') WHERE url = ?", (row.url,))
+        index.execute("UPDATE names SET url = replace(url, 'good', 'missing?gone') WHERE url = ?", (row.url,))
+    (built / "photos" / row.file).unlink()
+    listed = built / "photos.jsonl"
+    listed.write_text(listed.read_text().replace(row.url + '"', row.url.replace("good", "missing?gone") + '"'))
+    again = json.loads(run("photos", built, "--allow-loopback", "--second-source", "", "--retry", "ok", "--json").stdout)
+    assert again["statuses"]["missing"] == 3
+    assert json.loads(run("draw", built, "--model", "minichat", "--steps", "1", "--json").stdout)["drawn"] == 3
+
+
+def test_two_draws_of_one_corpus_are_kept_apart(built):
+    with locked(built / "photos"):
+        done = run("draw", built, "--model", "minichat", "--steps", "1")
+    assert done.exit_code == 1 and "another run is at work there" in done.stderr
+
+
+def test_a_list_that_is_not_there_makes_nothing(tmp_path):
+    done = run("photos", tmp_path / "absent", "--allow-loopback")
+    assert done.exit_code == 1 and "photos.jsonl" in done.stderr and not (tmp_path / "absent").exists()
+    assert run("photos", tmp_path, "--out", "").exit_code == 1
+
+
+def test_inceptions_weights_are_asked_for_before_anything_is_trained(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "INCEPTION", tmp_path / "absent.pth")
+    done = CliRunner().invoke(cli.app, ["train", "--profile", "smoke", "--set", "data.name=photochat", "--set", f"data.folder={built}"])
+    assert done.exit_code == 1 and "Inception's features, whose weights are not at" in done.stderr and "release v0.2.0" in done.stderr

@@ -65,15 +65,6 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="e2e-", dir=usual if len(os.fsencode(usual)) < 80 else "/tmp")
 
 
-def enter_repository() -> Path:
-    """Makes the repository's root the working folder, from any folder in it. Raises NotebookError outside."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "pyproject.toml").is_file() and (folder / "e2e_lib").is_dir():
-            os.chdir(folder)
-            return folder
-    raise NotebookError(f"{Path.cwd()}: this is not inside the repository; start Jupyter from its root")
-
-
 def _tags(cell: Any) -> set[str]:
     return set(cell.metadata.get("tags", []))
 

@@ -1,3 +1,4 @@
+import contextlib
 import sqlite3
 
 import pytest
@@ -73,3 +74,35 @@ def test_a_file_that_is_no_index_is_named(read, tmp_path):
     (tmp_path / INDEX).write_bytes(b"no index" * 100)
     with pytest.raises(DataError, match="index.sqlite: not a readable index"):
         read(tmp_path)
+
+
+def test_an_index_from_elsewhere_is_refused(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite")) as connection:
+        connection.execute("CREATE TABLE photos (photo_id TEXT, url TEXT)")
+    with pytest.raises(DataError, match="not a readable index .*move it away"):
+        PhotoIndex(tmp_path)
+
+
+def test_an_unknown_status_is_refused_when_the_index_is_opened(tmp_path):
+    with PhotoIndex(tmp_path) as index:
+        index.add([("http://x/1", "1")])
+        index.execute("UPDATE photos SET status = 'okk'")
+    with pytest.raises(DataError, match="it has the unknown status 'okk'"):
+        PhotoIndex(tmp_path)
+
+
+def test_a_folder_in_the_indexs_place_is_refused(tmp_path):
+    (tmp_path / "index.sqlite").mkdir()
+    with pytest.raises(DataError, match="not a readable index"):
+        PhotoIndex(tmp_path)
+
+
+def test_an_index_damaged_in_its_later_pages_is_refused_when_they_are_read(tmp_path):
+    with PhotoIndex(tmp_path) as index:
+        index.add([(f"http://x/{i}", str(i)) for i in range(3000)])
+    content = bytearray((tmp_path / "index.sqlite").read_bytes())
+    content[len(content) // 3:] = b"\xff" * (len(content) - len(content) // 3)
+    (tmp_path / "index.sqlite").write_bytes(content)
+    with pytest.raises(DataError, match="not a readable index"):
+        with PhotoIndex(tmp_path) as index:
+            list(index.rows())

@@ -13,10 +13,10 @@ from e2e_lib.repro.notebooks import (
     NotebookFailed,
     _depends_on,
     _remaining,
-    enter_repository,
     publish,
     run_notebooks,
 )
+from e2e_lib.repro.repository import enter_repository
 
 PARAMETERS = "PROFILE = 'mini'  # which size\nLIMITS = [\n    1,\n    2,\n]\nLOG = ''"
 
@@ -228,5 +228,5 @@ def test_notebooks_find_the_repository_from_any_folder_in_it(monkeypatch, tmp_pa
     monkeypatch.chdir(root / "tests" / "repro")
     assert enter_repository() == root == Path.cwd()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NotebookError, match="not inside the repository"):
+    with pytest.raises(FileNotFoundError, match="not inside the repository"):
         enter_repository()
