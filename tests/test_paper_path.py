@@ -8,6 +8,7 @@ import hub_checkpoints
 import pytest
 import torch
 from model_helpers import noise_photo
+from safetensors.torch import load_file
 
 from e2e_lib import corpora
 from e2e_lib.config import load, replace
@@ -130,3 +131,16 @@ def test_other_formats_adapters_and_the_baselines_train_and_answer(paper, change
     evaluate(paper, 0, lambda _: None)
     assert all(row["text"] is not None for row in read_answers("paper", [0], system=paper.model.system)[0])
     assert PhotoStore(paper.data.folder + "/photos").index
+
+
+def test_states_of_8_bits_come_back_exactly(paper, monkeypatch, tmp_path):
+    """bitsandbytes keeps them in dictionaries of their own."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    for key, value in {"train.optimizer": "adamw8bit", "model.frozen": "float32", "train.mixed_precision": "no"}.items():
+        paper = replace(paper, key, value)
+    whole, again = (lambda root=root: train(paper, 0, lambda _: None, root=tmp_path / root) for root in ("runs", "again"))
+    folder = whole()
+    interrupted(monkeypatch, 3, again)
+    assert files.sha256(again() / "latest" / "model.safetensors") == files.sha256(folder / "latest" / "model.safetensors")
+    assert any(tensor.dtype == torch.uint8 for tensor in load_file(folder / "latest" / "optimizer.safetensors").values())

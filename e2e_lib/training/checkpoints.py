@@ -145,7 +145,10 @@ def _leaves(entry: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
     """The values of a parameter's state, those of dictionaries in it (8-bit AdamW's) with both names."""
     for key, value in entry.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{before}{key}{INSIDE}")
+            # Parameters share tables there, and safetensors refuses what shares memory.
+            copies = {name: inner.clone() if isinstance(inner, Tensor) else inner
+                      for name, inner in value.items()}
+            yield from _leaves(copies, f"{before}{key}{INSIDE}")
         else:
             yield f"{before}{key}", value
 

@@ -73,6 +73,23 @@ def test_every_kind_of_tensor_comes_back(tmp_path):
     assert same(loaded, weights) and all(loaded[name].dtype == weights[name].dtype for name in weights)
 
 
+def test_states_in_dictionaries_that_share_tables_come_back(tmp_path):
+    """As those of AdamW with 8 bits: a dictionary for each weight, with a table that all of them have."""
+    model, table = nn.Linear(3, 4), torch.arange(8.0)
+
+    def optimizer(*values):
+        made = torch.optim.SGD(model.parameters(), 0.1)
+        for parameter, value in zip(model.parameters(), values, strict=False):
+            made.state[parameter] = {"step": torch.tensor(3.0), "quantized": {"table": table, "states": torch.full((5,), value, dtype=torch.uint8)}}
+        return made
+
+    checkpoints.save(tmp_path / "latest", model.state_dict(), {}, optimizer(7, 9))
+    checkpoints.load(tmp_path / "latest", optimizer=(loaded := optimizer()))
+    states = [loaded.state[parameter] for parameter in model.parameters()]
+    assert [state["quantized"]["states"].tolist() for state in states] == [[7] * 5, [9] * 5]
+    assert all(torch.equal(state["quantized"]["table"], table) and state["step"] == 3 for state in states)
+
+
 def test_the_same_state_gives_the_same_bytes(saved, tmp_path):
     model, optimizer = trained()
     checkpoints.save(tmp_path / "two", model.state_dict(), {"step": 3}, optimizer)
