@@ -363,7 +363,7 @@ def check_trained(folder, expected, config, unlike=frozenset()):
         names = [name for name in weights if name.rsplit(".", 2)[0] == part]
         moved, apart = (torch.cat([(after[name] - other[name]).flatten() for name in names]).norm()
                         for other in (before, weights))
-        assert apart < 0.02 * moved, part
+        assert apart <= 0.02 * moved, part
     for line, wanted in zip(log_of(folder, "step"), expected.lines, strict=True):
         for key in wanted.keys() - unlike:
             assert line[key] == (None if wanted[key] is None else pytest.approx(wanted[key], rel=2e-3, abs=1e-6)), key
@@ -396,7 +396,8 @@ def test_a_step_of_several_batches_takes_their_mean_gradient_and_logs_one_line(j
 def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(joint, tmp_path):
     joint = changed(joint, train__batch_size=2, train__epoch_examples=12, train__epochs=9, train__patience=1,
                     train__dev_examples=4, train__checkpoint_every=99)
-    configs = [joint, changed(joint, model__system="pipeline", train__epochs=1)]
+    # The second one's steps are of two batches, and of the one that is left.
+    configs = [joint, changed(joint, model__system="pipeline", train__epochs=2, train__gradient_accumulation_steps=2)]
     prepare(joint, quiet, tmp_path / "data")
     processes = [in_process(rank, configs, tmp_path, target=train_together) for rank in (0, 1)]
     for process in processes:
@@ -409,7 +410,8 @@ def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(j
         folder = run_folder(config, 0, tmp_path)
         done = json.loads((folder / "done.json").read_text())
         # These parts draw nothing, so no epoch is better than the first, and both processes stop together.
-        assert done["epochs"] == min(2, config.train.epochs) and done["steps"] == 3 * done["epochs"]
+        assert done["epochs"] == min(2, config.train.epochs)
+        assert done["steps"] == math.ceil(3 / config.train.gradient_accumulation_steps) * done["epochs"]
         stopped = changed(config, train__epochs=done["epochs"])
         check_trained(folder, trained_by_hand(stopped, tmp_path, tmp_path / "data", at_once=2), config,
                       unlike={"text_loss", "image_loss", "gradient_language_from_image", "contexts_cut"})  # the first one's own
