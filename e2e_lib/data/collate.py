@@ -309,5 +309,5 @@ class _Row:
         self.caption_index += [-1] * len(cue) + [-1 if k < 0 else captions + k
                                                  for k in response.caption_index]
         self.position_ids += range(seen, seen + length)
-        self.response_index += [max(self.response_index) + 1] * length
+        self.response_index += [self.response_index[-1] + 1] * length
         self.context_seen += [seen] * length

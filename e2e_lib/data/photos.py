@@ -202,6 +202,12 @@ def stretched(photos: Tensor | Sequence[Tensor], side: int) -> Tensor:
         to_image(photo).resize((side, side), Image.Resampling.BICUBIC)).to(photo.device) for photo in photos])
 
 
+def normalised(photos: Tensor | Sequence[Tensor], side: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Photos, ``stretched``, as floats (N, 3, side, side) less ``mean`` and over ``std``, both (3, 1, 1) and
+    of numbers from 0 to 1; on the device of these."""
+    return (stretched(photos, side).to(mean.device).float() / 255 - mean) / std
+
+
 def to_floats(photos: Tensor) -> Tensor:
     """uint8 photos to floats from -1 to 1."""
     return photos.float() / 127.5 - 1

@@ -158,8 +158,6 @@ def _keep(name: str, image: Image.Image, how: Drawing, index: PhotoIndex) -> Pho
     file = f"{digest[:2]}/{digest}.jpg"
     row = PhotoRow(f"{NO_ADDRESS}{name}", name, "drawn", f"drawn by {how}", digest, *image.size,
                    len(content), "drawn", file=file)
-    if not _has_file(index.folder, row):  # one of that name would be a damaged one, which is not replaced
-        (index.folder / file).unlink(missing_ok=True)
     write_once(index.folder / file, content)
     index.put(row)
     return row

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2e_lib.config import Config
-from e2e_lib.models.adapters import checkpoint_activations
+from e2e_lib.models.adapters import FORMATS, checkpoint_activations
 from e2e_lib.models.memory import CudaFunctions, LiveBytes, count_recomputation, size_of
 from e2e_lib.models.meta_parts import MetaParts
 from e2e_lib.training.step import image_gradients
@@ -122,7 +122,8 @@ def _drawing_bytes(parts: MetaParts, config: Config) -> int:
 
 
 def _half(config: Config) -> torch.dtype | None:
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.train.mixed_precision)
+    dtype = FORMATS[config.train.mixed_precision]
+    return None if dtype == torch.float32 else dtype
 
 
 def _own_gradient(counter: LiveBytes, name: str, parameter: Tensor) -> None:

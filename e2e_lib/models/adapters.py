@@ -13,6 +13,8 @@ from torch import nn
 
 LANGUAGE_MATRICES = ("q_proj", "k_proj", "v_proj")  # of the language model, as in the released code
 UNET_MATRICES = ("to_q", "to_k", "to_v", "to_out.0")  # as in diffusers' own training script
+# What `train.mixed_precision` makes of the forward pass.
+FORMATS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DROPOUT = 0.1  # of what enters the language model's factors, as in the released code
 
 

@@ -17,7 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from e2e_lib.data.dialogue import Turn, clean_text
 from e2e_lib.data.examples import Example
-from e2e_lib.data.photos import PhotoSource, stretched
+from e2e_lib.data.photos import PhotoSource, normalised
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 from e2e_lib.versions import versions
 
@@ -52,8 +52,7 @@ class Captioner(nn.Module):
         """N photos, uint8 (3, H, W) of any size, as the vision model expects them: floats (N, 3, side, side).
         """
         side = self.model.config.vision_config.image_size
-        floats = stretched(photos, side).to(self.model.device).float() / 255  # (N, 3, side, side)
-        return (floats - self.mean.to(floats)) / self.std.to(floats)
+        return normalised(photos, side, self.mean, self.std)
 
     @torch.no_grad()
     def generate_captions(self, photos: Sequence[Tensor]) -> list[str]:

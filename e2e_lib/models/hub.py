@@ -66,8 +66,17 @@ def fetch(source: str) -> str:
 
     Raises what the hub's client does; within ``ANSWER_SECONDS`` where nobody answers.
     """
+    return _snapshot(source, local_files_only=not answers())
+
+
+def downloaded(source: str) -> str:
+    """As ``fetch``, of a repository that was downloaded before; nobody is asked."""
+    return _snapshot(source, local_files_only=True)
+
+
+def _snapshot(source: str, local_files_only: bool) -> str:
     name, _, revision = source.partition("@")
-    return snapshot_download(name, revision=revision or None, local_files_only=not answers(),
+    return snapshot_download(name, revision=revision or None, local_files_only=local_files_only,
                              allow_patterns=[*_FILES], ignore_patterns=[*_OTHER_FILES])
 
 
@@ -75,10 +84,9 @@ def origin(source: str) -> str:
     """A part's ``source`` as results record it: of a hub id, which commit was downloaded."""
     if source.startswith("shipped:") or Path(source).expanduser().is_dir():
         return source
-    name, _, revision = source.partition("@")
     try:
-        folder = snapshot_download(name, revision=revision or None, local_files_only=True)
-        return f"{name}@{Path(folder).name}"  # which the hub's client calls after its commit
+        # The hub's client calls the folder after its commit.
+        return f"{source.partition('@')[0]}@{Path(downloaded(source)).name}"
     except LOADING:
         return source  # nothing was downloaded
 

@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from e2e_lib.config import ConfigError
 from e2e_lib.models import hub
 from e2e_lib.repro.files import CheckpointError
@@ -71,11 +69,10 @@ def place_of(source: str, part: str) -> str:
     place = hub.locate(source, part)
     if Path(place).is_dir():
         return place
-    name, _, revision = place.partition("@")
     try:
-        return snapshot_download(name, revision=revision or None, local_files_only=True)
+        return hub.downloaded(place)
     except hub.LOADING:  # it was not downloaded, or not all of it, or it is no repository's name
-        if name in KNOWN:
+        if (name := place.partition("@")[0]) in KNOWN:
             return name
     raise ConfigError(f"model.{part} = {source!r} is neither a folder nor downloaded, and its sizes are not "
                       f"among those known: {', '.join(KNOWN)}; name a folder in the hub's layout that holds "

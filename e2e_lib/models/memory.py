@@ -195,7 +195,8 @@ def count_recomputation(model: nn.Module, functions: CudaFunctions) -> None:
     autograd leaves ``functions`` out of the backward pass."""
     for module in model.modules():
         if plain := getattr(module, "_gradient_checkpointing_func", None):  # of either library
-            setattr(module, "_gradient_checkpointing_func", partial(_checkpoint, plain, functions))  # noqa: B010
+            counted: Any = partial(_checkpoint, plain, functions)
+            module._gradient_checkpointing_func = counted
 
 
 def _checkpoint(plain: Callable[..., Any], functions: CudaFunctions, function: Callable[..., Any],

@@ -31,7 +31,7 @@ from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.hub import load_tokenizer, loading
 from e2e_lib.models.known_configs import KNOWN, place_of, read
 from e2e_lib.models.language import add_markers
-from e2e_lib.models.perceptron import ImagePerceptron
+from e2e_lib.models.perceptron import ImagePerceptron, freeze
 
 MARKERS = 4  # padding, [IMG], [/IMG] and the image token, which no known tokenizer has
 
@@ -113,13 +113,7 @@ def _perceptron(model: Model, language_width: int, frozen: torch.dtype) -> Image
     except (TypeError, KeyError) as error:
         with loading("perceptron", model.perceptron):  # says what a user can do
             raise ValueError(f"its config.json is no perceptron's: {error}") from None
-    if model.perceptron_trains != "all":
-        vit: nn.Module = perceptron.vision_model
-        vit.requires_grad_(False).to(frozen)
-    if model.perceptron_trains == "projection":
-        perceptron.qformer.requires_grad_(False)
-        perceptron.query_tokens.requires_grad_(False)
-    return perceptron
+    return freeze(perceptron, model.perceptron_trains, frozen)
 
 
 def _generator(model: Model, frozen: torch.dtype) -> ImageGenerator:

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 
-from e2e_lib.data.photos import stretched
+from e2e_lib.data.photos import normalised
 from e2e_lib.models.hub import load_own, load_pretrained, loading
 from e2e_lib.repro.randomness import seeded
 
@@ -53,8 +53,7 @@ class ImagePerceptron(nn.Module, PyTorchModelHubMixin):
     def pixel_values(self, photos: Tensor | Sequence[Tensor]) -> Tensor:
         """P photos as the ViT expects them, (P, 3, S, S), in its number format."""
         side: Any = self.vision_model.config.image_size
-        pixels = stretched(photos, side).to(self.query_tokens.device).float() / 255
-        return ((pixels - self.mean) / self.std).to(self.vision_model.dtype)
+        return normalised(photos, side, self.mean, self.std).to(self.vision_model.dtype)
 
     def forward(self, photos: Tensor | Sequence[Tensor]) -> Tensor:
         pixels = self.pixel_values(photos)  # (P, 3, S, S)
@@ -89,14 +88,25 @@ def load_perceptron(source: str, language_width: int | None = None, trains: str 
     of ``language_width``. ``trains`` is "all", "qformer" (with the projection) or "projection"; that learns
     in float32, and a ViT that does not is in the format ``frozen``. Raises CheckpointError.
     """
-    perceptron = _load(source, language_width)
+    return freeze(_load(source, language_width), trains, frozen)
+
+
+def freeze(perceptron: ImagePerceptron, trains: str, dtype: torch.dtype) -> ImagePerceptron:
+    """The perceptron, of which learns what ``trains`` says (see ``load_perceptron``); a ViT that does not is
+    in the format ``dtype``."""
     if trains != "all":
-        frozen_vit: nn.Module = perceptron.vision_model
-        frozen_vit.requires_grad_(False).to(frozen)
+        vit: nn.Module = perceptron.vision_model
+        vit.requires_grad_(False).to(dtype)
     if trains == "projection":
         perceptron.qformer.requires_grad_(False)
         perceptron.query_tokens.requires_grad_(False)
     return perceptron
+
+
+def new_projection(width_in: int, width_out: int) -> nn.Linear:
+    """A projection with random numbers, the same ones every time."""
+    with seeded(0, "projection"):
+        return nn.Linear(width_in, width_out)
 
 
 def _load(source: str, language_width: int | None) -> ImagePerceptron:
@@ -120,7 +130,6 @@ def _from_blip2(place: str, language_width: int) -> ImagePerceptron:
                                      processor["image_std"])
     perceptron.vision_model, perceptron.qformer = parts.vision_model, parts.qformer
     perceptron.query_tokens = parts.query_tokens
-    with seeded(0, "projection"):
-        perceptron.language_projection = nn.Linear(config.qformer_config.hidden_size, language_width)
+    perceptron.language_projection = new_projection(config.qformer_config.hidden_size, language_width)
     perceptron.projection_is_new = True
     return perceptron

@@ -6,10 +6,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from e2e_lib.models.perceptron import ImagePerceptron
+from e2e_lib.models.perceptron import ImagePerceptron, new_projection
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.randomness import seeded
 
 FILE = "projection.safetensors"
 MADE_WITH = {"language": str, "perceptron": str, "steps": int, "seed": int}
@@ -29,8 +28,7 @@ def fit_projection(perceptron: ImagePerceptron, width: int, source: str = "") ->
         return False
     if own.out_features == width:
         return False
-    with seeded(0, "projection"):
-        perceptron.language_projection = nn.Linear(own.in_features, width)
+    perceptron.language_projection = new_projection(own.in_features, width)
     return True
 
 
@@ -66,7 +64,6 @@ def load_projection(source: str, width_in: int, width_out: int) -> nn.Linear:
             f"and the language model here are {width_in} and {width_out} wide: it was made for "
             f"{made_with['language']} and {made_with['perceptron']}; make another with `e2e warmup`, or "
             "begin with a new one: --set model.projection=")
-    with seeded(0, "projection"):  # not to draw from the global state
-        projection = nn.Linear(width_in, width_out)
+    projection = new_projection(width_in, width_out)  # whose numbers are replaced
     projection.load_state_dict(tensors)
     return projection

@@ -114,17 +114,25 @@ def check_made_with(saved: dict[str, Any], config: Config, folder: Path) -> None
         raise CheckpointError(f"the checkpoint at {folder} is of another version, whose training gave other "
                               f"weights ({'; '.join(older)}); remove the folder to train anew")
     try:
-        here, there = asdict(config), with_defaults(saved["config"])
+        here, there = _compared(asdict(config)), _compared(with_defaults(saved["config"]))
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint at {folder} is not one that this version saves ({error}); "
                               "remove the folder to train anew") from None
-    different = [f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
-                 for section in ("data", "model", "bridge", "train") for key, value in here[section].items()
-                 if there[section].get(key) != value and (section, key) != ("data", "workers")]
-    if different:
-        raise CheckpointError(f"the checkpoint at {folder} is of another configuration "
-                              f"({'; '.join(different[:3])}{' …' if len(different) > 3 else ''}); use the "
-                              "same settings, or remove the folder to train anew")
+    if different := differences(there, here):
+        raise CheckpointError(f"the checkpoint at {folder} is of another configuration ({different}); use "
+                              "the same settings, or remove the folder to train anew")
+
+
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section in ("data", "model", "bridge", "train")
+            for key, value in config[section].items() if (section, key) != ("data", "workers")}
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first of the settings ``here`` that have another value ``there``, in words; "" where none has."""
+    different = [f"{key}: {there.get(key)!r} there, {value!r} here" for key, value in here.items()
+                 if there.get(key) != value]
+    return f"{'; '.join(different[:3])}{' …' if len(different) > 3 else ''}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:

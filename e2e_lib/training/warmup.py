@@ -24,7 +24,7 @@ from e2e_lib.corpora import DATA, prepare
 from e2e_lib.data.collate import Batch, Collator, PromptFormatter
 from e2e_lib.data.dialogue import DataError, Turn
 from e2e_lib.data.examples import Example, split_examples
-from e2e_lib.models.adapters import in_autocast
+from e2e_lib.models.adapters import FORMATS, in_autocast
 from e2e_lib.models.end_to_end import merge_image_embeddings
 from e2e_lib.models.language import load_language, response_logits
 from e2e_lib.models.losses import response_loss
@@ -37,7 +37,6 @@ from e2e_lib.repro.run_files import NUMBER, RUNS
 from e2e_lib.training import checkpoints
 
 Echo = Callable[[str], None]
-FORMATS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 QUESTION = "What does the photo show?"
 SAVE_SECONDS, REPORT_SECONDS = 60.0, 15.0  # between two checkpoints and two reports
 STATE = {"step": int, "seed": int, "seconds": NUMBER, "losses": [NUMBER], "scaler": dict, "made": dict}
@@ -193,8 +192,6 @@ def _made_with(config: Config, seed: int) -> dict[str, Any]:
 
 def _check_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
     """Raises CheckpointError naming what differs from the settings that a warm-up was made with."""
-    if different := [f"{key}: {there.get(key)!r} there, {value!r} here" for key, value in here.items()
-                     if there.get(key) != value]:
-        raise CheckpointError(f"the warm-up in {folder} is of other settings ({'; '.join(different[:3])}"
-                              f"{' …' if len(different) > 3 else ''}); use the same, or remove the folder to "
-                              "train anew")
+    if different := checkpoints.differences(there, here):
+        raise CheckpointError(f"the warm-up in {folder} is of other settings ({different}); use the same, or "
+                              "remove the folder to train anew")
