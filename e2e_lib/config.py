@@ -15,7 +15,12 @@ from e2e_lib.settings import ConfigError, allowed, checked, did_you_mean, settin
 SHIPPED = "shipped:mini"  # the parts pretrained on MiniChat that come with the package
 BASELINES = "shipped:mini-baselines"  # those that only the baselines have
 WORD_LIST = "shipped:word-lists/minichat.txt"  # the words of MiniChat's captions
-SYSTEMS = ("end_to_end", "pipeline", "divter")
+SYSTEMS = ("end_to_end", "end_to_end_aligned", "pipeline", "divter")
+# What else changes with `model.system`: "end_to_end" is the paper's model, and this one is the same with a
+# map that speaks of every word, on the captions that it writes itself. Settings that come later may differ.
+WITH_SYSTEM: dict[str, dict[str, Any]] = {"end_to_end_aligned": {
+    "bridge.mapping": "aligned", "bridge.caption_source": "predicted", "bridge.gradient_ratio": 1.0,
+    "bridge.temperature_end": 1.0}}
 MAX_SEED = 2**63 - 1  # every seed is a whole number from 0 to this, which all generators take
 
 
@@ -36,6 +41,14 @@ class Data:
                                "longest context in tokens, photos included; the oldest turns are dropped "
                                "first",
                                low=16)
+    caption_faults: str = setting("none", "how training captions are made wrong (MiniChat's only): a wrong "
+                                  "colour, thing, place or each of them ('random'), each colour called the "
+                                  "next one ('systematic'), a word left out ('vague'), or another photo's "
+                                  "caption",
+                                  choices=("none", "random", "colour", "thing", "place", "systematic",
+                                           "vague", "other_photo"))
+    caption_fault_rate: float = setting(0.6, "how probable each such fault is",
+                                        low=0, high=1)
     workers: int = setting(0, "processes that read, decode and tokenize batches ahead of training; with 0, "
                            "training does it itself", low=0, high=256)
 
@@ -44,7 +57,10 @@ class Data:
 class Model:
     """Section 2.2-2.4: where the pretrained parts come from (a folder, a hub id, or the parts that ship)."""
 
-    system: str = setting("end_to_end", "which of the three systems of section 3.1.4", choices=SYSTEMS)
+    system: str = setting("end_to_end", "which of the three systems of section 3.1.4, or "
+                          "'end_to_end_aligned', which is 'end_to_end' with bridge.mapping = aligned and "
+                          "what goes with it",
+                          choices=SYSTEMS)
     language: str = setting(SHIPPED, "text dialogue generator (a LlamaForCausalLM)")
     chat_format: str = setting("auto", "how chats are written: in the language model's own chat template, if "
                                "its tokenizer has one, or always in this project's format",
@@ -58,6 +74,9 @@ class Model:
     generator: str = setting(SHIPPED, "image generator (a latent diffusion pipeline)")
     language_lora: int = setting(0, "rank of the language model's LoRA factors; 0 trains all of it", low=0,
                                  high=1024)
+    language_bits: int = setting(16, "bits of the language model's frozen weights: 4 makes them NF4, beside "
+                                 "LoRA factors (bitsandbytes, the extra 'quantized'), 16 leaves them as "
+                                 "model.frozen says", choices=(16, 4))
     unet_lora: int = setting(0, "rank of the UNet's LoRA factors; 0 trains all of it", low=0, high=1024)
     perceptron_trains: str = setting("all", "what of the perceptron learns: all of it, the Q-Former and the "
                                      "projection, or the projection alone",
@@ -70,6 +89,11 @@ class Model:
                               "Divter's translator of captions to photos (a VQModel and a GPT2LMHeadModel "
                               "over its codes)")
 
+    @property
+    def joint(self) -> bool:
+        """Whether the system is one model, trained with one loss."""
+        return self.system.startswith("end_to_end")
+
 
 @dataclass(frozen=True)
 class Bridge:
@@ -77,8 +101,12 @@ class Bridge:
 
     mapping: str = setting("sentence",
                            "vocabulary map: 'sentence' is Eq. 10, 'static_piece' Eq. 8, 'none' lets no "
-                           "gradient through",
-                           choices=("none", "static_piece", "static_word", "sentence", "word", "span"))
+                           "gradient through, 'aligned' speaks of every word, not the caption's alone; "
+                           "'aligned_shuffled' is its control, with another word's embedding for each word",
+                           choices=("none", "static_piece", "static_word", "sentence", "word", "span",
+                                    "aligned", "aligned_shuffled"))
+    top_k: int = setting(0, "with 'aligned', the words of each position that get a gradient: its own and the "
+                         "likeliest others, at least 2; 0 takes all", low=0)
     estimator: str = setting("gumbel", "gradient of a sampled token: 'gumbel' is Eq. 4-7",
                              choices=("straight_through", "gumbel", "soft", "decoupled", "gumbel_rao",
                                       "reinmax"))
@@ -92,9 +120,14 @@ class Bridge:
                            "sums", choices=("mean", "sum"))
     added_at: str = setting("caption",
                             "where Eq. 11 adds to the embeddings: at the caption's tokens, or at the text "
-                            "encoder's start and end marks too, as the released code does ('span' has places "
-                            "of its own)", choices=("caption", "caption_and_marks"))
+                            "encoder's start and end marks too, as the released code does ('span' and "
+                            "'aligned' have places of their own)", choices=("caption", "caption_and_marks"))
     noise: bool = setting(True, "add the Gumbel noise of Eq. 4 (the released code has none)")
+    gradient_weight: float = setting(1.0, "what the image loss's gradient is multiplied by where it reaches "
+                                     "the captions' logits, and nowhere else (the paper: 1)", low=0, high=1e6)
+    gradient_ratio: float = setting(0.0, "how long that gradient is beside the text loss's at the same "
+                                    "logits, whatever the losses' sizes; 0 leaves its own length", low=0,
+                                    high=1e6)
     temperature_start: float = setting(1.0, "temperature of Eq. 5 at the first step", low=1e-3, high=100)
     temperature_end: float = setting(0.01, "temperature once annealing is over", low=1e-3, high=100)
     temperature_epochs: float = setting(3.0, "epochs over which the temperature falls, linearly", low=0)
@@ -104,6 +137,8 @@ class Bridge:
 class Train:
     """Section 2.5 and 3.1.2: joint training."""
 
+    start_from: str = setting("", "a checkpoint whose weights training begins with (a run's folder `best`; "
+                              "{seed} stands for the run's seed); empty begins with the parts as they are")
     epochs: int = setting(3, "most epochs", low=1)
     examples: str = setting("responses", "what an example is: a response and the turns before it, or a whole "
                             "dialogue with all that one speaker answers in it (the same losses, from fewer "
@@ -118,8 +153,13 @@ class Train:
                                    "times larger)", low=1e-8, high=1)
     weight_decay: float = setting(0.01, "AdamW's weight decay", low=0, high=1)
     warmup_steps: int = setting(20, "steps of linear warm-up (1,000 in the paper)", low=0)
-    max_grad_norm: float = setting(1.0, "largest gradient norm (the released code clips at 400)", low=1e-6)
+    max_grad_norm: float = setting(1.0, "largest gradient norm of each part (the released code clips all "
+                                   "parts together, at 400)", low=1e-6)
     image_loss_weight: float = setting(1.0, "λ, the weight of the image loss in Eq. 13", low=0)
+    generator_rate: float = setting(1.0, "the image generator's learning rate as a share of the others'; 0 "
+                                    "leaves its weights as they are", low=0, high=100)
+    caption_dropout: float = setting(0.1, "share of captions left empty in the image loss, so that guidance "
+                                     "stays trained", low=0, high=1)
     mixed_precision: str = setting("no", "number format of the forward pass", choices=("no", "fp16", "bf16"))
     optimizer: str = setting("adamw", "AdamW with states in 32 bits, or in 8 (bitsandbytes, the extra "
                              "'quantized')", choices=("adamw", "adamw8bit"))
@@ -297,7 +337,10 @@ def replace(config: Config, key: str, value: Any) -> Config:
                           "`e2e config` lists all")
     checked_value = checked(key, known[key], value)
     changed = dataclasses.replace(getattr(config, section), **{name: checked_value})
-    return dataclasses.replace(config, **{section: changed})
+    config = dataclasses.replace(config, **{section: changed})
+    for other, with_it in WITH_SYSTEM.get(checked_value, {}).items() if key == "model.system" else ():
+        config = replace(config, other, with_it)
+    return config
 
 
 def with_defaults(saved: Any) -> dict[str, Any]:

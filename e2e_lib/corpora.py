@@ -17,6 +17,7 @@ from e2e_lib import versions
 from e2e_lib.config import Config, ConfigError, Data, did_you_mean
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.minichat import corpus as minichat
+from e2e_lib.data.minichat.faults import with_faults
 from e2e_lib.data.photo_index import INDEX
 from e2e_lib.evaluation.image import INCEPTION_WEIGHTS, FeatureExtractor, InceptionExtractor, features_of
 from e2e_lib.evaluation.minichat import MiniChatScores
@@ -37,13 +38,15 @@ class Corpus:
     ``feature_extractor()`` gives the features that photos are scored with, and ``scores(folder)`` are those
     that only this corpus has (a class, see ``evaluation.scores.CorpusScores``). ``version`` is raised when
     the same settings give other files. ``knows_scenes``: its scenes.jsonl says what every photo shows, and
-    the same can be drawn anew, as ``experiments.propagation`` needs it."""
+    the same can be drawn anew, as ``experiments.propagation`` needs it. ``faults(examples, kind, rate,
+    seed)`` makes captions wrong, in the ways of ``data.caption_faults``."""
 
     write: Callable[[Data, Path, Echo], None] | None
     feature_extractor: Callable[[], FeatureExtractor]
     version: int = 1
     scores: Callable[[Path], CorpusScores] | None = None
     knows_scenes: bool = False
+    faults: Callable[[Sequence[Example], str, float, int], list[Example]] | None = None
 
 
 INCEPTION = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS  # where torch-fidelity keeps them
@@ -59,7 +62,7 @@ def inception() -> FeatureExtractor:
 
 CORPORA: dict[str, Corpus] = {
     "minichat": Corpus(minichat.write, load_scene_classifier, versions.MINICHAT, MiniChatScores,
-                       knows_scenes=True),
+                       knows_scenes=True, faults=with_faults),
     "photochat": Corpus(None, inception),
     "dialogcc": Corpus(None, inception),
 }
@@ -80,13 +83,25 @@ def folder_of(data: Data, root: Path = DATA) -> Path:
         return Path(data.folder) if data.folder else root / data.name
     # These decide nothing about a generated corpus.
     settings = {key: value for key, value in asdict(data).items()
-                if key not in ("folder", "real_only", "workers")}
+                if key not in ("folder", "real_only", "workers", "caption_faults", "caption_fault_rate")}
     key = repr((sorted(settings.items()), named(data.name).version))
     return root / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+def training_captions(data: Data, examples: list[Example]) -> list[Example]:
+    """The training examples with the captions that ``data.caption_faults`` asks for."""
+    faults = named(data.name).faults
+    if data.caption_faults == "none" or not faults:  # `check` refuses it where there are none
+        return examples
+    return faults(examples, data.caption_faults, data.caption_fault_rate, data.seed)
+
+
 def check(data: Data, root: Path = DATA) -> None:
-    """Raises ConfigError for an unknown corpus, and for a published one that has not been built here."""
+    """Raises ConfigError for an unknown corpus, for faults of captions that it does not know, and for a
+    published one that has not been built here."""
+    if data.caption_faults != "none" and not named(data.name).faults:
+        raise ConfigError(f"data.caption_faults = {data.caption_faults!r}: what photos of {data.name} show "
+                          "is not known, so its captions cannot be made wrong; set none")
     if named(data.name).write is not None:
         return
     folder, name = files.complete_files(folder_of(data, root)), data.name

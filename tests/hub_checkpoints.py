@@ -28,13 +28,13 @@ TEMPLATE = ("{% for message in messages %}{% if message['role'] == 'user' %}{{ b
             "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}")
 
 
-def save_llama(folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+def save_llama(folder: Path, dtype: torch.dtype = torch.float16, intermediate_size: int = 96) -> Path:
     """As meta-llama/Llama-2-7b-chat-hf: fp16 in shards, a tokenizer of class LlamaTokenizer, a chat template."""
     definition = json.loads(tokenizer("sentencepiece").backend_tokenizer.to_str())
     definition["added_tokens"] = [row for row in definition["added_tokens"] if row["content"] in ("<unk>", "<s>", "</s>")]
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(definition)), unk_token="<unk>", bos_token="<s>",
                                     eos_token="</s>")
-    config = LlamaConfig(vocab_size=len(words), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    config = LlamaConfig(vocab_size=len(words), hidden_size=64, intermediate_size=intermediate_size, num_hidden_layers=2, num_attention_heads=4,
                          max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size="100KB")

@@ -10,7 +10,7 @@ PARTS = {"mini": ("language", "perceptron", "generator"), "mini-baselines": ("ca
 
 def run(model, batch, temperature=1.0, key="step"):
     """A training pass with the random numbers of ``key``."""
-    return model(batch, temperature=temperature, rng=randomness.generator(key))
+    return model(batch, temperature=temperature, seed=randomness.seed_of(key))
 
 
 def gradients_of(loss, module):

@@ -154,12 +154,12 @@ def align_ids_to_text(tokenizer: Any, captions: list[str], input_ids: Tensor, ma
             spans[row, given] = canonical.spans[row][own]
         else:
             spans[row, given] = _spans_by_decoding(tokenizer, caption, ids[row][given].tolist(), row)
-            special = torch.isin(ids[row], torch.tensor(_special_ids(tokenizer)))  # (C,)
+            special = torch.isin(ids[row], torch.tensor(special_ids(tokenizer)))  # (C,)
             token_mask[row] &= ~special | (spans[row, :, 1] > spans[row, :, 0])
     return Encoding(ids, _with_marks(captions, spans), token_mask, mask.long())
 
 
-def _special_ids(tokenizer: Any) -> list[int]:
+def special_ids(tokenizer: Any) -> list[int]:
     """The tokens that ``skip_special_tokens`` leaves out."""
     added = tokenizer.added_tokens_decoder.items()
     return [*tokenizer.all_special_ids, *(i for i, token in added if token.special)]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2e_lib.bridge import vocabulary
+from e2e_lib.bridge import aligned, vocabulary
 from e2e_lib.bridge.alignment import (
     Encoding,
     align_ids_to_text,
@@ -26,7 +26,7 @@ from e2e_lib.bridge.alignment import (
     without_undrawn,
 )
 from e2e_lib.bridge.estimators import RELAXATIONS
-from e2e_lib.bridge.fast import token_probabilities
+from e2e_lib.bridge.fast import aligned_softmax, aligned_transfer, token_probabilities
 from e2e_lib.bridge.gumbel import (
     check_logits,
     check_temperature,
@@ -58,18 +58,23 @@ class CaptionBridge:
     """Carries the gradient of a text encoder's embeddings to the logits that wrote the captions.
 
     ``mapping``: "sentence" (Eq. 10, the paper's), "word", "span", "static_piece" (Eq. 8), "static_word"
-    (needs ``words``), or "none", which lets no gradient through. ``pooling``: "mean" (Eq. 11) or "sum" over
-    positions. ``added_at``: where Eq. 11 adds to the embeddings, at the tokens of the "caption" or also at
-    its start and end marks, "caption_and_marks" (as the authors' released code); "span" adds at the tokens it
-    is about. ``length``: tokens the text encoder takes, marks included; by default the target tokenizer's own
-    limit, or the longest caption if it has none. ``estimator``: one of ``estimators.RELAXATIONS``. Raises
-    TypeError for tokenizers without character offsets, ValueError for names that do not exist and for a
-    length that is no whole number, does not hold the marks or is more than the tokenizer's limit.
+    (needs ``words``), "aligned", which speaks of every word at every position, "aligned_shuffled", its
+    control, in which each word has another one's embedding, or "none", which lets no gradient through.
+    ``pooling``: "mean" (Eq. 11) or "sum" over positions. ``added_at``: where Eq. 11 adds to the embeddings,
+    at the tokens of the "caption" or also at its start and end marks, "caption_and_marks" (as the authors'
+    released code); "span" and "aligned" add at the tokens they are about. ``length``: tokens the text encoder
+    takes, marks included; by default the target tokenizer's own limit, or the longest caption if it has none.
+    ``estimator``: one of ``estimators.RELAXATIONS``. ``top_k``: with "aligned", the words of each position
+    that get a gradient, its own and the likeliest others; None for all. Raises TypeError for tokenizers
+    without character offsets, ValueError for names that do not exist, for a length that is no whole number,
+    does not hold the marks or is more than the tokenizer's limit, and for a ``top_k`` that is no whole number
+    from 2 or has another mapping.
     """
 
     def __init__(self, source_tokenizer: Any, target_tokenizer: Any, mapping: str = "span", *,
                  pooling: str = "mean", estimator: str = "gumbel", added_at: str = "caption",
-                 words: Iterable[str] = (), length: int | None = None) -> None:
+                 words: Iterable[str] = (), length: int | None = None,
+                 top_k: int | None = None) -> None:
         check_tokenizer(source_tokenizer, "source")
         check_tokenizer(target_tokenizer, "target")
         for name, value, allowed in (("mapping", mapping, vocabulary.MAPPINGS),
@@ -83,11 +88,15 @@ class CaptionBridge:
         self.added_at, self.length = added_at, _checked_length(target_tokenizer, length)
         self.sizes = {role: vocabulary_size(tokenizer) for role, tokenizer in
                       (("source", source_tokenizer), ("target", target_tokenizer))}
-        self.static_map = None
+        self.top_k = _checked_top_k(top_k, mapping)
+        self.static_map, self.spelling = None, None
         if mapping == "static_piece":
             self.static_map = vocabulary.static_piece(source_tokenizer, target_tokenizer)
         elif mapping == "static_word":
             self.static_map = vocabulary.static_word(source_tokenizer, target_tokenizer, words)
+        elif mapping.startswith("aligned"):
+            self.spelling = aligned.spelling(source_tokenizer, target_tokenizer)
+        self.shuffle = aligned.shuffle(source_tokenizer) if mapping == "aligned_shuffled" else None
 
     def __call__(self, captions: list[str], logits: Tensor, embedding: nn.Embedding, temperature: float = 1.0,
                  noise: Tensor | str | None = "gumbel", rng: torch.Generator | None = None, *,
@@ -118,24 +127,47 @@ class CaptionBridge:
         embeddings = embedding(input_ids)  # (B, L, D2)
         if captions:
             with _no_autocast(logits, embeddings):
-                y = self._relaxation(logits[:, :source.input_ids.shape[1]], source, temperature, noise, rng)
-                if self.mapping != "none":
-                    source = without_undrawn(source, target, truncated)
-                    added = self._added(y, captions, source, target, embeddings, embedding.weight)
+                drawn = without_undrawn(source, target, truncated)
+                logits = full_precision(logits[:, :source.input_ids.shape[1]])  # (B, C, V1)
+                noise = self._noise(logits, noise, rng)
+                if self.spelling is not None:
+                    weights = aligned.alignment_weights(drawn, target, self.pooling)  # (B, L, C)
+                    words = self.spelling.embeddings(embedding.weight, logits)  # (V1, D2)
+                    if self.shuffle is not None:
+                        words = torch.cat([words[self.shuffle], words[len(self.shuffle):]])
+                    added = self._aligned(logits, source, temperature, noise, rng, weights, words)
                     embeddings = embeddings + added.to(embeddings)
+                else:
+                    y = self._relaxation(logits, source, temperature, noise, rng)
+                    if self.mapping != "none":
+                        added = self._added(y, captions, drawn, target, embeddings, embedding.weight)
+                        embeddings = embeddings + added.to(embeddings)
         return BridgeOutput(embeddings, input_ids, attention_mask, int(truncated.sum()))
 
-    def _relaxation(self, logits: Tensor, source: Encoding, temperature: float, noise: Tensor | str | None,
+    def _noise(self, logits: Tensor, noise: Tensor | str | None, rng: torch.Generator | None
+               ) -> Tensor | None:
+        """Eq. 4's g for the logits (B, C, V1), None for estimators that do without."""
+        if noise is None or self.estimator not in NOISY or self.mapping == "none":
+            return None
+        return (gumbel_noise(logits.shape, rng) if isinstance(noise, str)
+                else noise[:, :logits.shape[1]]).to(logits)
+
+    def _aligned(self, logits: Tensor, source: Encoding, temperature: float, noise: Tensor | None,
+                 rng: torch.Generator | None, weights: Tensor, words: Tensor) -> Tensor:
+        """What the aligned map adds to the embeddings: zeros (B, L, D2) with the gradient to the logits."""
+        ids = source.input_ids.to(logits.device)  # (B, C)
+        if self.estimator in ONE_SOFTMAX:
+            real = source.attention_mask.bool().to(logits.device)
+            return aligned_softmax(logits, ids, temperature, noise, weights, words, real, self.top_k)
+        y = self._relaxation(logits, source, temperature, noise, rng)  # (B, C, V1)
+        return aligned_transfer(y, ids, weights, words, self.top_k)
+
+    def _relaxation(self, logits: Tensor, source: Encoding, temperature: float, noise: Tensor | None,
                     rng: torch.Generator | None) -> Tensor:
         """Vectors over the words (B, C, V1) with the gradient of Eq. 7's h; for dynamic maps only their
         entries at the caption's tokens (B, C, C), for "none" the logits. Padding gets no gradient."""
-        logits, real = full_precision(logits), source.attention_mask.bool().to(logits.device)
+        real = source.attention_mask.bool().to(logits.device)  # (B, C)
         ids = source.input_ids.to(logits.device)  # (B, C)
-        if self.estimator not in NOISY or self.mapping == "none":
-            noise = None
-        elif noise is not None:
-            noise = (gumbel_noise(logits.shape, rng) if isinstance(noise, str)
-                     else noise[:, :logits.shape[1]]).to(logits)
         if self.estimator in ONE_SOFTMAX and self.mapping in vocabulary.DYNAMIC:
             return token_probabilities(logits, ids, temperature, noise, real)  # (B, C, C)
         noisy = logits if noise is None else logits + noise
@@ -205,6 +237,18 @@ def _checked_length(tokenizer: Any, length: int | None) -> int | None:
         raise ValueError(f"length {length!r}: the text encoder needs a whole number of tokens of at least "
                          f"{least}, which hold its start and end marks{most}")
     return length
+
+
+def _checked_top_k(top_k: int | None, mapping: str) -> int | None:
+    """How many words get a gradient, None for all."""
+    if top_k is None:
+        return None
+    if not mapping.startswith("aligned"):
+        raise ValueError(f"top_k {top_k!r} needs the mapping aligned, not {mapping}")
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 2:
+        raise ValueError(f"top_k {top_k!r}: words of each position that get a gradient; a whole number of at "
+                         "least 2, as one word has none to be compared with, or None for all")
+    return top_k
 
 
 @contextlib.contextmanager

@@ -45,17 +45,19 @@ def added_embeddings(h: Tensor, maps: Sequence[DenseMap], embeddings: Tensor) ->
 
 
 def dense_maps(mapping: str, caption: str, source: Encoding, target: Encoding, *sizes: int,
-               added_at: str = "caption") -> list[DenseMap]:
-    """A dynamic map of one caption, whose encodings have no batch axis, for vocabularies of ``sizes`` V1, V2:
-    one matrix for "sentence" (Eq. 10), one per word for "word", one per target token for "span". The first
-    two are added at the tokens of the "caption", or at its marks too, "caption_and_marks"."""
+               added_at: str = "caption", static: Tensor | None = None) -> list[DenseMap]:
+    """The map of one caption, whose encodings have no batch axis, for vocabularies of ``sizes`` V1, V2: one
+    matrix for "sentence" (Eq. 10), one per word for "word", one per target token for "span", and for
+    "aligned" the same ``static`` one (V1, V2) for each target token. The first two are added at the tokens of
+    the "caption", or at its marks too, "caption_and_marks"."""
     def matrix(in_source: Tensor, in_target: Tensor) -> Tensor:
         return caption_matrix(source.input_ids[in_source], target.input_ids[in_target], *sizes)
 
-    if mapping == "span":
+    if mapping in ("span", "aligned"):
         shared = overlap(target.spans[None], source.spans[None])[0] & target.token_mask[:, None]  # (L, C)
         here = torch.eye(len(shared), dtype=torch.bool)  # (L, L)
-        return [DenseMap(matrix(shared[n], here[n]), shared[n] / shared[n].sum().double(), here[n].double())
+        return [DenseMap(matrix(shared[n], here[n]) if static is None else static,
+                         shared[n] / shared[n].sum().double(), here[n].double())
                 for n in range(len(shared)) if shared[n].any()]
     pairs = [(source.token_mask, target.token_mask)]  # the tokens of the caption, or of each word
     if mapping == "word":

@@ -25,6 +25,7 @@ from e2e_lib.data.chat_template import ChatTemplate
 from e2e_lib.data.dialogue import SharedPhoto, Turn, clean_text
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource
+from e2e_lib.repro.randomness import generator, seed_of
 
 IMAGE_START, IMAGE_END = "[IMG]", "[/IMG]"
 IMAGE_TOKEN = "<image>"  # replaced by one query embedding of a photo
@@ -37,9 +38,10 @@ class Batch:
 
     ``input_ids``, ``attention_mask``, ``labels``, ``caption_index`` are (B, T). ``photos`` are the context's
     P photos in reading order, where a model sees them; ``target_photos`` the R photos of responses,
-    ``target_rows`` (R,) their rows in the batch and ``captions`` their gold captions. ``caption_index`` says
-    which of the R captions a position belongs to; it is -1 at all others. A photo is uint8 (3, H, W) at its
-    own size. ``context_cut`` and ``response_cut`` count, for each example, the tokens that did not fit.
+    ``target_rows`` (R,) their rows in the batch, ``captions`` their gold captions and ``photo_keys`` a number
+    for each that names its place in the corpus, whatever batch it is in. ``caption_index`` says which of the
+    R captions a position belongs to; it is -1 at all others. A photo is uint8 (3, H, W) at its own size.
+    ``context_cut`` and ``response_cut`` count, for each example, the tokens that did not fit.
 
     Where a row has several responses, three more are (B, T), else None: ``position_ids``; ``response_index``,
     which of its row's responses a token belongs to, from 1, or 0 for the context and -1 for padding; and
@@ -54,6 +56,7 @@ class Batch:
     target_photos: list[Tensor]
     target_rows: Tensor
     captions: list[str]
+    photo_keys: list[int]
     context_cut: list[int]
     response_cut: list[int]
     position_ids: Tensor | None = None
@@ -65,6 +68,11 @@ class Batch:
         """Whether a token has a loss, bool (B, T): N of them do. The first token of a row never does."""
         return (self.labels != IGNORED).index_fill(1, self.labels.new_zeros(1), False)
 
+    @property
+    def is_caption(self) -> Tensor:
+        """Which of the N tokens that have a loss are words of captions, bool (N,), in reading order."""
+        return self.caption_index[self.is_learnt] >= 0
+
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         moved: dict[str, Any] = {}
         for f in fields(self):
@@ -74,6 +82,11 @@ class Batch:
             elif value and isinstance(value[0], Tensor):
                 moved[f.name] = [tensor.to(device) for tensor in value]
         return replace(self, **moved)
+
+
+def photo_rngs(batch: Batch, *key: object) -> list[torch.Generator]:
+    """A generator for each response photo of a batch, the same in whatever batch the photo is: R of them."""
+    return [generator(*key, photo) for photo in batch.photo_keys]
 
 
 class ContextTokens(NamedTuple):
@@ -239,15 +252,16 @@ class Collator:
         for group in groups:
             row: list[_Pair] = []
             for pair in map(self._tokens, group):
-                if not row or not self._continues(row[-1][0], pair[0]):
+                if not row or not self._continues(row[-1].context, pair.context):
                     rows.append(row := [])
                 row.append(pair)
         return self._batch(rows)
 
     def _tokens(self, example: Example) -> "_Pair":
         context = self.formatter.context(example.context, example.response.speaker)
-        empty = ResponseTokens([], [], [], 0)
-        return context, empty if self.answering else self.formatter.response(example.response)
+        response = (ResponseTokens([], [], [], 0) if self.answering
+                    else self.formatter.response(example.response))
+        return _Pair(context, response, seed_of(example.dialogue_id, example.index))
 
     def _said(self, context: ContextTokens) -> list[int]:
         """A context's tokens without the cue to answer."""
@@ -258,14 +272,14 @@ class Collator:
         return (earlier.turns == later.turns[:len(earlier.turns)] and said == self._said(later)[:len(said)])
 
     def _batch(self, rows: Sequence[Sequence["_Pair"]]) -> Batch:
-        laid_out, targets = [], list[tuple[int, SharedPhoto]]()
+        laid_out, targets = [], list[tuple[int, SharedPhoto, int]]()
         for number, row in enumerate(rows):
-            laid_out.append(_Row(self._said(row[-1][0])))
-            for context, response in row:
+            laid_out.append(_Row(self._said(row[-1].context)))
+            for context, response, key in row:
                 laid_out[-1].add(len(self._said(context)), self.formatter.cue, response, len(targets))
-                targets += [(number, photo) for photo in response.photos]
+                targets += [(number, photo, seed_of(key, k)) for k, photo in enumerate(response.photos)]
         seen = [] if self.formatter.photos_as_captions else [
-            photo for row in rows for turn in row[-1][0].turns for photo in turn.photos]
+            photo for row in rows for turn in row[-1].context.turns for photo in turn.photos]
         several: dict[str, Tensor] = {} if all(len(row) == 1 for row in rows) else {
             name: self._pad([getattr(row, name) for row in laid_out], filler)
             for name, filler in (("position_ids", 0), ("response_index", -1), ("context_seen", 0))}
@@ -275,11 +289,12 @@ class Collator:
             labels=self._pad([row.labels for row in laid_out], IGNORED),
             caption_index=self._pad([row.caption_index for row in laid_out], -1),
             photos=[self.store.tensor(photo.photo_id) for photo in seen],
-            target_photos=[self.store.tensor(photo.photo_id) for _, photo in targets],
-            target_rows=torch.tensor([row for row, _ in targets], dtype=torch.long),
-            captions=[photo.caption for _, photo in targets],
-            context_cut=[context.cut for row in rows for context, _ in row],
-            response_cut=[response.cut for row in rows for _, response in row], **several)
+            target_photos=[self.store.tensor(photo.photo_id) for _, photo, _ in targets],
+            target_rows=torch.tensor([row for row, *_ in targets], dtype=torch.long),
+            captions=[photo.caption for _, photo, _ in targets],
+            photo_keys=[key for *_, key in targets],
+            context_cut=[pair.context.cut for row in rows for pair in row],
+            response_cut=[pair.response.cut for row in rows for pair in row], **several)
 
     def _pad(self, rows: list[list[int]], filler: int) -> Tensor:
         longest = max(map(len, rows))
@@ -288,7 +303,12 @@ class Collator:
                              for row, pad in zip(rows, padding, strict=True)])  # (B, T)
 
 
-_Pair = tuple[ContextTokens, ResponseTokens]
+class _Pair(NamedTuple):
+    """An example as tokens, and a number that names it."""
+
+    context: ContextTokens
+    response: ResponseTokens
+    key: int
 
 
 class _Row:

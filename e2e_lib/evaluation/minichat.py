@@ -10,6 +10,7 @@ import numpy as np
 
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.minichat.corpus import open_photos, read_scenes
+from e2e_lib.data.minichat.faults import named_values
 from e2e_lib.data.minichat.questions import Question, detail_question
 from e2e_lib.data.minichat.scenes import ATTRIBUTES
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
@@ -18,8 +19,11 @@ from e2e_lib.evaluation.scores import Metric
 CORE_ATTRIBUTES = ("thing", "colour", "place")
 DETAILS = ("number", "size", "time")  # the attributes that questions are about
 NAMES = ("scene_accuracy", *(f"scene_{name}" for name in ATTRIBUTES),
+         "caption_accuracy", *(f"caption_{name}" for name in CORE_ATTRIBUTES),
          "details", *(f"details_{name}" for name in DETAILS))
-Scene = Mapping[str, Any]  # {"gold": {attribute: value}, "drawn": the same, or None where no photo was drawn}
+# {"gold": {attribute: value}, "drawn": the same, or None where no photo was drawn, "named": what its caption
+# names of thing, colour and place, or None}
+Scene = Mapping[str, Any]
 
 
 def wrong_attributes(scene: Scene, names: Sequence[str] = CORE_ATTRIBUTES) -> list[str]:
@@ -31,10 +35,13 @@ def wrong_attributes(scene: Scene, names: Sequence[str] = CORE_ATTRIBUTES) -> li
 
 def scene_values(scene: Scene) -> dict[str, float]:
     """``scene_<attribute>``: 1 where the drawn photo has the gold one's value, else 0; ``scene_accuracy``:
-    their mean over thing, colour and place. Groups are always small, so size is easier than it looks."""
-    wrong = wrong_attributes(scene, tuple(ATTRIBUTES))
+    their mean over thing, colour and place. Groups are always small, so size is easier than it looks.
+    ``caption_<attribute>`` and ``caption_accuracy``: the same of what the caption names."""
+    wrong, named = wrong_attributes(scene, tuple(ATTRIBUTES)), scene["named"] or {}
+    right = {f"caption_{name}": float(named.get(name) == scene["gold"][name]) for name in CORE_ATTRIBUTES}
     return {"scene_accuracy": float(np.mean([name not in wrong for name in CORE_ATTRIBUTES])),
-            **{f"scene_{name}": float(name not in wrong) for name in ATTRIBUTES}}
+            **{f"scene_{name}": float(name not in wrong) for name in ATTRIBUTES},
+            "caption_accuracy": float(np.mean([*right.values()])), **right}
 
 
 class MiniChatScores:
@@ -43,6 +50,8 @@ class MiniChatScores:
     metrics: Mapping[str, Metric] = {
         "scene_accuracy": Metric("scene accuracy", "higher", "share of thing, colour and place that are "
                                  "drawn right; no photo is all wrong (0-1)"),
+        "caption_accuracy": Metric("caption accuracy", "higher", "share of thing, colour and place that "
+                                   "a shared photo's caption names right; none is all wrong (0-1)"),
         "details": Metric("detail questions", "higher", "share of right answers to what the photo shows and "
                           "its caption leaves out (0-1)")}
 
@@ -56,16 +65,20 @@ class MiniChatScores:
         return [(example, asdict(question)) for example, question in pairs if question]
 
     def annotate(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[dict[str, Any]]:
-        """``scenes``: for each gold photo whose context determines it, what it shows, and what the classifier
-        says of the one that was drawn in its place (the first for the first; None if none was drawn)."""
+        """``scenes``: for each gold photo whose context determines it, what it shows, what the classifier
+        says of the one that was drawn in its place (the first for the first; None if none was drawn), and
+        what the caption that it was drawn from names."""
         predictions = iter(load_scene_classifier().predict([photo for r in responses for photo in r.photos]))
         rows: list[dict[str, Any]] = []
         for example, response in zip(examples, responses, strict=True):
             drawn = [next(predictions) for _ in response.photos]
-            pairs = zip_longest(example.response.photos, drawn[:len(example.response.photos)])
+            named = list(map(named_values, response.captions))
+            count = len(example.response.photos)
+            triples = zip_longest(example.response.photos, drawn[:count], named[:count])
             rows.append({"scenes": [
-                {"photo_id": photo.photo_id, "gold": asdict(self.scenes[photo.photo_id]), "drawn": prediction}
-                for photo, prediction in pairs if photo.photo_id not in self.open_photos]})
+                {"photo_id": photo.photo_id, "gold": asdict(self.scenes[photo.photo_id]), "drawn": prediction,
+                 "named": names} for photo, prediction, names in triples
+                if photo.photo_id not in self.open_photos]})
         return rows
 
     def values(self, row: Mapping[str, Any]) -> dict[str, float]:

@@ -22,7 +22,6 @@ from e2e_lib.experiments.variants import MAPS, VARIANTS, apply_variant, names_of
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
-from e2e_lib.repro.randomness import generator
 from e2e_lib.repro.run_files import run_folder
 from e2e_lib.training.dev import dev_examples
 from e2e_lib.training.loop import train
@@ -93,7 +92,7 @@ def step_seconds(config: Config, echo: Echo, *, rounds: int = 15, batch: int = 1
         for name, model in models.items():
             began = time.perf_counter()
             model.zero_grad()
-            model(collated, temperature=0.5, rng=generator("step", number)).loss.backward()
+            model(collated, temperature=0.5, seed=number).loss.backward()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     rows = []

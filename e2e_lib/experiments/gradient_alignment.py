@@ -112,13 +112,14 @@ def image_losses(model: Any, batch: Batch, texts: list[str], noises: int,
     # One timestep in each of ``noises`` equal intervals: as many high as low ones, whatever the number.
     steps = image_generator.scheduler.config.num_train_timesteps
     timesteps = ((torch.arange(noises) + torch.rand(noises, generator=rng)) * steps / noises).long()
-    table, noise_state = image_generator.text_encoder.get_input_embeddings(), rng.get_state()
+    table, noise = image_generator.text_encoder.get_input_embeddings(), torch.randn(latents.shape,
+                                                                                    generator=rng)
     losses, gradients = [], []
     for text in texts:
         ids = image_generator.tokenize([text])  # (1, L)
         embeddings = table(ids).detach().requires_grad_()  # (1, L, D2)
         encoded = image_generator.encode(ids, embeddings).expand(noises, -1, -1)
-        loss = image_generator.denoising_loss(latents, encoded, rng.set_state(noise_state), timesteps)
+        loss = image_generator.denoising_loss(latents, encoded, noise, timesteps)
         gradients.append(torch.autograd.grad(loss, embeddings)[0][0])
         losses.append(loss.detach())
     return torch.stack(losses), torch.stack(gradients)

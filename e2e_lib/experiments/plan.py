@@ -11,12 +11,13 @@ from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from e2e_lib.config import Config, ConfigError, replace
 from e2e_lib.experiments.step_memory import GRADIENTS, answering_bytes, full_batch, step_bytes
 from e2e_lib.models import systems
-from e2e_lib.models.memory import size_of, state_bytes
+from e2e_lib.models.memory import count_of, size_of, state_bytes
 from e2e_lib.models.meta_parts import build
 from e2e_lib.settings import did_you_mean
 
@@ -41,8 +42,9 @@ DEVICES = {"v100-16gb": Device(15.77, False), "v100-32gb": Device(31.73, False),
 Settings = dict[str, Any]
 # Settings that need less memory, those that cost least first.
 CHANGES: tuple[Settings, ...] = (
-    {"train.optimizer": "adamw8bit"}, {"train.checkpointing": "true"}, {"model.unet_lora": 16},
-    {"train.batch_size": 1}, {"model.language_lora": 32}, {"model.perceptron_trains": "qformer"},
+    {"train.optimizer": "adamw8bit"}, {"train.checkpointing": "true"}, {"model.language_bits": 4},
+    {"model.unet_lora": 16}, {"train.batch_size": 1}, {"model.language_lora": 32},
+    {"model.language_lora": 32, "model.language_bits": 4}, {"model.perceptron_trains": "qformer"},
     {"train.mixed_precision": "fp16", "model.frozen": "float16"}, {"data.max_context": 512})
 
 
@@ -194,10 +196,10 @@ def _sizes(modules: dict[str, nn.Module]) -> list[Part]:
     for name, module in modules.items():
         weights, formats = list(module.parameters()), dict[str, int]()
         for tensor in weights:
-            number = str(tensor.dtype).removeprefix("torch.")
+            number = "nf4" if tensor.dtype == torch.uint8 else str(tensor.dtype).removeprefix("torch.")
             formats[number] = formats.get(number, 0) + size_of([tensor])
         everything: list[Tensor] = [*weights, *module.buffers()]
-        parts.append(Part(name, sum(p.numel() for p in weights),
+        parts.append(Part(name, sum(map(count_of, weights)),
                           tuple(p.numel() for p in weights if p.requires_grad), formats,
                           size_of(everything)))
     return parts
@@ -238,10 +240,26 @@ def _changes(config: Config) -> list[Settings]:
                 changes.append({"train.batch_size": size, "train.gradient_accumulation_steps": steps})
         elif change == {"data.max_context": 512}:
             changes += [change] * (config.data.max_context > 512)
-        elif _with(config, change) != config and not any(
-                key.endswith("_lora") and getattr(config.model, key.partition(".")[2]) for key in change):
+        elif _changes_something(config, change):
             changes.append(change)
     return changes
+
+
+def _changes_something(config: Config, change: Settings) -> bool:
+    changed = _with(config, change)
+    has_rank = any(key.endswith("_lora") and getattr(config.model, key.partition(".")[2]) for key in change)
+    if "model.language_bits" in change and not _goes_in_4_bits(changed):
+        return False
+    return changed != config and not has_rank
+
+
+def _goes_in_4_bits(changed: Config) -> bool:
+    """Whether the language model of a configuration is one that can be in 4 bits; Divter has none."""
+    try:
+        _parts(_without_optimizer(changed))
+    except ConfigError:
+        return False
+    return changed.model.system != "divter"
 
 
 def _with(config: Config, settings: Settings) -> Config:

@@ -47,7 +47,7 @@ def full_batch(config: Config) -> BatchSizes:
     """A batch of the largest usual size: each example has the longest context with one photo, and a response
     as long as an answer may be, with one photo. Of a whole dialogue, half of the tokens are learnt."""
     examples, response = config.train.batch_size, config.inference.max_new_tokens
-    seen = examples if config.model.system == "end_to_end" and config.model.image_input == "qformer" else 0
+    seen = examples if config.model.joint and config.model.image_input == "qformer" else 0
     tokens = config.data.max_context + response
     learnt = tokens // 2 if config.train.examples == "dialogues" else response
     return BatchSizes(examples, tokens, examples * learnt, seen, examples, min(CAPTION, response))
@@ -167,7 +167,7 @@ def _losses(parts: MetaParts, config: Config, batch: BatchSizes, counter: LiveBy
                                                                          generator.max_length)
     counter.owner = "bridge"
     embeddings = embedding(ids)  # (R, L, D2)
-    if config.model.system == "end_to_end":
+    if config.model.joint:
         at = _ids(batch.response_photos, batch.caption)
         caption_logits = counter.made_by(logits, "language")[at].float()  # (R, C, V1)
         embeddings = counter.made_by(_Bridge.apply(caption_logits, embeddings), "bridge")
@@ -178,7 +178,8 @@ def _losses(parts: MetaParts, config: Config, batch: BatchSizes, counter: LiveBy
     latents = generator.to_latents(_empty(batch.response_photos, 3, size, size, dtype=torch.uint8))
     counter.owner = "unet"
     weight = config.train.image_loss_weight
-    return text_loss, weight * generator.denoising_loss(latents, text, torch.Generator())
+    noise = generator.noise_of(latents, [torch.Generator()] * len(latents))
+    return text_loss, weight * generator.denoising_loss(latents, text, *noise)
 
 
 def _response_logits(parts: MetaParts, batch: BatchSizes, counter: LiveBytes) -> Tensor:

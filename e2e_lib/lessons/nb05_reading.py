@@ -136,12 +136,12 @@ def probe_accuracy(features: Mapping[str, tuple[Tensor, Tensor]], train: Sequenc
     return accuracy
 
 
-def gradient_norms(model: Any, batch: Batch, rng: torch.Generator) -> dict[str, dict[str, float | None]]:
+def gradient_norms(model: Any, batch: Batch, seed: int) -> dict[str, dict[str, float | None]]:
     """The norm of each loss's gradient ("text", "image") with respect to each component's trained weights.
 
     None where no path leads from the loss to the weights; frozen components are left out. Changes no weight.
     """
-    output = model(batch, temperature=1.0, rng=rng)
+    output = model(batch, temperature=1.0, seed=seed)
     norms: dict[str, dict[str, float | None]] = {}
     for role, component in components(model).items():
         weights = [p for p in component.parameters() if p.requires_grad]

@@ -13,7 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from e2e_lib.bridge import CaptionBridge
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.data.collate import Batch, PromptFormatter
+from e2e_lib.bridge.weighting import weighted_gradient
+from e2e_lib.config import Bridge
+from e2e_lib.data.collate import Batch, PromptFormatter, photo_rngs
 from e2e_lib.models.captioner import Captioner
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.language import response_logits
@@ -25,9 +27,9 @@ from e2e_lib.repro import randomness
 class EndToEndModel(nn.Module):
     """Llama, BLIP-2's perceptron and a latent diffusion model, joined by the bridge.
 
-    Without a ``perceptron``, context photos are read as the captions of a ``captioner``. ``caption_source``
-    says which caption is drawn while training ("gold", or the model's own: "predicted"), ``noise`` whether
-    Eq. 4 adds any.
+    Without a ``perceptron``, context photos are read as the captions of a ``captioner``. ``settings`` are the
+    bridge's, ``image_loss_weight`` is λ of Eq. 13, ``caption_dropout`` the share of captions left out in
+    Eq. 12.
     """
 
     language: Any
@@ -35,12 +37,15 @@ class EndToEndModel(nn.Module):
 
     def __init__(self, *, language: Any, tokenizer: Any, perceptron: ImagePerceptron | None,
                  captioner: Captioner | None, generator: ImageGenerator, bridge: CaptionBridge,
-                 max_context: int, image_loss_weight: float, caption_source: str, noise: bool) -> None:
+                 max_context: int, settings: Bridge, image_loss_weight: float,
+                 caption_dropout: float) -> None:
         super().__init__()
         # The gradient norm sums their weights in this order, which decides the last digits of every result.
         self.language, self.perceptron, self.generator = language, perceptron, generator
         self.tokenizer, self.captioner, self.bridge = tokenizer, captioner, bridge
-        self.image_loss_weight, self.caption_source, self.noise = image_loss_weight, caption_source, noise
+        self.caption_source, self.noise = settings.caption_source, settings.noise
+        self.gradient_weight, self.gradient_ratio = settings.gradient_weight, settings.gradient_ratio
+        self.image_loss_weight, self.caption_dropout = image_loss_weight, caption_dropout
         self.formatter = PromptFormatter(tokenizer, perceptron.queries if perceptron else 1, max_context,
                                          photos_as_captions=perceptron is None,
                                          max_response=language.config.max_position_embeddings - max_context)
@@ -53,30 +58,34 @@ class EndToEndModel(nn.Module):
         queries = self.perceptron(batch.photos)  # (P, Q, D)
         return merge_image_embeddings(words, batch.input_ids == self.formatter.image_token_id, queries)
 
-    def forward(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output:
-        """One joint training pass. ``rng`` gives the noise of Eq. 4 and of Eq. 12."""
+    def forward(self, batch: Batch, *, temperature: float, seed: int) -> Output:
+        """One joint training pass. ``seed`` and the place of a response photo in the corpus decide its noise
+        of Eq. 4 and of Eq. 12, whatever batch it is in."""
         embeddings = self.embed_context(batch)  # (B, T, D)
         logits = response_logits(self.language, embeddings, batch)  # (N, V1)
-        text_loss = response_loss(logits, batch)  # Eq. 2
         if not batch.captions:
+            text_loss = response_loss(logits, batch)  # Eq. 2
             return Output(text_loss, text_loss.new_zeros(()), [], 0, len(logits), self.image_loss_weight)
+        logits, for_photos = weighted_gradient(logits, batch.is_caption, self.gradient_weight,
+                                               self.gradient_ratio)
+        text_loss = response_loss(logits, batch)  # Eq. 2
         # Eq. 4-11: text (R, L, D2)
-        text, captions, truncated = self.encode_captions(logits, batch, temperature, rng)
-        latents = self.generator.to_latents(batch.target_photos)  # (R, C, s, s)
-        image_loss = self.generator.denoising_loss(latents, text, rng)  # Eq. 12
+        text, captions, truncated = self.encode_captions(for_photos, batch, temperature, seed)
+        image_loss = self.generator.photo_loss(batch.target_photos, text, photo_rngs(batch, seed, "photo"),
+                                               self.caption_dropout)  # Eq. 12
         return Output(text_loss, image_loss, captions, truncated, len(logits), self.image_loss_weight)
 
     def encode_captions(self, logits: Tensor, batch: Batch, temperature: float,
-                        rng: torch.Generator) -> tuple[Tensor, list[str], int]:
+                        seed: int) -> tuple[Tensor, list[str], int]:
         """The text encoder's hidden states (R, L, D2) for the response captions, with the bridge's gradient
         to ``logits`` (N, V1); the captions; and how many of them were truncated.
         """
         caption_logits, gold_ids, mask = caption_positions(logits, batch)  # (R, C, V1), (R, C), (R, C)
-        # The noise is drawn even where it is not used, and what an estimator draws besides comes from a
-        # generator of its own: so all of them meet the same noise of Eq. 12, and only what they do
-        # differently makes a difference.
-        gumbel = gumbel_noise(caption_logits.shape, rng).to(caption_logits)  # (R, C, V1), Eq. 4
-        noise, own_rng = gumbel if self.noise else None, randomness.generator("bridge", rng.initial_seed())
+        noise, own_rng = None, randomness.generator(seed, "bridge")
+        if self.noise:  # Eq. 4
+            rngs, lengths = photo_rngs(batch, seed, "words"), mask.sum(1).tolist()
+            noise = pad_sequence([gumbel_noise((length, logits.shape[1]), rng) for length, rng
+                                  in zip(lengths, rngs, strict=True)], batch_first=True).to(caption_logits)
         if self.caption_source == "gold":
             source_ids, captions = gold_ids, batch.captions
         else:  # Eq. 6: one token per position under teacher forcing

@@ -20,6 +20,7 @@ from e2e_lib.config import ConfigError
 from e2e_lib.data.photos import square, to_floats, to_pixels
 from e2e_lib.models.adapters import add_unet_lora, in_autocast
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
+from e2e_lib.models.losses import left_out
 
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may give, in the scheduler's words
 
@@ -88,30 +89,45 @@ class ImageGenerator(nn.Module):
         decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return to_pixels(decoded.float())
 
-    def denoising_loss(self, latents: Tensor, text: Tensor, rng: torch.Generator,
-                       timesteps: Tensor | None = None) -> Tensor:
-        """Eq. 12: mean squared error of the predicted noise, for latents (B, C, s, s) and text (B, L, D2).
-
-        One random timestep per photo, all equally likely, unless ``timesteps`` (B,) are given. A scheduler
-        whose ``prediction_type`` is "v_prediction" (the mini parts, but not 2.1-base) asks for the
-        velocity instead: the same error, weighted differently over the timesteps.
-        """
+    def noise_of(self, latents: Tensor, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Noise like the latents (B, C, s, s) and timesteps (B,), all equally likely: each photo's from its
+        own one of ``rngs``, so that they do not depend on the batch it is in."""
         # Drawn on the CPU whatever the device, so that a run's noise does not depend on the machine.
-        noise = torch.randn(latents.shape, generator=rng).to(latents)
-        if timesteps is None:
-            count = self.scheduler.config.num_train_timesteps
-            timesteps = torch.randint(count, (len(latents),), generator=rng)  # (B,)
-        timesteps = timesteps.to(latents.device)
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=rng) for rng in rngs])
+        count = self.scheduler.config.num_train_timesteps
+        timesteps = torch.cat([torch.randint(count, (1,), generator=rng) for rng in rngs])
+        return noise.to(latents), timesteps.to(latents.device)
+
+    def denoising_loss(self, latents: Tensor, text: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Eq. 12: mean squared error of the predicted noise, for latents and noise (B, C, s, s), text (B, L,
+        D2) and timesteps (B,).
+
+        A scheduler whose ``prediction_type`` is "v_prediction" (the mini parts, but not 2.1-base) asks for
+        the velocity instead: the same error, weighted differently over the timesteps.
+        """
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         predicts_noise = self.scheduler.config.prediction_type == "epsilon"
         target = noise if predicts_noise else self.scheduler.get_velocity(latents, noise, timesteps)
         predicted = self.unet(noisy, timesteps, encoder_hidden_states=text).sample  # (B, C, s, s)
         return F.mse_loss(predicted.float(), target.float())
 
-    def caption_loss(self, captions: Sequence[str], photos: Sequence[Tensor], rng: torch.Generator) -> Tensor:
-        """Eq. 12 for B photos, uint8 (3, H, W), and captions as text: how the generator is trained alone."""
-        latents = self.to_latents(photos)
-        return self.denoising_loss(latents, self.encode(self.tokenize(captions).to(latents.device)), rng)
+    def photo_loss(self, photos: Sequence[Tensor], text: Tensor, rngs: Sequence[torch.Generator],
+                   caption_dropout: float) -> Tensor:
+        """Eq. 12 for B photos, uint8 (3, H, W), each with its own one of ``rngs``, and the text encoder's
+        hidden states (B, L, D2). A random share of these are the empty caption's instead: a UNet that learns
+        with captions only forgets what guidance compares them with."""
+        dropped = left_out(rngs, caption_dropout)
+        if any(dropped):
+            empty = self.encode(self.tokenize([""]).to(text.device)).to(text)  # (1, L, D2)
+            text = torch.where(torch.tensor(dropped, device=text.device)[:, None, None], empty, text)
+        latents = self.to_latents(photos)  # (B, C, s, s)
+        return self.denoising_loss(latents, text, *self.noise_of(latents, rngs))
+
+    def caption_loss(self, captions: Sequence[str], photos: Sequence[Tensor], rngs: Sequence[torch.Generator],
+                     caption_dropout: float) -> Tensor:
+        """``photo_loss`` for captions as text: how the generator is trained alone."""
+        text = self.encode(self.tokenize(captions).to(self.unet.device))  # (B, L, D2)
+        return self.photo_loss(photos, text, rngs, caption_dropout)
 
     def sampler(self, num_inference_steps: int) -> DDIMScheduler:
         """DDIM over so many of the scheduler's timesteps. Raises ConfigError where there are fewer."""

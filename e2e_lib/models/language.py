@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2e_lib.bridge.alignment import vocabulary_size
+from e2e_lib.config import ConfigError
 from e2e_lib.data.collate import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Batch
+from e2e_lib.models import nf4
 from e2e_lib.models.adapters import add_language_lora
 from e2e_lib.models.hub import LOADING, check_kind, load_pretrained, load_tokenizer, loading, unreachable
 from e2e_lib.repro.files import CheckpointError
@@ -57,20 +59,29 @@ def add_markers(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def load_language(source: str, part: str = "language", kind: Any = LlamaForCausalLM, lora: int = 0,
-                  frozen: torch.dtype = torch.float32, chat_format: str = "auto") -> tuple[Any, Any]:
+                  frozen: torch.dtype = torch.float32, chat_format: str = "auto", bits: int = 16,
+                  compute: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A language model of class ``kind`` and its tokenizer, embeddings grown for the markers.
 
     ``part`` is its name among shipped parts. It is in float32, or, with LoRA factors of rank ``lora``, in the
-    format ``frozen`` but for them. The tokenizer keeps its chat template only where chats are written in it:
-    with ``chat_format`` "auto", and never for a GPT-2. Raises CheckpointError.
+    format ``frozen`` but for them; with ``bits`` 4 its linear layers are in NF4, see ``nf4``, multiplied in
+    the format ``compute``. The tokenizer keeps its chat template only where chats are written in it: with
+    ``chat_format`` "auto", and never for a GPT-2. Raises CheckpointError, and ConfigError for ``bits`` that
+    it cannot be in.
     """
+    check_bits(bits, source, lora)
+    quantized = nf4.loading_settings(compute) if bits == 4 else {}
     # Of Llama's own class, which its files name, the library's cuts text after a special token otherwise.
     fast = PreTrainedTokenizerFast if kind is LlamaForCausalLM else AutoTokenizer
     with _loading(part, source) as (place, where):
         if not where:  # a GGUF file's settings take as long to read as all of it
             check_kind(kind, place)  # before anything large is read
         tokenizer = load_tokenizer(place, "bos", "eos", kind=fast, **where)
-        model = load_pretrained(kind, place, frozen if lora else torch.float32, **where)
+        model = load_pretrained(kind, place, frozen if lora else torch.float32, **where, **quantized)
+        if quantized:
+            nf4.settle(model)
+    if quantized:
+        nf4.check_rows(model)
     if chat_format == "own" or kind is not LlamaForCausalLM:
         tokenizer.chat_template = None
     if add_markers(tokenizer) or vocabulary_size(tokenizer) > model.config.vocab_size:
@@ -82,6 +93,18 @@ def load_language(source: str, part: str = "language", kind: Any = LlamaForCausa
         markers = (PAD, IMAGE_START, IMAGE_END, IMAGE_TOKEN)
         add_language_lora(model, lora, tokenizer.convert_tokens_to_ids(markers))
     return model, tokenizer
+
+
+def check_bits(bits: int, source: str, lora: int) -> None:
+    """Raises ConfigError where a ``source``'s weights cannot be stored in so many ``bits``, or not learn with
+    LoRA factors of rank ``lora``."""
+    if bits == 4 and not lora:
+        raise ConfigError("model.language_bits = 4 needs model.language_lora of at least 1, such as 32: "
+                          "weights in 4 bits are frozen, and LoRA factors learn in their place")
+    if bits == 4 and source.startswith(PACKAGE):
+        raise ConfigError(f"model.language_bits = 4 does not go with model.language = {source!r}, a GGUF "
+                          "file, which is read into an ordinary format; set 16, or name a folder in the "
+                          "hub's layout")
 
 
 @contextlib.contextmanager

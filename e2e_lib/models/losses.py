@@ -1,8 +1,10 @@
 """What a training pass returns, and the text loss (Eq. 2)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +39,12 @@ class Output:
         """
         text = self.text_loss * (self.tokens / tokens)
         return text + self.image_weight * self.image_loss * (len(self.captions) / max(1, photos))
+
+
+def left_out(rngs: Sequence[torch.Generator], share: float) -> list[bool]:
+    """Which of a batch's captions, a random ``share`` from 0 to 1 of all, are left out; by ``rngs``, one
+    each."""
+    return [bool(torch.rand((), generator=rng) < share) for rng in rngs]
 
 
 def response_loss(logits: Tensor, batch: Batch) -> Tensor:

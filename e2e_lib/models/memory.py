@@ -216,6 +216,11 @@ def _checkpoint(plain: Callable[..., Any], functions: CudaFunctions, function: C
     return plain(counted, *args, **kwargs)
 
 
+def count_of(parameter: Tensor) -> int:
+    """How many numbers a parameter holds; of NF4, two in a byte."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
 def size_of(tensors: Iterable[Tensor]) -> int:
     """The bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -26,11 +26,12 @@ from transformers import (
 
 from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.config import Config, Model
-from e2e_lib.models.adapters import add_language_lora, add_unet_lora
+from e2e_lib.models import nf4
+from e2e_lib.models.adapters import FORMATS, add_language_lora, add_unet_lora
 from e2e_lib.models.generator import ImageGenerator
 from e2e_lib.models.hub import load_tokenizer, loading
 from e2e_lib.models.known_configs import KNOWN, place_of, read
-from e2e_lib.models.language import add_markers
+from e2e_lib.models.language import add_markers, check_bits
 from e2e_lib.models.perceptron import ImagePerceptron, freeze
 
 MARKERS = 4  # padding, [IMG], [/IMG] and the image token, which no known tokenizer has
@@ -73,15 +74,18 @@ def build(config: Config, device: str = "meta") -> MetaParts:
         if model.system == "divter":
             language = _language(model.dialogue, "dialogue", 0, frozen)
             return MetaParts(language, captioner=_captioner(model.captioner), **_translator(model.translator))
-        language = _language(model.language, "language", model.language_lora, frozen)
+        language = _language(model.language, "language", model.language_lora, frozen,
+                             model.language_bits, FORMATS[config.train.mixed_precision])
         generator = _generator(model, frozen)
-        if model.system == "end_to_end" and model.image_input == "qformer":
+        if model.joint and model.image_input == "qformer":
             perceptron = _perceptron(model, language.config.hidden_size, frozen)
             return MetaParts(language, perceptron=perceptron, generator=generator)
         return MetaParts(language, captioner=_captioner(model.captioner), generator=generator)
 
 
-def _language(source: str, part: str, lora: int, frozen: torch.dtype) -> Any:
+def _language(source: str, part: str, lora: int, frozen: torch.dtype, bits: int = 16,
+              compute: torch.dtype = torch.float32) -> Any:
+    check_bits(bits, source, lora)
     place, divter = place_of(source, part), part == "dialogue"
     settings: Any = (GPT2Config if divter else LlamaConfig)(
         **read(place, "config.json", part, "gpt2" if divter else "llama"))
@@ -95,6 +99,8 @@ def _language(source: str, part: str, lora: int, frozen: torch.dtype) -> Any:
         settings.vocab_size = size if grows or size > settings.vocab_size else settings.vocab_size
     model: Any = (GPT2LMHeadModel if divter else LlamaForCausalLM)._from_config(
         settings, dtype=frozen if lora else torch.float32)
+    if bits == 4:
+        nf4.quantize(model, compute)
     if lora:  # which rows are new does not matter to their size
         add_language_lora(model, lora, range(settings.vocab_size - MARKERS, settings.vocab_size))
     return model

@@ -13,10 +13,11 @@ from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.config import Bridge, Config, ConfigError
 from e2e_lib.data.collate import Batch, PromptFormatter
 from e2e_lib.models import hub
+from e2e_lib.models.adapters import FORMATS
 from e2e_lib.models.captioner import Captioner, load_captioner
 from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.generator import load_generator
-from e2e_lib.models.language import load_language
+from e2e_lib.models.language import check_bits, load_language
 from e2e_lib.models.losses import Output
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.pipeline import Pipeline
@@ -37,7 +38,7 @@ class PhotoChatModel(Protocol):
     def captioner(self) -> Captioner | None:
         """Where context photos are read as captions."""
 
-    def __call__(self, batch: Batch, *, temperature: float, rng: torch.Generator) -> Output: ...
+    def __call__(self, batch: Batch, *, temperature: float, seed: int) -> Output: ...
 
     def embed_context(self, batch: Batch) -> Tensor: ...
 
@@ -59,10 +60,8 @@ class PhotoChatModel(Protocol):
 def origins(config: Config) -> dict[str, str]:
     """Where the parts of a configuration's system come from, by name, with the hub's commits."""
     model = config.model
-    names = {"end_to_end": ("language", "perceptron" if model.image_input == "qformer" else "captioner",
-                            "generator"),
-             "pipeline": ("language", "captioner", "generator"),
-             "divter": ("dialogue", "captioner", "translator")}[model.system]
+    sees = "perceptron" if model.joint and model.image_input == "qformer" else "captioner"
+    names = ("dialogue", sees, "translator") if model.system == "divter" else ("language", sees, "generator")
     return {name: hub.origin(getattr(model, name)) for name in names}
 
 
@@ -85,7 +84,8 @@ def _build(config: Config) -> PhotoChatModel:
     check_formats(config)
     language, tokenizer = (load_language(parts.dialogue, "dialogue", GPT2LMHeadModel) if is_divter
                            else load_language(parts.language, lora=parts.language_lora, frozen=frozen,
-                                              chat_format=parts.chat_format))
+                                              chat_format=parts.chat_format, bits=parts.language_bits,
+                                              compute=FORMATS[config.train.mixed_precision]))
     longest, positions = context + config.inference.max_new_tokens, language.config.max_position_embeddings
     if longest > positions:
         room = positions - config.inference.max_new_tokens
@@ -95,10 +95,13 @@ def _build(config: Config) -> PhotoChatModel:
                           f"reads {positions} at most: {advice}")
     generator: Any = (load_translator(parts.translator) if is_divter
                       else load_generator(parts.generator, parts.unet_lora, frozen))
+    if config.train.generator_rate == 0:
+        getattr(generator, generator.learner).requires_grad_(False)
     if not is_divter:  # whose steps are the codes of a photo
         generator.sampler(config.inference.num_inference_steps)
-    if parts.system != "end_to_end":
-        return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context)
+    if not parts.joint:
+        return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context,
+                        config.train.caption_dropout)
     width = language.config.hidden_size
     perceptron = (load_perceptron(parts.perceptron, width, parts.perceptron_trains, frozen)
                   if parts.image_input == "qformer" else None)
@@ -114,24 +117,29 @@ def _build(config: Config) -> PhotoChatModel:
         language=language, tokenizer=tokenizer, perceptron=perceptron, generator=generator,
         captioner=None if perceptron else load_captioner(parts.captioner),
         bridge=new_bridge(config.bridge, tokenizer, generator), max_context=context,
-        image_loss_weight=config.train.image_loss_weight, caption_source=config.bridge.caption_source,
-        noise=config.bridge.noise)
+        settings=config.bridge, image_loss_weight=config.train.image_loss_weight,
+        caption_dropout=config.train.caption_dropout)
 
 
 def check_formats(config: Config) -> None:
-    """Raises ConfigError where frozen weights and the forward pass would not work together."""
+    """Raises ConfigError where frozen weights and the forward pass would not work together, or the language
+    model cannot be in so few bits."""
     needed = {"float32": ("no", "fp16", "bf16"), "float16": ("fp16",), "bfloat16": ("bf16",)}
     if config.train.mixed_precision not in needed[config.model.frozen]:
         raise ConfigError(f"model.frozen = {config.model.frozen!r} needs train.mixed_precision = "
                           f"{needed[config.model.frozen][0]!r}, found {config.train.mixed_precision!r}")
+    check_bits(config.model.language_bits, config.model.language, config.model.language_lora)
 
 
 def new_bridge(settings: Bridge, tokenizer: Any, generator: Any) -> CaptionBridge:
     """The bridge from a language model's ``tokenizer`` to an image ``generator``. Raises ConfigError."""
     words = word_list(settings.word_list) if settings.mapping == "static_word" else []
-    return CaptionBridge(tokenizer, generator.tokenizer, settings.mapping, pooling=settings.pooling,
-                         estimator=settings.estimator, added_at=settings.added_at, words=words,
-                         length=generator.max_length)
+    try:
+        return CaptionBridge(tokenizer, generator.tokenizer, settings.mapping, pooling=settings.pooling,
+                             estimator=settings.estimator, added_at=settings.added_at, words=words,
+                             length=generator.max_length, top_k=settings.top_k or None)
+    except ValueError as error:
+        raise ConfigError(f"settings of bridge: {error}") from None
 
 
 def word_list(source: str) -> list[str]:

@@ -18,6 +18,7 @@ from e2e_lib.bridge.alignment import vocabulary_size
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.photos import square, to_floats, to_pixels
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
+from e2e_lib.models.losses import left_out
 
 CAPTION_DROPOUT = 0.1  # the share of captions left empty while training, for classifier-free guidance
 
@@ -66,9 +67,13 @@ class ImageTranslator(nn.Module):
         latents = latents.view(len(codes), self.side, self.side, -1).permute(0, 3, 1, 2)  # (B, C, s, s)
         return to_pixels(self.vqvae.decode(latents, force_not_quantize=True).sample)  # (B, 3, S, S)
 
-    def caption_loss(self, captions: Sequence[str], photos: Sequence[Tensor], rng: torch.Generator) -> Tensor:
-        """Mean cross-entropy of B photos' codes given captions, a tenth of them (by ``rng``) left empty."""
-        return self.code_loss(drop_captions(captions, rng), self.to_codes(photos))
+    def caption_loss(self, captions: Sequence[str], photos: Sequence[Tensor], rngs: Sequence[torch.Generator],
+                     caption_dropout: float) -> Tensor:
+        """Mean cross-entropy of B photos' codes given captions, a share of which (by ``rngs``, one each) is
+        left empty."""
+        texts = ["" if dropped else caption for caption, dropped
+                 in zip(captions, left_out(rngs, caption_dropout), strict=True)]
+        return self.code_loss(texts, self.to_codes(photos))
 
     def code_loss(self, captions: Sequence[str], codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (B, N) given captions."""

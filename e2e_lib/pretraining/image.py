@@ -159,7 +159,8 @@ def train_generator(run: Pretraining) -> ImageGenerator:
             timesteps = torch.where(high_noise, last, timesteps)
         ids = torch.where(drop, empty, captions[kinds, index])  # (B, L)
         batch = latents[index].contiguous(memory_format=torch.channels_last)  # (B, C, s, s)
-        return generator.denoising_loss(batch, generator.encode(ids), rng, timesteps)
+        return generator.denoising_loss(batch, generator.encode(ids), torch.randn(batch.shape, generator=rng),
+                                        timesteps)
 
     probed = nn.ModuleDict({"text_encoder": text_encoder, "probes": probes})
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})

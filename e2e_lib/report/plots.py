@@ -28,13 +28,15 @@ from e2e_lib.data.dialogue import Dialogue, Turn
 from e2e_lib.data.photo_input import open_photo
 
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
-VERMILLION, PURPLE, GREY = "#D55E00", "#CC79A7", "#777777"
+VERMILLION, PURPLE, GREY, BLACK = "#D55E00", "#CC79A7", "#777777", "#222222"
 
 # A system, and a vocabulary map: its name in figures and its colour.
-STYLES = {"end_to_end": ("End-to-end", BLUE), "pipeline": ("Pipeline", PURPLE), "divter": ("Divter", GREEN)}
+STYLES = {"end_to_end": ("End-to-end", BLUE), "end_to_end_aligned": ("End-to-end, aligned", VERMILLION),
+          "pipeline": ("Pipeline", PURPLE), "divter": ("Divter", GREEN)}
 MAP_STYLES = {"static_piece": ("static, by piece (Eq. 8)", SKY), "static_word": ("static, by word", BLUE),
               "sentence": ("sentence (Eq. 10)", VERMILLION), "word": ("word", ORANGE),
-              "span": ("span", GREEN), "all": ("no map needed", PURPLE)}
+              "span": ("span", GREEN), "aligned": ("aligned", BLACK),
+              "aligned_shuffled": ("aligned, shuffled words", GREY), "all": ("no map needed", PURPLE)}
 # A gradient estimator: its name in figures, its colour and its marker.
 ESTIMATOR_STYLES = {
     "straight_through": ("straight-through argmax", GREY, "x"), "decoupled": ("decoupled", SKY, "v"),

@@ -18,7 +18,8 @@ from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown,
 from e2e_lib.repro import files
 from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json, version_note
 
-SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end")}  # the paper's order
+# In the paper's order.
+SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end", "end_to_end_aligned")}
 ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follows by name
 OWN = "own"  # among columns: all that only the corpus of the results has
 COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid"),

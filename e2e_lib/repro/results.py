@@ -20,7 +20,8 @@ from e2e_lib.versions import versions
 
 RESULTS = Path("results")
 MANIFEST = Path(__file__).parents[1] / "weights" / "mini" / "manifest.json"  # of the parts that ship now
-COMMANDS = {"runs": "reproduce", "ablations": "ablate"}  # folder: the command that makes its runs
+# Folders of runs, and the command that makes each.
+COMMANDS = {"runs": "reproduce", "ablations": "ablate", "faults": "ablate --variants faults"}
 
 # What must stand in the files of results/ (see `files.find_problem`), and the commands that make them.
 RUN = {"profile": str, "system": str, "seed": int, "metrics": {"n?": {"*": NUMBER}},

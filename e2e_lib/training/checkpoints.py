@@ -91,6 +91,22 @@ def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path
     model.load_state_dict(weights, strict=False)
 
 
+def start_from(model: PhotoChatModel, folder: Path) -> str:
+    """Gives a model the weights of another run's checkpoint; returns their hash. What learns in the model and
+    not there keeps its weights. Raises CheckpointError where the checkpoint holds weights that do not fit."""
+    weights, _ = load(folder)
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        here = own.get(name)
+        if here is None or here.shape != tensor.shape:
+            found = "none" if here is None else tuple(here.shape)
+            raise CheckpointError(f"train.start_from = {str(folder)!r}: its {name} {tuple(tensor.shape)} "
+                                  f"does not fit the model ({found} there); begin with a run of the same "
+                                  "system and parts")
+    model.load_state_dict(weights, strict=False)
+    return files.weights_hash(folder)
+
+
 def made_with(config: Config) -> dict[str, Any]:
     """What decides a run's weights besides its seed: the configuration, and versions of corpus and code."""
     return {"config": asdict(config), "numbers": _numbers(config)}

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from transformers import get_constant_schedule_with_warmup
 
 from e2e_lib.config import Bridge, Config, ConfigError
-from e2e_lib.corpora import DATA, prepare
+from e2e_lib.corpora import DATA, prepare, training_captions
 from e2e_lib.data.collate import Batch, Collator
 from e2e_lib.data.examples import Example, split_examples
 from e2e_lib.data.photos import PhotoStore
@@ -119,7 +119,11 @@ class _Run:
         check_precision(self.accelerator, settings)
         with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
             self.model = build(config)
-        for part, source in origins(config).items():
+        self.parts = origins(config)
+        if settings.start_from:
+            self.parts["start_from"] = checkpoints.start_from(
+                self.model, Path(settings.start_from.replace("{seed}", str(seed))))
+        for part, source in self.parts.items():
             echo(f"{part}: {source}")
         if getattr(getattr(self.model, "perceptron", None), "projection_is_new", False):
             echo("projection: a new one, with random numbers; `e2e warmup` trains one to begin with "
@@ -136,10 +140,11 @@ class _Run:
         self.dev = DevSet(config, seed, dev, dev_store, folder / "gallery")
         self.collator = Collator(self.model.formatter, store)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # Baseline parts share no loss, so each has its own gradient clipping.
-        self.clipped = [parameters] if self.model.joint else [
-            [p for p in part.parameters() if p.requires_grad] for part in self.model.trained_parts().values()]
-        optimizer = new_optimizer(parameters, settings, self.accelerator.device)
+        # Each part is clipped by itself, so that one with a large gradient takes nothing from the others.
+        self.clipped = [[p for p in part.parameters() if p.requires_grad]
+                        for part in self.model.trained_parts().values()]
+        drawing = getattr(self.model.generator, self.model.generator.learner)
+        optimizer = new_optimizer(parameters, settings, self.accelerator.device, set(drawing.parameters()))
         # Not prepared by accelerate, which would count a step once for each process.
         self.schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -196,12 +201,12 @@ class _Run:
 
     def train_on(self, batch: Batch, step: Step, k: int) -> None:
         """Forward and backward for the step's batch number ``k``. Raises ConfigError."""
-        process, number = self.accelerator.process_index, step.number + k
+        number, epoch = step.number + k, self.state["epoch"]
         # Dropout, where a model has it, draws from torch's global state: seeded by batch, resuming is exact.
-        torch.manual_seed(seed_of(self.seed, "dropout", number, process))
+        torch.manual_seed(seed_of(self.seed, "dropout", number, self.accelerator.process_index))
         try:
             output = self.wrapped(batch, temperature=self.temperature_of(self.state["batch"] + k),
-                                  rng=generator(self.seed, "noise", number, process))
+                                  seed=seed_of(self.seed, "noise", epoch))
         except ValueError as error:  # the bridge's, of logits that are no numbers
             raise ConfigError(f"step {self.state['step']}: {error}") from error
         if step.logged:
@@ -328,7 +333,7 @@ class _Run:
             files.write_json(self.folder / "done.json", {
                 **checkpoints.made_with(self.config), "seed": self.seed, "steps": self.state["step"],
                 "epochs": self.state["epoch"], "seconds": self.seconds(), "best": self.state["best"],
-                "parts": origins(self.config)})
+                "parts": self.parts})
         # And not end_training, which would leave no process group for the next seed.
         self.accelerator.wait_for_everyone()
 
@@ -337,4 +342,6 @@ def _read(config: Config, corpus: Path, split: str, model: PhotoChatModel,
           echo: Echo) -> tuple[list[Example], PhotoStore]:
     """A split's examples as the model reads them, and its photos."""
     examples, store = split_examples(corpus, split, echo, config.data.real_only)
+    if split == "train":
+        examples = training_captions(config.data, examples)
     return with_captions(examples, model.captioner, store) if model.captioner else examples, store

@@ -1,6 +1,6 @@
 """Number formats of training: what a device can do, gradient scaling, and the optimizer's states."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -24,17 +24,22 @@ def check_precision(accelerator: Accelerator, settings: Train) -> None:
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler(accelerator.device.type)
 
 
-def new_optimizer(parameters: Sequence[nn.Parameter], settings: Train,
-                  device: torch.device) -> torch.optim.Optimizer:
-    """AdamW with the rate and weight decay that are set. Raises ConfigError where its library is missing."""
-    rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+def new_optimizer(parameters: Sequence[nn.Parameter], settings: Train, device: torch.device,
+                  drawing: Set[nn.Parameter] = frozenset()) -> torch.optim.Optimizer:
+    """AdamW with the rates and weight decay that are set, of those parameters that learn; ``drawing`` are the
+    image generator's. Raises ConfigError where its library is missing."""
+    rate = settings.learning_rate
+    parts = (([p for p in parameters if p not in drawing], rate),
+             ([p for p in parameters if p in drawing], rate * settings.generator_rate))
+    groups: list[dict[str, Any]] = [{"params": members, "lr": lr} for members, lr in parts if members]
     if settings.optimizer == "adamw":
         # Fused, it makes no temporary copies of all weights.
-        return torch.optim.AdamW(parameters, **rates, fused=device.type == "cuda" or None)
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay,
+                                 fused=device.type == "cuda" or None)
     try:
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise ConfigError("train.optimizer = 'adamw8bit' needs bitsandbytes: `pip install -e "
                           "'.[quantized]'`, or set adamw") from None
-    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **rates)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, weight_decay=settings.weight_decay)
     return optimizer

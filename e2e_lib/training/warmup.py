@@ -88,7 +88,8 @@ class _Warmup:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with seeded(seed, "new weights"):  # the same rows of new tokens as in joint training
             self.language, tokenizer = load_language(parts.language, lora=parts.language_lora,
-                                                     frozen=frozen, chat_format=parts.chat_format)
+                                                     frozen=frozen, chat_format=parts.chat_format,
+                                                     bits=parts.language_bits, compute=self.dtype)
         width = self.language.config.hidden_size
         self.perceptron = load_perceptron(parts.perceptron, width, "projection", frozen)
         fit_projection(self.perceptron, width)

@@ -111,7 +111,7 @@ class Steps:
 
     def __call__(self, logged=False):
         with torch.autocast(self.device.type, dtype=self.half):
-            output = self.model(self.batch, temperature=0.5, rng=torch.Generator().manual_seed(0))
+            output = self.model(self.batch, temperature=0.5, seed=0)
             loss = output.text_loss + output.image_loss
         kept = image_gradients(self.model, output.image_loss * self.scaler.get_scale()) if logged else []
         self.scaler.scale(loss).backward()

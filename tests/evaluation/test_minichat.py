@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from e2e_lib.data.dialogue import DataError, Turn
 from e2e_lib.data.examples import Response, examples_of, load_split
+from e2e_lib.data.minichat.faults import named_values
 from e2e_lib.data.minichat.scenes import ATTRIBUTES
 from e2e_lib.evaluation.minichat import CORE_ATTRIBUTES, MiniChatScores, scene_values, wrong_attributes
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
@@ -37,10 +38,12 @@ def test_wrong_attributes_by_hand():
 
 
 def test_scene_values_by_hand():
-    found = scene_values({"gold": RED_CAR, "drawn": RED_CAR | {"place": "snow", "number": 3}})
+    named = {"thing": "car", "colour": "blue"}
+    found = scene_values({"gold": RED_CAR, "drawn": RED_CAR | {"place": "snow", "number": 3}, "named": named})
     assert found == {"scene_accuracy": pytest.approx(2 / 3), "scene_thing": 1, "scene_colour": 1, "scene_place": 0,
-                     "scene_number": 0, "scene_size": 1, "scene_time": 1}
-    assert set(scene_values({"gold": RED_CAR, "drawn": None}).values()) == {0}
+                     "scene_number": 0, "scene_size": 1, "scene_time": 1, "caption_accuracy": pytest.approx(1 / 3),
+                     "caption_thing": 1, "caption_colour": 0, "caption_place": 0}
+    assert set(scene_values({"gold": RED_CAR, "drawn": None, "named": None}).values()) == {0}
 
 
 scenes = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in ATTRIBUTES.items()})
@@ -49,12 +52,12 @@ scenes = st.fixed_dictionaries({name: st.sampled_from(values) for name, values i
 @given(scenes, scenes)
 def test_scene_accuracy_is_the_share_of_core_attributes(drawn, gold):
     marks = [drawn[name] == gold[name] for name in ("thing", "colour", "place")]
-    assert scene_values({"gold": gold, "drawn": drawn})["scene_accuracy"] == pytest.approx(sum(marks) / 3)
+    assert scene_values({"gold": gold, "drawn": drawn, "named": None})["scene_accuracy"] == pytest.approx(sum(marks) / 3)
 
 
 def test_gold_photos_that_their_context_determines_are_annotated(own, every, shipped, config):
     examples, store = every
-    responses = [Response("", ["x"], [store.tensor(e.response.photos[0].photo_id)]) if e.response.photos and i % 2 else Response("hi")
+    responses = [Response("", ["a red kite"], [store.tensor(e.response.photos[0].photo_id)]) if e.response.photos and i % 2 else Response("hi")
                  for i, e in enumerate(examples)]
     rows = own.annotate(examples, responses)
     assert json.loads(json.dumps(rows)) == rows and len(rows) == len(examples)
@@ -64,6 +67,7 @@ def test_gold_photos_that_their_context_determines_are_annotated(own, every, shi
         for scene, photo in zip(row["scenes"], due, strict=True):
             assert scene["photo_id"] == photo.photo_id and scene["gold"]["thing"] == own.scenes[photo.photo_id].thing
             assert (scene["drawn"] is None) == (not response.photos)
+            assert scene["named"] == (named_values(response.captions[0]) if response.captions else None)
             assert set(scene["gold"]) == set(ATTRIBUTES) and set(scene["drawn"] or ATTRIBUTES) == set(ATTRIBUTES)
     due = [scene for row in rows for scene in row["scenes"]]
     counts = own.counts([*rows, {"attribute": "size"}])
@@ -107,7 +111,7 @@ def test_questions_are_scored_by_their_true_answer(own, every):
 
 
 def test_what_is_shown_of_it(own):
-    assert list(own.metrics) == ["scene_accuracy", "details"] and not set(own.metrics) & set(METRICS)
+    assert list(own.metrics) == ["scene_accuracy", "caption_accuracy", "details"] and not set(own.metrics) & set(METRICS)
     assert set(own.metrics) <= set(own.values({"text": ""}))
 
 

@@ -53,7 +53,7 @@ def test_variants_are_trained_scored_and_compared_once(tiny, monkeypatch):
     assert {(pair["system"], pair["than"]) for pair in record["pairs"]} == {("sentence", "none")} and record["seeds"] == [0, 1]
     differences = {pair["metric"]: pair["difference"] for pair in record["pairs"]}
     by_hand = summary["systems"]["sentence"]["rougeL"]["mean"] - summary["systems"]["none"]["rougeL"]["mean"]
-    assert differences["rougeL"] == pytest.approx(by_hand, abs=1e-6) and list(differences) == ["bleu2", "rougeL", "fid", "scene_accuracy"]
+    assert differences["rougeL"] == pytest.approx(by_hand, abs=1e-6) and list(differences) == ["bleu2", "rougeL", "fid", "scene_accuracy", "caption_accuracy"]
     assert any("not compared in detail questions: fewer than two dialogues" in line for line in lines)
     assert lines[0].startswith("1 of 20 variants have runs of seeds 0, 1 and are compared; without: static_piece,")
     ablation.differences(tiny, [0, 1], lines.append)

@@ -180,7 +180,7 @@ def save_run(folder, examples, store, photo_of, text_of, colour):
         lines.append(json.dumps({
             "dialogue_id": e.dialogue_id, "index": e.index, "text": text_of(e), "captions": ["a"] * len(ids), "gold_text": e.response.text,
             "gold_captions": ["a"] * len(ids), "gold_photo_ids": ids,
-            "scenes": [{"photo_id": name, "gold": gold_scene, "drawn": gold_scene | {"colour": colour}} for name in ids]}))
+            "scenes": [{"photo_id": name, "gold": gold_scene, "drawn": gold_scene | {"colour": colour}, "named": {}} for name in ids]}))
         for k, name in enumerate(ids):
             photo_of(store.load(name)).save(folder / "answers" / f"{i}-{k}.png")
     (folder / "answers" / "answers.jsonl").write_text("\n".join(lines) + "\n")
@@ -202,7 +202,7 @@ def test_systems_are_compared_from_their_saved_answers(config, corpus, tmp_path,
     assert record["examples"] == len(examples) + 4 and record["dialogues"] == len(dialogues)
     assert record["numbers"]["intervals"] == versions.INTERVALS and record["numbers"]["minichat"] == versions.MINICHAT
     rows = {row["metric"]: row for row in record["pairs"]}
-    assert list(rows) == ["bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy", "details"] == list(record["higher_is_better"])
+    assert list(rows) == ["bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy", "caption_accuracy", "details"] == list(record["higher_is_better"])
     assert rows["bleu1"]["difference"] > 80 and rows["rougeL"]["low"] > 80
     assert rows["fid"]["high"] < 0 and not record["higher_is_better"]["fid"]
     assert rows["scene_accuracy"]["difference"] == pytest.approx(1 / 3)

@@ -58,6 +58,18 @@ def test_and_so_have_tinyllama_smollm_and_the_baselines_parts():
     assert counts(captioner) == (3_745_353_216, 0)
 
 
+def test_4_bits_are_counted_with_their_constants():
+    config = replace(load("paper"), "model.language_bits", 4)
+    language, plain = (planning._parts(changed)[0] for changed in (config, load("paper")))
+    numbers, matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 32 * 7
+    # A scale of 8 bits for 64 numbers and of 32 for 256 of those, the 256 and the 16 values that numbers have, and a mean.
+    constants = numbers // 64 + numbers // 64 // 256 * 4 + matrices * 4 * (256 + 16 + 1)
+    buffers = 2 * 64 * 4 + 2 * ROWS  # the rotary embedding's table, twice, and what the new rows were
+    assert (language.parameters, language.learnt) == (plain.parameters, plain.learnt) and language.formats["nf4"] == numbers // 2
+    assert language.weights == numbers // 2 + constants + 2 * (LLAMA - numbers) + 4 * (LORA + ROWS) + buffers
+    assert plain.weights - language.weights == 2 * numbers - numbers // 2 - constants
+
+
 def described(module):
     return {name: (tuple(p.shape), p.dtype, p.requires_grad) for name, p in module.named_parameters()}
 
@@ -76,7 +88,7 @@ def same_parts(config):
 
 @pytest.mark.parametrize("changes", [
     {}, {"model.language_lora": 4, "model.unet_lora": 2, "model.perceptron_trains": "projection"}, {"model.image_input": "captions"},
-    {"model.system": "pipeline"}, {"model.system": "divter"}])
+    {"model.system": "end_to_end_aligned"}, {"model.system": "pipeline"}, {"model.system": "divter"}])
 def test_the_plan_has_the_parts_that_build_makes(config, changes):
     assert same_parts(changed(config, changes))
 
@@ -87,6 +99,18 @@ def hub_layout(tmp_path_factory):
     parts = {"language": hub_checkpoints.save_llama(hub / "llama"), "perceptron": hub_checkpoints.save_blip2(hub / "blip2"),
              "generator": hub_checkpoints.save_diffusion(hub / "diffusion")}
     return changed(load("paper"), {"data.max_context": 192, "inference.max_new_tokens": 16, **{f"model.{part}": str(path) for part, path in parts.items()}})
+
+
+def test_and_in_4_bits_with_as_many_bytes(hub_layout, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    llama = hub_checkpoints.save_llama(tmp_path / "llama", intermediate_size=128)
+    config = changed(hub_layout, {"model.language": str(llama), "model.language_bits": 4})
+    assert same_parts(config)
+    language, planned = systems.build(config).language, planning._parts(config)[0]
+    states = [p.quant_state for p in language.parameters() if hasattr(p, "quant_state")]
+    kept = [*language.parameters(), *language.buffers()]
+    kept += [tensor for state in states for tensor in (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)]
+    assert planned.weights == sum(tensor.numel() * tensor.element_size() for tensor in kept) and len(states) == 14
 
 
 @pytest.mark.parametrize("changes", [{}, {"model.unet_lora": 4, "model.frozen": "bfloat16", "train.mixed_precision": "bf16"}])
@@ -125,7 +149,7 @@ def measured(config, model, batch):
     def step():
         kept = []
         for number in range(config.train.gradient_accumulation_steps):
-            output = model(batch, temperature=0.5, rng=torch.Generator().manual_seed(number))
+            output = model(batch, temperature=0.5, seed=number)
             new = image_gradients(model, output.image_loss)
             kept = [one + other for one, other in zip(kept, new, strict=False)] or new
             (output.text_loss + output.image_loss).backward()
@@ -139,8 +163,11 @@ def measured(config, model, batch):
 @pytest.mark.parametrize("changes", [
     {"train.batch_size": 8}, {"train.batch_size": 3, "train.checkpointing": True, "model.perceptron_trains": "qformer"},
     {"train.batch_size": 4, "model.language_lora": 8, "model.unet_lora": 4, "train.checkpointing": True},
+    {"train.batch_size": 2, "model.language_lora": 8, "model.language_bits": 4, "model.unet_lora": 4, "model.perceptron_trains": "projection"},
     {"train.batch_size": 4, "model.system": "pipeline", "train.gradient_accumulation_steps": 2}])
 def test_live_bytes_are_within_a_tenth_of_those_of_the_mini_parts_on_a_cpu(changes, examples):
+    if "model.language_bits" in changes:
+        pytest.importorskip("bitsandbytes")
     config = changed(load("mini"), changes)
     rows, store = examples
     rows = sorted(rows, key=lambda e: not (e.response.photos and any(turn.photos for turn in e.context)))[:config.train.batch_size]
@@ -201,6 +228,19 @@ def test_the_first_change_for_the_papers_parts_is_the_optimizer():
     assert first == {"train.optimizer": "adamw8bit"}
     static = [planning._static(config) for config in (adamw, load("paper"))]  # GiB, with the margins
     assert [round((size - planning.CONTEXT) / planning.MARGIN, 2) for size in static] == [30.07, 24.52]
+
+
+def test_4_bits_are_offered_where_the_language_model_can_be_in_them(config):
+    def offered(start, changes=None):
+        return [change for change in planning._changes(changed(start, changes or {})) if "model.language_bits" in change]
+
+    paper = load("paper")
+    assert offered(paper) == [{"model.language_bits": 4}]
+    assert planning._changes(changed(paper, {"train.optimizer": "adamw"}))[1:3] == [{"model.language_bits": 4}, {"model.unet_lora": 16}]
+    learnt_whole = changed(load("mini"), {"data.max_context": 600})
+    assert offered(learnt_whole) == [{"model.language_lora": 32, "model.language_bits": 4}] and planning._changes(learnt_whole)[0] != offered(learnt_whole)[0]
+    assert offered(paper, {"model.language_bits": 4}) == offered(paper, {"model.system": "divter", "model.translator": config.model.translator}) == []
+    assert offered(load("smol")) == offered(config) == offered(config, {"model.language_lora": 4}) == []  # a GGUF file; rows of 32
 
 
 def run(*arguments):

@@ -9,11 +9,11 @@ from model_helpers import MIXED, gradients_of, largest, run
 from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.bridge.vocabulary import MAPPINGS
-from e2e_lib.data.collate import Collator
+from e2e_lib.data.collate import Collator, photo_rngs
 from e2e_lib.data.dialogue import Turn
 from e2e_lib.models.end_to_end import caption_positions, merge_image_embeddings
-from e2e_lib.models.losses import response_loss
-from e2e_lib.repro.randomness import generator
+from e2e_lib.models.losses import left_out, response_loss
+from e2e_lib.repro.randomness import generator, seed_of
 
 PREDICTED = ("bridge.caption_source", "predicted")
 
@@ -86,13 +86,44 @@ def test_eq_13_is_a_weighted_sum(new_model, batch, weight):
 
 
 def test_the_image_loss_is_eq_12_on_the_target_photos_and_gold_captions(model, batch):
-    images, rng = model.generator, generator("step")
-    logits, _, _ = caption_positions(language_logits(model, batch), batch)
-    gumbel_noise(logits.shape, rng)  # comes first
-    text = images.encode(images.tokenize(batch.captions))
-    expected = images.denoising_loss(images.to_latents(batch.target_photos), text, rng)
+    images, losses = model.generator, []
+    for photo, caption, key in zip(batch.target_photos, batch.captions, batch.photo_keys, strict=True):
+        rng = generator(seed_of("step"), "photo", key)
+        assert torch.rand((), generator=rng) >= 0.1  # this one is not left out
+        latents = images.to_latents([photo])
+        noise, timesteps = torch.randn(latents.shape[1:], generator=rng), torch.randint(1000, (1,), generator=rng)
+        losses.append(images.denoising_loss(latents, images.encode(images.tokenize([caption])), noise[None], timesteps).item())
     output = run(model, batch)
-    assert output.image_loss.item() == pytest.approx(expected.item(), rel=1e-5) and output.captions == batch.captions
+    assert output.image_loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5) and output.captions == batch.captions
+
+
+def test_a_left_out_caption_is_an_empty_one_and_its_photo_says_nothing_about_words(new_model, batch):
+    plain, dropping = new_model(("train.caption_dropout", 0)), new_model(("train.caption_dropout", 1))
+    images, rngs = plain.generator, photo_rngs(batch, seed_of("step"), "photo")
+    output = run(dropping, batch)
+    for rng in rngs:
+        torch.rand((), generator=rng)
+    latents = images.to_latents(batch.target_photos)
+    text = images.encode(images.tokenize([""] * len(latents)))
+    expected = images.denoising_loss(latents, text, *images.noise_of(latents, rngs))
+    assert output.image_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert largest(gradients_of(output.image_loss, dropping.language)) == 0
+    assert largest(gradients_of(run(plain, batch).image_loss, plain.language)) > 0
+    with torch.no_grad():
+        shares = [run(new_model(("train.caption_dropout", share)), batch).image_loss.item() for share in (0.0, 1.0)]
+    assert shares[0] != shares[1]
+
+
+def test_a_photos_noise_does_not_depend_on_its_batch(model, examples):
+    rows, store = examples
+    sharing = [e for e in rows if e.response.photos][:3]
+    collator = Collator(model.formatter, store)
+    together, apart = run(model, collator(sharing)), [run(model, collator([e])) for e in reversed(sharing)]
+    assert together.image_loss.item() == pytest.approx(sum(o.image_loss.item() for o in apart) / 3, rel=1e-5)
+    gradient, sums = gradients_of(together.image_loss, model.language), [gradients_of(o.image_loss, model.language) for o in apart]
+    for k, whole in enumerate(gradient):
+        if whole is not None:
+            assert torch.allclose(whole, sum(one[k] for one in sums) / 3, atol=1e-7)
 
 
 def test_caption_positions_against_a_loop(model, batch):
@@ -111,14 +142,18 @@ def test_caption_positions_against_a_loop(model, batch):
 def test_predicted_captions_are_the_likeliest_tokens_with_or_without_noise(new_model, batch, noise):
     model = new_model(PREDICTED, ("bridge.noise", noise))
     logits, _, mask = caption_positions(language_logits(model, batch), batch)
-    ids = (logits + noise * gumbel_noise(logits.shape, generator("step"))).argmax(-1)
+    for row, (length, key) in enumerate(zip(mask.sum(1).tolist(), batch.photo_keys, strict=True)):
+        own = gumbel_noise((length, logits.shape[-1]), generator(seed_of("step"), "words", key))
+        logits[row, :length] += noise * own
+    ids = logits.argmax(-1)
     output = run(model, batch)
     assert output.captions != batch.captions
     assert output.captions == [model.tokenizer.decode([i for i in row[real].tolist() if i not in model.formatter.no_words]).strip()
                                for row, real in zip(ids, mask, strict=True)]
     assert (output.captions != run(model, batch, key="another step").captions) == noise
     # Photos are drawn from these: given as gold captions, they give the same image loss to the last bit.
-    gold = batch.input_ids.clone()
+    gold, formatter = batch.input_ids.clone(), model.formatter
+    ids = ids.masked_fill(ids == formatter.image_token_id, formatter.pad_token_id)  # no photo belongs there
     gold[batch.target_rows] = gold[batch.target_rows].masked_scatter(batch.caption_index[batch.target_rows] >= 0, ids[mask])
     as_gold = dataclasses.replace(batch, captions=output.captions, input_ids=gold)
     assert torch.equal(output.image_loss, run(new_model(("bridge.noise", noise)), as_gold).image_loss)
@@ -133,7 +168,7 @@ def test_special_tokens_predicted_inside_a_caption_are_no_words(new_model, batch
     at = [numbers_of(batch, r) for r in range(len(mask))]
     for positions, ids in zip(at, wanted, strict=True):
         logits[positions, ids[:len(positions)]] = 3.0
-    text, captions, _ = model.encode_captions(logits.requires_grad_(), batch, 1.0, generator("step"))
+    text, captions, _ = model.encode_captions(logits.requires_grad_(), batch, 1.0, 7)
     kept = mask & (numbers != 1) & (numbers != 3)
     assert captions == [model.tokenizer.decode(ids[words]).strip() for ids, words in zip(wanted, kept, strict=True)]
     assert not any("\n" in caption or "</s>" in caption for caption in captions)
@@ -144,8 +179,8 @@ def test_special_tokens_predicted_inside_a_caption_are_no_words(new_model, batch
         assert not reached[[1, 3]].any() and reached[[0, 2]].all()
 
 
-def test_several_photos_of_a_response_are_learnt_as_single_ones_are(model, batch, examples):
-    rows, store = examples
+def test_several_photos_of_a_response_are_learnt_as_single_ones_are(new_model, examples):
+    (rows, store), model = examples, new_model(("train.caption_dropout", 0))
     one, two = [e for e in rows if e.response.photos][:2]
     both = dataclasses.replace(one, response=Turn(one.response.speaker, "", (*one.response.photos, *two.response.photos)))
     together = Collator(model.formatter, store)([both, two])
@@ -154,13 +189,14 @@ def test_several_photos_of_a_response_are_learnt_as_single_ones_are(model, batch
     assert together.target_rows.tolist() == [0, 0, 1] and captions == together.captions
     assert [model.tokenizer.decode(ids[real]) for ids, real in zip(gold, mask, strict=True)] == captions
     output = run(model, together)
-    rng = generator("step")
-    gumbel_noise(logits.shape, rng)
+    rngs = photo_rngs(together, seed_of("step"), "photo")
     latents = model.generator.to_latents([store.tensor(e.response.photos[0].photo_id) for e in (one, two, two)])
-    expected = model.generator.denoising_loss(latents, model.generator.encode(model.generator.tokenize(captions)), rng)
+    left_out(rngs, 0)
+    expected = model.generator.denoising_loss(latents, model.generator.encode(model.generator.tokenize(captions)),
+                                              *model.generator.noise_of(latents, rngs))
     assert output.captions == captions and output.image_loss.item() == pytest.approx(expected.item(), rel=1e-5)
     full = language_logits(model, together)
-    gradient, = torch.autograd.grad(model.encode_captions(full, together, 1.0, generator("step"))[0][1].square().sum(), full)
+    gradient, = torch.autograd.grad(model.encode_captions(full, together, 1.0, 7)[0][1].square().sum(), full)
     reached = (gradient.abs().sum(-1) > 0).nonzero()[:, 0]
     assert reached.tolist() == numbers_of(together, 1)  # its own words alone
 

@@ -52,10 +52,9 @@ def test_eq_12_is_the_squared_error_of_the_predicted_noise_or_velocity(images, p
     images = copy.deepcopy(images)
     images.scheduler.register_to_config(prediction_type=prediction_type)
     latents, text = images.to_latents(MIXED), images.encode(images.tokenize([*CAPTIONS, ""]))
-    loss = images.denoising_loss(latents, text, randomness.generator("eq 12"))
-    rng = randomness.generator("eq 12")
-    noise = torch.randn(latents.shape, generator=rng)
-    timesteps = torch.randint(1000, (len(latents),), generator=rng)
+    rngs = [randomness.generator("eq 12", i) for i in range(len(latents))]
+    noise, timesteps = images.noise_of(latents, rngs)
+    loss = images.denoising_loss(latents, text, noise, timesteps)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # Stable Diffusion's schedule
     kept = torch.cumprod(1 - betas, 0)
     errors = []
@@ -69,11 +68,10 @@ def test_eq_12_is_the_squared_error_of_the_predicted_noise_or_velocity(images, p
     assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-4)
     assert largest(gradients_of(loss, images.unet)) > 0
     first = torch.full_like(timesteps, 3)
-    given = images.denoising_loss(latents, text, randomness.generator("eq 12"), first)
+    given = images.denoising_loss(latents, text, noise, first)
     noisy = kept[3].sqrt() * latents + (1 - kept[3]).sqrt() * noise
     predicted = images.unet(noisy.float(), first, encoder_hidden_states=text).sample
     target = noise if prediction_type == "epsilon" else kept[3].sqrt() * noise - (1 - kept[3]).sqrt() * latents
-    # Given timesteps are not drawn, so the generator's first numbers are the noise all the same.
     assert given.item() == pytest.approx((predicted - target).square().mean().item(), rel=1e-4)
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from model_helpers import gradients_of, run
 
-from e2e_lib.data.collate import Collator
+from e2e_lib.data.collate import Collator, photo_rngs
 from e2e_lib.models.captioner import with_captions
-from e2e_lib.repro.randomness import generator
+from e2e_lib.models.losses import left_out
+from e2e_lib.repro.randomness import seed_of
 
 LEARNERS = {"pipeline": "unet", "divter": "transformer"}
 
@@ -44,10 +45,12 @@ def test_contexts_hold_captions_as_text_and_no_photo(system, six):
 @torch.no_grad()
 def test_the_pipelines_image_loss_is_eq_12_on_the_gold_captions(systems, six):
     pipeline, rows = systems["pipeline"], [e for e in six[0] if e.response.photos]
-    output, images, rng, errors = run(pipeline, batch_of(pipeline, *six)), pipeline.generator, generator("step"), []
+    batch, images, errors = batch_of(pipeline, *six), pipeline.generator, []
+    output, rngs = run(pipeline, batch), photo_rngs(batch, seed_of("step"), "photo")
     latents = [images.to_latents([six[1].tensor(e.response.photos[0].photo_id)]) for e in rows]
-    noise = torch.randn((len(rows), *latents[0].shape[1:]), generator=rng)
-    timesteps = torch.randint(1000, (len(rows),), generator=rng)
+    assert not any(left_out(rngs, 0.1))
+    noise = [torch.randn(latents[0].shape[1:], generator=rng) for rng in rngs]
+    timesteps = torch.cat([torch.randint(1000, (1,), generator=rng) for rng in rngs])
     for row, latent, wanted, t in zip(rows, latents, noise, timesteps, strict=True):
         ids = images.tokenizer([row.response.photos[0].caption], padding="max_length", max_length=images.max_length,
                                truncation=True, return_tensors="pt").input_ids
@@ -62,7 +65,8 @@ def test_the_loss_is_the_sum_of_both_parts_losses(system, six):
     output = run(system, batch)
     assert torch.equal(output.loss, output.text_loss + output.image_loss) and output.image_loss > 0.1
     assert torch.equal(output.image_loss,
-                       system.generator.caption_loss(batch.captions, batch.target_photos, generator("step")))
+                       system.generator.caption_loss(batch.captions, batch.target_photos,
+                                                     photo_rngs(batch, seed_of("step"), "photo"), 0.1))
     assert output.captions == [e.response.photos[0].caption for e in six[0] if e.response.photos]
 
 

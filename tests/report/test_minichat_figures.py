@@ -8,7 +8,7 @@ SCENE = {"thing": "kite", "colour": "red", "place": "beach", "number": 1, "size"
 
 
 def answer(drawn, caption, gold=SCENE):
-    return {"scenes": [{"photo_id": "x", "gold": gold, "drawn": drawn}], "captions": [caption] if caption else []}
+    return {"scenes": [{"photo_id": "x", "gold": gold, "drawn": drawn, "named": None}], "captions": [caption] if caption else []}
 
 
 @pytest.mark.parametrize(("drawn", "caption", "cause"), [

@@ -79,7 +79,7 @@ def run(config, corpus, tmp_path):
     scenes, rows = read_scenes(corpus / "scenes.jsonl"), []
     for example in (example for dialogue in dialogues for example in examples_of(dialogue)):
         gold = example.response.photos
-        due = [{"photo_id": photo.photo_id, "gold": vars(scenes[photo.photo_id]), "drawn": None} for photo in gold]
+        due = [{"photo_id": photo.photo_id, "gold": vars(scenes[photo.photo_id]), "drawn": None, "named": None} for photo in gold]
         rows.append({"text": "<b>$1 or $2?</b>", "gold_text": example.response.text, "captions": [],
                      "gold_photo_ids": [photo.photo_id for photo in gold], "scenes": due, "dialogue_id": example.dialogue_id, "index": example.index,
                      "gold_captions": [photo.caption for photo in gold]})

@@ -307,8 +307,8 @@ def trained_by_hand(config, root, data_root, at_once=1):
     torch.manual_seed(99)  # nothing may depend on torch's global state
     model, lines = build(config).train(), []
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = [list(named)] if model.joint else [[name for name in named if name.startswith("language")],
-                                                [name for name in named if not name.startswith("language")]]
+    parts = {id(p): number for number, part in enumerate(model.trained_parts().values()) for p in part.parameters()}
+    groups = [[name for name, p in named.items() if parts[id(p)] == number] for number in set(parts.values())]
     optimizer = torch.optim.AdamW(named.values(), settings.learning_rate, weight_decay=settings.weight_decay)
     for epoch in range(settings.epochs):
         batches = list(run.loader(epoch))
@@ -323,7 +323,7 @@ def trained_by_hand(config, root, data_root, at_once=1):
             for i, (number, process, batch) in enumerate(members):
                 torch.manual_seed(seed_of(0, "dropout", number, process))
                 outputs.append(model(batch, temperature=temperature_at(config.bridge, number / len(rounds)),
-                                     rng=generator(0, "noise", number, process)))
+                                     seed=seed_of(0, "noise", epoch)))
                 image = outputs[-1].image_loss * (photos[i] / max(1, sum(photos)))
                 joint = outputs[-1].text_loss * (tokens[i] / sum(tokens)) + settings.image_loss_weight * image
                 for loss, sums in ((joint, mean), (image, from_image)):
@@ -564,10 +564,10 @@ def epoch(joint, data_root, tmp_path_factory):
     return run, batches, gradients
 
 
-def test_the_baselines_parts_are_clipped_apart(epoch):
+def test_parts_are_clipped_apart(epoch):
     run, batches, gradients = epoch
     model, rest, limit = build(run.config).train(), set(gradients), run.config.train.max_grad_norm
-    output = model(batches[0], temperature=1.0, rng=generator(0, "noise", 0, 0))
+    output = model(batches[0], temperature=1.0, seed=seed_of(0, "noise", 0))
     assert output.captions
     for loss, part in ((output.text_loss, "language"), (output.image_loss, "generator.unet")):
         named = [(f"{part}.{name}", p) for name, p in model.get_submodule(part).named_parameters()]

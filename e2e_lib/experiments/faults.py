@@ -1,0 +1,145 @@
+"""Does the photo correct the words? Training on captions that are wrong, and known to be (not in the paper).
+
+Where captions are right, the photo can tell a language model nothing that they do not. Here a part of the
+training captions is wrong, the photos and the truth are not, and the image generator is left as it is: what
+it knows of words, it knows from its pretraining. First the language model is adapted to such captions without
+any gradient from photos, so that nothing is left to keep; then training goes on with each vocabulary map.
+
+What an outcome would mean. The aligned map ahead of "none", of Eq. 10 and of its control, which has another
+word's embedding for each word: the photo says which word would have been right. Ahead of "none" but not of
+the control: any gradient would have done, as it keeps the model from learning the captions (with parts that
+have not been adapted, this is what happens). Equal to "none": the photo says nothing that is heard.
+Every part is kept once it is done, so that an interrupted experiment goes on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e_lib import corpora
+from e2e_lib.config import Config, replace
+from e2e_lib.experiments.comparison import differences_record, numbers_of, read_runs
+from e2e_lib.experiments.evaluate import Echo, evaluate
+from e2e_lib.repro import files, results
+from e2e_lib.repro.run_files import RUNS, run_folder
+from e2e_lib.training.loop import train
+
+ROOT = RUNS / "faults"
+ANSWERS = "answers"
+MAX_TEXT_ONLY = 150  # of the test contexts without a photo; all with one are answered
+MAPS = ("none", "sentence", "static_piece", "span", "aligned", "aligned_shuffled")
+CONTROLLED = ("none", "sentence", "aligned", "aligned_shuffled")
+RATES, RATE = (0.0, 0.2, 0.4, 0.6, 0.8), 0.6
+COMPARED = ("bleu2", "rougeL", "is", "fid")  # besides what only the corpus has
+# Chosen on dev captions: the same strength for every map, and no annealing.
+SETTINGS = {"train.generator_rate": 0, "bridge.gradient_ratio": 1, "bridge.temperature_end": 1}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What training begins from and learns from: captions that are wrong in a ``kind`` of way at a ``rate``
+    (see ``data.caption_faults``), parts that were ``start`` "adapted" to them or are "clean", and the caption
+    that is drawn while training."""
+
+    kind: str
+    rate: float
+    start: str = "adapted"
+    caption_source: str = "gold"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.rate:g}_{self.start}_{self.caption_source}"
+
+
+CONDITIONS: dict[Condition, tuple[str, ...]] = {
+    Condition("random", RATE): MAPS, Condition("systematic", RATE): MAPS,
+    Condition("random", RATE, caption_source="predicted"): CONTROLLED,
+    Condition("random", RATE, start="clean"): CONTROLLED,
+    **{Condition("random", rate): MAPS for rate in RATES if rate != RATE},
+    Condition("vague", RATE): MAPS, Condition("other_photo", RATE): MAPS}
+
+
+def settings_of(config: Config, condition: Condition, mapping: str) -> Config:
+    """The configuration of a run."""
+    start = adapted_folder(config, condition) / "seed-{seed}" / "best" if condition.start == "adapted" else ""
+    changed = _faulty(config, condition, {
+        **SETTINGS, "bridge.mapping": mapping, "bridge.caption_source": condition.caption_source,
+        "train.start_from": str(start), "evaluation.max_text_only_examples": MAX_TEXT_ONLY})
+    return changed
+
+
+def adaptation_of(config: Config, condition: Condition) -> Config:
+    """The configuration of the training that a condition's runs begin from."""
+    return _faulty(config, condition, {"train.generator_rate": 0, "bridge.mapping": "none"})
+
+
+def adapted_folder(config: Config, condition: Condition) -> Path:
+    """Where the adapted parts of a condition are, of all seeds."""
+    return run_folder(config, 0, ROOT / f"{condition.kind}_{condition.rate:g}" / "adapted").parent
+
+
+def _faulty(config: Config, condition: Condition, settings: dict[str, Any]) -> Config:
+    for key, value in {"data.caption_faults": condition.kind, "data.caption_fault_rate": condition.rate,
+                       **settings}.items():
+        config = replace(config, key, value)
+    return config
+
+
+def faults(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
+    """Trains and scores every condition with every map and seed; writes ``results/<profile>/faults.json``."""
+    for number, (condition, maps) in enumerate(CONDITIONS.items(), 1):
+        for seed in seeds:
+            say = _of(echo, f"condition {number} of {len(CONDITIONS)}, {condition.name}, seed {seed}")
+            if condition.start == "adapted":
+                say("adapting to the captions")
+                root = adapted_folder(config, condition).parents[1]
+                train(adaptation_of(config, condition), seed, echo, root=root)
+            for mapping in maps:
+                say(f"map {mapping}")
+                run, root = settings_of(config, condition, mapping), ROOT / condition.name / mapping
+                train(run, seed, echo, root=root)
+                evaluate(run, seed, echo, label=f"{condition.name}_{mapping}", into="faults", answers=ANSWERS,
+                         runs_root=root)
+    return summarise(config, seeds, echo)
+
+
+def _of(echo: Echo, where: str) -> Echo:
+    return lambda line: echo(f"== {where}: {line}")
+
+
+def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
+    """Writes ``results/<profile>/faults.json``: "rows", one per condition and map with its scores as mean,
+    standard deviation and number of seeds, and "pairs", each map minus each other one of its condition with
+    intervals, p-values corrected within a condition. Conditions that not every one of ``seeds`` has are left
+    out, and said. Raises files.ResultsError."""
+    path = results.RESULTS / config.profile / "faults.json"
+    done = {(run["system"], run["seed"]): run for run in results.read_runs(config.profile, folder="faults")}
+    whole = {condition: maps for condition, maps in CONDITIONS.items()
+             if all((f"{condition.name}_{mapping}", seed) in done for mapping in maps for seed in seeds)}
+    missing = ", ".join(condition.name for condition in CONDITIONS if condition not in whole) or "none"
+    echo(f"{len(whole)} of {len(CONDITIONS)} conditions have runs of seeds {', '.join(map(str, seeds))}; "
+         f"without: {missing}")
+    weights = {f"{label}-seed{seed}": run["provenance"]["weights"] for (label, seed), run in done.items()
+               if seed in seeds and any(label.startswith(f"{condition.name}_") for condition in whole)}
+    arguments = {"seeds": list(seeds), "numbers": numbers_of(config), "weights": weights}
+    if not whole:
+        return path
+    if results.is_up_to_date(path, arguments, echo):
+        return path
+    summary = results.summarise(config.profile, folder="faults", seeds=seeds)
+    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for condition, maps in whole.items():
+        rows += [{**asdict(condition), "mapping": mapping,
+                  "scores": summary["systems"][f"{condition.name}_{mapping}"]} for mapping in maps]
+        roots = {mapping: ("end_to_end", ROOT / condition.name / mapping) for mapping in maps}
+        runs = read_runs(config, roots, seeds, corpora.prepare(config, echo), ANSWERS)
+        compared = [(one, other) for k, other in enumerate(maps) for one in maps[k + 1:]]
+        record = differences_record(config, seeds, runs, compared, echo, COMPARED)
+        pairs += [{**asdict(condition), **row} for row in record.pop("pairs")]
+    kept = {key: summary[key] for key in ("profile", "test", "shipped", "numbers") if key in summary}
+    return files.write_json(path, {
+        "command": f"e2e ablate --profile {config.profile} --variants faults", "arguments": arguments,
+        "settings": {key: str(value) for key, value in SETTINGS.items()}, "rows": rows, "pairs": pairs,
+        "seeds": list(seeds), "higher_is_better": record["higher_is_better"], **kept})
