@@ -7,7 +7,7 @@ change while the version does not.
 
 MINICHAT = 1  # which dialogues and photos MiniChat has
 SCORING = 3  # how answers become scores
-DECODING = 2  # how a chat becomes a prompt, and the model's answer text and photos
+DECODING = 3  # how a chat becomes a prompt, and the model's answer text and photos
 TRAINING = 2  # batches, losses and steps of joint training
 INTERVALS = 2  # what follows from the scores of several runs: intervals, p-values, FID by number of photos
 GRADIENTS = 1  # the bridge: maps and estimators, and how they are measured

@@ -13,7 +13,7 @@ vocabularies, D2 embedding width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class Spelling:
     target_ids: Tensor
     weights: Tensor
     starts: Tensor  # (V1,)
+    order: Tensor | None = None  # (V1,): which token's Ē each token has, by default its own
     _latest: tuple[tuple[Any, ...], Tensor, Tensor] | None = field(default=None, repr=False)
 
     def embeddings(self, table: Tensor, logits: Tensor) -> Tensor:
@@ -69,6 +70,8 @@ class Spelling:
             rows = full_precision(table)
             words = F.embedding_bag(self.target_ids.to(rows.device), rows, self.starts.to(rows.device),
                                     mode="sum", per_sample_weights=self.weights.to(rows))  # (V1, D2)
+            if self.order is not None:
+                words = words[self.order.to(words.device)]
             padding = logits.shape[-1] - len(words)
             # The table is kept, too, so that no other can come to lie where it lies.
             self._latest = key, F.pad(words, (0, 0, 0, padding)).to(logits), table
@@ -85,8 +88,10 @@ def spelling(source_tokenizer: Any, target_tokenizer: Any) -> Spelling:
     source_texts, target_texts = token_texts(source_tokenizer), token_texts(target_tokenizer)
     words = [j for j, tokens in enumerate(tokens_in_a_caption(target_tokenizer, target_texts))
              if tokens == [j]]
+    special = special_ids(source_tokenizer)
     written = tokens_in_a_caption(source_tokenizer, [target_texts[j] for j in words])
-    links = [(i, j, 1 / (1 + j)**2) for j, pieces in zip(words, written, strict=True) for i in {*pieces}]
+    links = [(i, j, 1 / (1 + j)**2) for j, pieces in zip(words, written, strict=True)
+             for i in {*pieces}.difference(special)]
     in_words = {i for i, _, _ in links}
     others = [i for i in range(len(source_texts)) if i not in in_words]
     spelled = tokens_in_a_caption(target_tokenizer, [source_texts[i] for i in others])
@@ -98,13 +103,14 @@ def spelling(source_tokenizer: Any, target_tokenizer: Any) -> Spelling:
     return Spelling(target.long(), weights / total[source], counts.cumsum(0) - counts)
 
 
-def shuffle(tokenizer: Any) -> Tensor:
-    """For each source token another one, (V1,), always the same: the embeddings keep their lengths, and say
-    nothing. Tokens that write nothing stay as they are."""
-    writes = torch.tensor([bool(text) for text in token_texts(tokenizer)]).nonzero()[:, 0]  # (n,)
-    order = torch.arange(vocabulary_size(tokenizer))
-    order[writes] = writes[torch.randperm(len(writes), generator=torch.Generator().manual_seed(0))]
-    return order
+def shuffled(spelled: Spelling) -> Spelling:
+    """A control: each source token that writes anything has the Ē of another one, always the same. The
+    embeddings keep their lengths, and say nothing."""
+    ends = torch.cat([spelled.starts[1:], torch.tensor([len(spelled.target_ids)])])  # (V1,)
+    writes = (ends > spelled.starts).nonzero()[:, 0]  # (n,)
+    writes = writes[torch.randperm(len(writes), generator=torch.Generator().manual_seed(0))]
+    order = torch.arange(len(ends)).scatter(0, writes, writes.roll(1))  # (V1,)
+    return replace(spelled, order=order)
 
 
 def alignment_weights(source: Encoding, target: Encoding, pooling: str) -> Tensor:

@@ -26,7 +26,7 @@ from e2e_lib.bridge.alignment import (
     without_undrawn,
 )
 from e2e_lib.bridge.estimators import RELAXATIONS
-from e2e_lib.bridge.fast import aligned_softmax, aligned_transfer, token_probabilities
+from e2e_lib.bridge.fast import aligned_softmax, aligned_transfer, likeliest, token_probabilities
 from e2e_lib.bridge.gumbel import (
     check_logits,
     check_temperature,
@@ -96,7 +96,8 @@ class CaptionBridge:
             self.static_map = vocabulary.static_word(source_tokenizer, target_tokenizer, words)
         elif mapping.startswith("aligned"):
             self.spelling = aligned.spelling(source_tokenizer, target_tokenizer)
-        self.shuffle = aligned.shuffle(source_tokenizer) if mapping == "aligned_shuffled" else None
+            if mapping == "aligned_shuffled":
+                self.spelling = aligned.shuffled(self.spelling)
 
     def __call__(self, captions: list[str], logits: Tensor, embedding: nn.Embedding, temperature: float = 1.0,
                  noise: Tensor | str | None = "gumbel", rng: torch.Generator | None = None, *,
@@ -133,8 +134,6 @@ class CaptionBridge:
                 if self.spelling is not None:
                     weights = aligned.alignment_weights(drawn, target, self.pooling)  # (B, L, C)
                     words = self.spelling.embeddings(embedding.weight, logits)  # (V1, D2)
-                    if self.shuffle is not None:
-                        words = torch.cat([words[self.shuffle], words[len(self.shuffle):]])
                     added = self._aligned(logits, source, temperature, noise, rng, weights, words)
                     embeddings = embeddings + added.to(embeddings)
                 else:
@@ -160,7 +159,10 @@ class CaptionBridge:
             real = source.attention_mask.bool().to(logits.device)
             return aligned_softmax(logits, ids, temperature, noise, weights, words, real, self.top_k)
         y = self._relaxation(logits, source, temperature, noise, rng)  # (B, C, V1)
-        return aligned_transfer(y, ids, weights, words, self.top_k)
+        if self.top_k:
+            kept, values = likeliest(logits.detach() / temperature, ids, self.top_k)  # (B, C, k)
+            return aligned_transfer(y, weights, words, (kept, values.softmax(-1)))
+        return aligned_transfer(y, weights, words)
 
     def _relaxation(self, logits: Tensor, source: Encoding, temperature: float, noise: Tensor | None,
                     rng: torch.Generator | None) -> Tensor:

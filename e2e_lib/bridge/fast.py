@@ -1,4 +1,10 @@
-"""Eq. 5 at a caption's own tokens, in about a third of the time and memory of the plain form."""
+"""Eq. 5 and its gradient where few of its numbers are needed, or the whole gradient once, written in place.
+
+A softmax and its gradient go over memory many times; these read the logits once forward and once backward,
+some rows at a time, as many as a CPU's cache holds. Padding is not read at all there.
+Axes: B captions, C source positions, U tokens, L target positions, k words with a gradient, V1 words, D2 the
+width of the text encoder's embeddings.
+"""
 
 import math
 from collections.abc import Iterator
@@ -27,163 +33,174 @@ def token_probabilities(logits: Tensor, ids: Tensor, temperature: float, noise: 
     Raises ValueError for a temperature that is not positive and for logits that have no softmax.
     """
     check_temperature(temperature)
+    if real is None:
+        real = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     return _TokenProbabilities.apply(logits, None if noise is None else noise.to(logits), temperature, ids,
                                      real)  # (B, C, U)
-
-
-class _TokenProbabilities(torch.autograd.Function):
-    """Reads the logits once forward and once backward, where it writes their gradient in place; a softmax and
-    its gradient go over memory many times."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor,
-                real: Tensor | None) -> Tensor:
-        index = ids[:, None, :].expand(-1, logits.shape[1], -1)  # (B, C, U)
-        log_total, y = logits.new_empty(*logits.shape[:2], 1), logits.new_empty(index.shape)
-        for rows, z, g in _cache_sized(logits, noise):
-            scaled = (z + g).div_(temperature)  # (rows, C, V1)
-            log_total[rows] = scaled.logsumexp(-1, keepdim=True)
-            y[rows] = (scaled.gather(-1, index[rows]) - log_total[rows]).exp_()
-        check_logits(log_total[..., 0], logits, real)
-        if real is not None:
-            y.masked_fill_(~real[:, :, None], 0)
-        unknown = ~log_total[..., 0].isfinite()  # (B, C): padding that holds no numbers
-        ctx.temperature = temperature
-        ctx.save_for_backward(logits, noise, log_total, index, y, unknown if unknown.any() else None)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, noise, log_total, index, y, unknown = ctx.saved_tensors
-        weighted = gradients[0] * y / ctx.temperature  # (B, C, U)
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)  # (B, C, V1)
-        for rows, z, g in _cache_sized(logits, noise):
-            scaled = torch.add(z, g, out=gradient[rows]).div_(ctx.temperature)
-            scaled.sub_(log_total[rows]).exp_().mul_(-weighted[rows].sum(-1, keepdim=True))
-        if unknown is not None:
-            gradient[unknown] = 0
-        return gradient.scatter_add_(-1, index, weighted), None, None, None, None
-
-
-def _cache_sized(logits: Tensor, noise: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | int]]:
-    """Consecutive captions, as many as fit a CPU's cache (an accelerator takes all): rows, logits and
-    noise."""
-    step = max(1, CACHED // max(1, logits[:1].numel())) if logits.device.type == "cpu" else len(logits)
-    for first in range(0, len(logits), max(1, step)):
-        rows = slice(first, first + step)
-        yield rows, logits[rows], 0 if noise is None else noise[rows]
 
 
 def aligned_softmax(logits: Tensor, ids: Tensor, temperature: float, noise: Tensor | None, weights: Tensor,
                     words: Tensor, real: Tensor, top_k: int | None = None) -> Tensor:
     """``aligned.plain_transfer`` of y of Eq. 5: zeros (B, L, D2), with its gradient to the logits (B, C, V1),
-    without a product forward and without y in memory. Positions that ``weights`` (B, L, C) leave out get
-    none, whatever the logits hold there.
+    without a product forward and without y in memory. Positions where ``real`` (B, C) is False get none,
+    whatever the logits hold there.
 
     With ``top_k``, only that many words of each position get a gradient: the likeliest, of which its own, in
-    ``ids`` (B, C), is always taken for one. Their probabilities are those of Eq. 5 over all words; words left
-    out count as good as those taken are on average, p-weighted, which leaves them no gradient.
+    ``ids`` (B, C), is always taken for one. Their probabilities are those of Eq. 5 over all words; the words
+    left out count as good as those taken are on average, by probability, which leaves them no gradient.
 
-    Raises ValueError for a temperature that is not positive and for logits that have no softmax where
-    ``real`` (B, C).
+    Raises ValueError for a temperature that is not positive and for logits that have no softmax.
     """
     check_temperature(temperature)
     return _AlignedSoftmax.apply(logits, None if noise is None else noise.to(logits), temperature, ids,
                                  weights, words, real, top_k)  # (B, L, D2)
 
 
-def aligned_transfer(y: Tensor, ids: Tensor, weights: Tensor, words: Tensor, top_k: int | None = None
+def aligned_transfer(y: Tensor, weights: Tensor, words: Tensor, kept: tuple[Tensor, Tensor] | None = None
                      ) -> Tensor:
-    """``aligned.plain_transfer`` without a product forward. With ``top_k``, words left out get the gradient
-    that those taken have on average."""
-    return _AlignedTransfer.apply(y, ids, weights, words, top_k)  # (B, L, D2)
+    """``aligned.plain_transfer`` of any y without a product forward. ``kept``: words (B, C, k) and their
+    shares, that sum to 1; all others get the gradient that these have on average."""
+    return _AlignedTransfer.apply(y, weights, words, *(kept or (None, None)))  # (B, L, D2)
 
 
-def likeliest(values: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """The ``top_k`` words (n, k) with the largest values (n, V1), of which ids (n,) are always one each."""
-    own = ids[:, None]
-    return values.scatter(-1, own, math.inf).topk(min(top_k, values.shape[-1]), -1, sorted=False).indices
+def likeliest(values: Tensor, ids: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` words (…, k) with the largest ``values`` (…, V1), of which ids (…) are always one each,
+    and their values. It writes to ``values``, and leaves them as they were."""
+    own = ids[..., None]  # (…, 1)
+    value = values.gather(-1, own)
+    kept = values.scatter_(-1, own, math.inf).topk(min(top_k, values.shape[-1]), sorted=False).indices
+    return kept, values.scatter_(-1, own, value).gather(-1, kept)
 
 
-class _AlignedTransfer(torch.autograd.Function):
-    """One product backward, none forward."""
+class _TokenProbabilities(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, ids: Tensor, weights: Tensor, words: Tensor, top_k: int | None
-                ) -> Tensor:
-        ctx.save_for_backward(y if top_k else None, ids, weights, words)
-        ctx.top_k, ctx.shape = top_k, y.shape
-        return words.new_zeros(*weights.shape[:2], words.shape[1])
+    def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor,
+                real: Tensor) -> Tensor:
+        index = ids[:, None, :].expand(-1, logits.shape[1], -1).flatten(0, 1)  # (B·C, U)
+        log_total, y = logits.new_zeros(len(index), 1), logits.new_zeros(index.shape)
+        for rows, scaled in _scaled(logits, noise, temperature, real):
+            y[rows] = scaled.gather(-1, index[rows])
+            log_total[rows] = _log_total(scaled)
+        check_logits(log_total.view_as(real), logits, real)
+        y.sub_(log_total).exp_().masked_fill_(~real.view(-1, 1), 0)
+        ctx.temperature = temperature
+        ctx.save_for_backward(logits, noise, log_total, index, y, real)
+        return y.view(*real.shape, ids.shape[1])  # (B, C, U)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        y, ids, weights, words = ctx.saved_tensors
-        said = torch.einsum("blc,bld->bcd", weights.to(words), gradients[0]) @ words.T  # (B, C, V1)
-        if ctx.top_k:
-            y, said = y.flatten(0, 1), said.flatten(0, 1)  # (B·C, V1)
-            kept = likeliest(y, ids.flatten(), ctx.top_k)
-            p, values = y.gather(-1, kept), said.gather(-1, kept)  # (B·C, k)
-            mean = (p * values).sum(-1, keepdim=True) / p.sum(-1, keepdim=True)
-            said = mean.expand_as(said).scatter(-1, kept, values).view(ctx.shape)
-        return said, None, None, None, None
+        logits, noise, log_total, index, y, real = ctx.saved_tensors
+        weighted = gradients[0].flatten(0, 1) * y / ctx.temperature  # (B·C, U)
+        gradient = logits.new_zeros(len(index), logits.shape[-1])  # (B·C, V1)
+        for rows, scaled in _scaled(logits, noise, ctx.temperature, real, gradient):
+            scaled.sub_(log_total[rows]).exp_().mul_(-weighted[rows].sum(-1, keepdim=True))
+        gradient = _without_unknown(gradient, log_total).scatter_add_(-1, index, weighted)
+        return gradient.view_as(logits), None, None, None, None
 
 
 class _AlignedSoftmax(torch.autograd.Function):
-    """Reads the logits once forward and once backward."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, noise: Tensor | None, temperature: float, ids: Tensor,
                 weights: Tensor, words: Tensor, real: Tensor, top_k: int | None) -> Tensor:
-        positions = real.flatten().nonzero()[:, 0]  # (n,)
-        log_total = logits.new_empty(len(positions), 1)
-        kept = ids.new_empty(len(positions), min(top_k or 0, logits.shape[-1]))  # (n, k)
-        p = logits.new_empty(kept.shape)
-        for rows, scaled in _scaled(logits, noise, temperature, positions):
-            log_total[rows] = scaled.logsumexp(-1, keepdim=True)
+        log_total = logits.new_zeros(real.numel(), 1)  # (B·C, 1)
+        kept = ids.new_zeros(len(log_total), min(top_k or 0, logits.shape[-1]))  # (B·C, k)
+        values = logits.new_zeros(kept.shape)
+        for rows, scaled in _scaled(logits, noise, temperature, real):
             if top_k:
-                kept[rows] = likeliest(scaled, ids.flatten()[positions[rows]], top_k)
-                p[rows] = (scaled.gather(-1, kept[rows]) - log_total[rows]).exp_()
-        everywhere = logits.new_zeros(real.shape)  # (B, C)
-        check_logits(everywhere.flatten().index_copy_(0, positions, log_total[:, 0]).view_as(real), logits)
+                kept[rows], values[rows] = likeliest(scaled, ids.flatten()[rows], top_k)
+            log_total[rows] = _log_total(scaled)
+        check_logits(log_total.view_as(real), logits, real)
         ctx.temperature, ctx.top_k = temperature, top_k
-        ctx.save_for_backward(logits, noise, positions, log_total, kept, p, weights, words)
+        ctx.save_for_backward(logits, noise, log_total, kept, values, weights, words, real)
         return words.new_zeros(*weights.shape[:2], words.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None, None, None]:
-        logits, noise, positions, log_total, kept, p, weights, words = ctx.saved_tensors
-        change = torch.einsum("blc,bld->bcd", weights.to(words), gradients[0]) / ctx.temperature  # (B, C, D2)
-        change = change.flatten(0, 1)[positions]  # (n, D2)
-        gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)  # (B, C, V1)
-        flat = gradient.flatten(0, 1)  # (B·C, V1)
+        logits, noise, log_total, kept, values, weights, words, real = ctx.saved_tensors
+        change = torch.einsum("blc,bld->bcd", weights.to(words), gradients[0]) / ctx.temperature
+        change = change.flatten(0, 1)  # (B·C, D2)
+        gradient = logits.new_zeros(len(change), logits.shape[-1])  # (B·C, V1)
         if ctx.top_k:
-            for rows in _blocks(len(positions), kept.shape[1] * words.shape[1], logits.device):
-                said = torch.einsum("nd,nkd->nk", change[rows], words[kept[rows]])
-                mean = (p[rows] * said).sum(-1, keepdim=True) / p[rows].sum(-1, keepdim=True)
-                flat[positions[rows, None], kept[rows]] = p[rows] * (said - mean)
+            for rows in _runs(real, kept.shape[1] * words.shape[1]):
+                said = (words[kept[rows]] @ change[rows, :, None])[..., 0]  # (rows, k)
+                mean = (values[rows].softmax(-1) * said).sum(-1, keepdim=True)
+                p = (values[rows] - log_total[rows]).exp()  # (rows, k)
+                gradient[rows].scatter_(-1, kept[rows], p * (said - mean))
         else:
-            for rows, scaled in _scaled(logits, noise, ctx.temperature, positions):
-                said = change[rows] @ words.T  # (n, V1)
-                scaled.sub_(log_total[rows]).exp_()
-                said.sub_(torch.linalg.vecdot(scaled, said)[:, None]).mul_(scaled)
-                flat[positions[rows]] = said
-        return gradient, None, None, None, None, None, None, None
+            runs = _runs(real, logits.shape[-1])
+            said = torch.cat([change[rows] for rows in runs]) @ words.T  # (n, V1): the runs one after another
+            parts = iter(said.split([rows.stop - rows.start for rows in runs]))
+            for rows, scaled in _scaled(logits, noise, ctx.temperature, real):
+                p, part = scaled.sub_(log_total[rows]).exp_(), next(parts)
+                part.sub_(torch.linalg.vecdot(p, part)[:, None])
+                torch.mul(part, p, out=gradient[rows])
+        gradient = _without_unknown(gradient, log_total)
+        return gradient.view_as(logits), None, None, None, None, None, None, None
 
 
-def _blocks(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Consecutive rows of ``width`` numbers, as many as fit a CPU's cache; an accelerator takes all."""
-    step = max(1, CACHED // max(1, width)) if device.type == "cpu" else max(1, count)
-    return (slice(first, first + step) for first in range(0, count, step))
+class _AlignedTransfer(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weights: Tensor, words: Tensor, kept: Tensor | None,
+                shares: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weights, words, kept, shares)
+        return words.new_zeros(*weights.shape[:2], words.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        weights, words, kept, shares = ctx.saved_tensors
+        said = torch.einsum("blc,bld->bcd", weights.to(words), gradients[0]) @ words.T  # (B, C, V1)
+        if kept is not None:
+            values = said.gather(-1, kept)  # (B, C, k)
+            mean = (shares * values).sum(-1, keepdim=True)  # (B, C, 1)
+            said = mean.expand_as(said).scatter(-1, kept, values)
+        return said, None, None, None, None
 
 
-def _scaled(logits: Tensor, noise: Tensor | None, temperature: float, positions: Tensor
+def _runs(real: Tensor, width: int) -> list[slice]:
+    """Of the B·C positions, those that are ``real`` (B, C), as runs of rows of ``width`` numbers that fit a
+    CPU's cache; on an accelerator all positions at once."""
+    if real.device.type != "cpu":
+        return [slice(0, real.numel())]
+    most, runs = max(1, CACHED // max(1, width)), [slice(0, 0)]
+    for row in real.flatten().nonzero()[:, 0].tolist():
+        first, end = runs[-1].start, runs[-1].stop
+        if row == end and end - first < most:
+            runs[-1] = slice(first, row + 1)
+        else:
+            runs.append(slice(row, row + 1))
+    return runs
+
+
+def _scaled(logits: Tensor, noise: Tensor | None, temperature: float, real: Tensor, out: Tensor | None = None
             ) -> Iterator[tuple[slice, Tensor]]:
-    """(z + g)/τ at the given ones of the B·C positions, some at a time: rows of ``positions``, (rows, V1)."""
-    for rows in _blocks(len(positions), logits.shape[-1], logits.device):
-        scaled = logits.flatten(0, 1)[positions[rows]]
-        if noise is not None:
-            scaled += noise.flatten(0, 1)[positions[rows]]
-        yield rows, scaled.div_(temperature)
+    """(z + g)/τ of each run, (rows, V1), written to ``out`` (B·C, V1) or to a place that the next run uses,
+    too: new memory costs more than the computation."""
+    runs, z = _runs(real, logits.shape[-1]), logits.flatten(0, 1)
+    place = z.new_empty(max(rows.stop - rows.start for rows in runs), z.shape[1]) if out is None else out
+    for rows in runs:
+        scaled = place[:rows.stop - rows.start] if out is None else place[rows]
+        if noise is None:
+            torch.div(z[rows], temperature, out=scaled)
+        else:
+            torch.add(z[rows], noise.flatten(0, 1)[rows], out=scaled).div_(temperature)
+        yield rows, scaled
+
+
+def _log_total(scaled: Tensor) -> Tensor:
+    """Its log-sum-exp (rows, 1), which overwrites it (rows, V1); not finite where there is no softmax."""
+    largest = scaled.amax(-1, keepdim=True)
+    return scaled.sub_(largest).exp_().sum(-1, keepdim=True).log_().add_(largest)
+
+
+def _without_unknown(gradient: Tensor, log_total: Tensor) -> Tensor:
+    """The gradient (B·C, V1), in place, 0 at padding that holds no numbers."""
+    unknown = ~log_total[:, 0].isfinite()  # (B·C,)
+    if unknown.any():
+        gradient[unknown] = 0
+    return gradient

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from e2e_lib import corpora
 from e2e_lib.config import BASELINES, Config, with_defaults
 from e2e_lib.data.examples import Example, split_examples, subsample
@@ -18,7 +20,7 @@ from e2e_lib.models import hub
 from e2e_lib.models.systems import origins
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import ResourceMonitor, provenance_record, relativize_paths
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import seed_of
 from e2e_lib.repro.run_files import RUNS, read_answers, read_details, read_done, run_folder
 from e2e_lib.training.loop import Echo, load_trained
 from e2e_lib.versions import versions
@@ -29,7 +31,8 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     """Answers and scores the test set with the trained model of ``seed``.
 
     Writes ``results/<profile>/<into>/<label>-seed<k>.json`` (``label`` is by default the system), unless it
-    is there from the same settings and weights; answers stay in the run's folder, below ``answers``.
+    is there from the same settings and weights; answers stay in the run's folder, below ``answers``. Where
+    there are several processes, all must call this; they share the answers out, and the main one scores.
     Raises CheckpointError, ConfigError, DataError and files.SaveError."""
     folder, corpus = run_folder(config, seed, runs_root), corpora.prepare(config, echo)
     label = label or config.model.system
@@ -44,6 +47,8 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
             return path
     with ResourceMonitor() as monitor:
         _answer(config, seed, corpus, folder / answers, echo, runs_root)
+        if not PartialState().is_main_process:
+            return path
         scores = all_scores(saved_answers(config, config.model.system, seed, corpus, runs_root, answers))
     done = read_done(folder) or {}
     record = provenance_record(config, seeds={"training": seed, "data": config.data.seed},
@@ -90,9 +95,11 @@ def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, r
         if done == total or done % (5 * config.inference.batch_size) == 0:
             echo(f"seed {seed}: {done:,} of {total:,} answers {what}")
 
-    responses = respond(model, examples, store, config.inference, generator(seed, "test"), progress)
+    responses = respond(model, examples, store, config.inference, seed_of(seed, "test"), progress)
     replies = respond(model, [example for example, _ in questions], store, config.inference,
-                      generator(seed, "details"))
+                      seed_of(seed, "details"))
+    if not PartialState().is_main_process:
+        return
     notes: list[dict[str, Any]] = own.annotate(examples, responses) if own else [{} for _ in examples]
     rows = [answer_row(example, response) | note
             for example, response, note in zip(examples, responses, notes, strict=True)]

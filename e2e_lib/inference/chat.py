@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from e2e_lib.data.photo_input import PhotoInput, open_photo
 from e2e_lib.data.photos import to_tensor
 from e2e_lib.inference.respond import respond
 from e2e_lib.models.systems import PhotoChatModel
+from e2e_lib.repro.randomness import seed_of
 
 HELP = """\
 /photo FILE [FILE ...]  shares photos
@@ -68,13 +68,13 @@ class ChatPartner:
     """A chat with a model: ``say`` something (text, photos, or both) and get its answer.
 
     ``turns`` holds the chat so far (speaker 0 is you), ``album`` its photos. The same ``seed`` and the same
-    words give the same answers. What fails or is interrupted leaves the chat as it was, random numbers too.
+    words give the same answers. What fails or is interrupted leaves the chat as it was.
     Raises ConfigError for a ``seed`` that is no whole number from 0 to ``config.MAX_SEED``.
     """
 
     def __init__(self, model: PhotoChatModel, settings: Inference, seed: int = 0) -> None:
         self.model, self.settings = model, settings
-        self.rng = torch.Generator().manual_seed(check_seed(seed))
+        self.seed = check_seed(seed)
         self.album, self.turns = PhotoAlbum(), list[Turn]()
 
     def say(self, text: str = "", photos: PhotoInput | Sequence[PhotoInput] | None = None) -> Response:
@@ -105,15 +105,12 @@ class ChatPartner:
         return self._answer(self.album.copy())
 
     def _answer(self, album: PhotoAlbum, *said: Turn) -> Response:
-        context, state = (*self.turns, *said), self.rng.get_state()
-        try:
-            example = Example("chat", len(context), context, Turn(1, ""))
-            answer = respond(self.model, [example], album, self.settings, self.rng)[0]
-            photos = zip(answer.images, answer.captions, strict=True)
-            shared = tuple(SharedPhoto(album.add(image), caption) for image, caption in photos)
-        except BaseException:  # KeyboardInterrupt, too
-            self.rng.set_state(state)
-            raise
+        context = (*self.turns, *said)
+        example = Example("chat", len(context), context, Turn(1, ""))
+        seed = seed_of(self.seed, "chat", len(context))
+        answer = respond(self.model, [example], album, self.settings, seed)[0]
+        photos = zip(answer.images, answer.captions, strict=True)
+        shared = tuple(SharedPhoto(album.add(image), caption) for image, caption in photos)
         self.album.update(album)
         self.turns += [*said, Turn(1, answer.text, shared)]
         return answer

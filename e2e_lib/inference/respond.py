@@ -1,11 +1,13 @@
-"""Answering: text and photos together, batched, from an explicit generator (section 2.5)."""
+"""Answering: text and photos together, batched, from an explicit seed (section 2.5)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from e2e_lib.config import Inference
@@ -15,6 +17,10 @@ from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.photos import PhotoSource
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.models.systems import PhotoChatModel
+from e2e_lib.repro.randomness import generator, one_each
+
+Row = TypeVar("Row")
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -67,41 +73,62 @@ def parse_response(model: PhotoChatModel, ids: Tensor) -> Response:
 
 @torch.no_grad()
 def respond(model: PhotoChatModel, examples: Sequence[Example], store: PhotoSource, settings: Inference,
-            rng: torch.Generator, progress: Callable[[str, int, int], None] | None = None) -> list[Response]:
+            seed: int, progress: Callable[[str, int, int], None] | None = None) -> list[Response]:
     """Answers each example's context with text, photos, or both.
 
-    The same model, examples, settings and generator give the same answers; the batch size of ``settings`` is
-    part of that, since sampled words are drawn batch by batch. ``progress`` is called with what was done
-    ("written" or "drawn"), how many are done, and of how many.
+    The same model, examples, settings and ``seed`` give the same answers; the batch size of ``settings`` is
+    part of that, since words are sampled batch by batch. Where there are several processes, all must call
+    this: each answers every so many-th batch, and all get all answers, the same as one process alone would
+    give. ``progress`` is called with what was done ("written" or "drawn"), how many are, and of how many.
     """
     model.eval()
     # Contexts of similar length are answered together: a batch is as slow as its longest.
     order = sorted(range(len(examples)), key=lambda i: sum(len(turn.text) for turn in examples[i].context))
     if model.captioner:
         examples = with_captions(examples, model.captioner, store)
-    by_index: dict[int, Response] = {}
-    for first in range(0, len(examples), settings.batch_size):
-        part = order[first:first + settings.batch_size]
-        texts = generate_texts(model, [examples[i] for i in part], store, settings, rng)
-        by_index |= dict(zip(part, texts, strict=True))
-        if progress:
-            progress("written", len(by_index), len(examples))
-    responses = [by_index[i] for i in range(len(examples))]
-    captions = [(response, caption) for response in responses for caption in response.captions]
-    for first in range(0, len(captions), settings.batch_size):
-        part_captions = captions[first:first + settings.batch_size]
-        photos = draw_photos(model.generator, [caption for _, caption in part_captions], settings, rng)
-        for (response, _), photo in zip(part_captions, photos, strict=True):
-            response.photos.append(photo)
-        if progress:
-            progress("drawn", first + len(part_captions), len(captions))
-    return responses
+
+    def write(rows: Sequence[int]) -> list[Response]:
+        return generate_texts(model, [examples[i] for i in rows], store, settings,
+                              generator(seed, "words", rows[0]))
+
+    texts = _shared_out(order, settings.batch_size, write, _reported(progress, "written"))
+    responses = dict(zip(order, texts, strict=True))
+    due = [(i, k) for i in range(len(examples)) for k in range(len(responses[i].captions))]
+
+    def draw(rows: Sequence[tuple[int, int]]) -> list[Tensor]:
+        photos = draw_photos(model.generator, [responses[i].captions[k] for i, k in rows], settings,
+                             [generator(seed, "photo", i, k) for i, k in rows])
+        return list(photos)
+
+    photos = _shared_out(due, settings.batch_size, draw, _reported(progress, "drawn"))
+    for (i, _), photo in zip(due, photos, strict=True):
+        responses[i].photos.append(photo)
+    return [responses[i] for i in range(len(examples))]
 
 
-def draw_photos(generator: Any, captions: Sequence[str], settings: Inference, rng: torch.Generator) -> Tensor:
-    """Captions as photos (N, 3, S, S), uint8, by an image generator or translator, as when answering."""
+def _shared_out(rows: Sequence[Row], size: int, work: Callable[[Sequence[Row]], list[Made]],
+                report: Callable[[int, int], None]) -> list[Made]:
+    """What ``work`` makes of each row, ``size`` rows at a time, by all processes in turn."""
+    state = PartialState()
+    made: list[Made] = []
+    batches = [rows[first:first + size] for first in range(0, len(rows), size)]
+    for first in range(0, len(batches), state.num_processes):
+        own = batches[first + state.process_index:][:1]
+        made += gather_object(work(own[0]) if own else [])
+        report(len(made), len(rows))
+    return made
+
+
+def _reported(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total) if progress else None
+
+
+def draw_photos(drawer: Any, captions: Sequence[str], settings: Inference,
+                rngs: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    """Captions as photos (N, 3, S, S), uint8, by an image generator or translator, as when answering; each
+    photo with its own one of ``rngs``, or one after another from the same."""
+    own, size = one_each(rngs, len(captions)), settings.batch_size
     return torch.cat([
-        generator.draw(captions[first:first + settings.batch_size], rng,
-                       num_inference_steps=settings.num_inference_steps,
-                       guidance_scale=settings.guidance_scale)
-        for first in range(0, len(captions), settings.batch_size)])
+        drawer.draw(captions[first:first + size], own[first:first + size],
+                    num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
+        for first in range(0, len(captions), size)])

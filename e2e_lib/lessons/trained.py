@@ -18,7 +18,7 @@ from e2e_lib.inference.respond import respond
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.report.plots import Markdown
 from e2e_lib.repro import results
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import seed_of
 from e2e_lib.repro.run_files import RUNS, Rows, read_answers, seed_folder
 
 # How long each command takes in mini, on two CPU cores.
@@ -68,7 +68,7 @@ def answer_now(models: Mapping[str, PhotoChatModel], examples: Sequence[Example]
     store, own = PhotoStore(corpus / "photos"), corpora.scores_of(config.data, corpus)
     answers: dict[str, Rows] = {}
     for name, model in models.items():
-        responses = respond(model, examples, store, config.inference, generator(seed, "answer now"))
+        responses = respond(model, examples, store, config.inference, seed_of(seed, "answer now"))
         notes: list[dict[str, Any]] = own.annotate(examples, responses) if own else [{}] * len(examples)
         answers[name] = [answer_row(example, response) | note | {"images": response.images}
                          for example, response, note in zip(examples, responses, notes, strict=True)]

@@ -21,6 +21,7 @@ from e2e_lib.data.photos import square, to_floats, to_pixels
 from e2e_lib.models.adapters import add_unet_lora, in_autocast
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 from e2e_lib.models.losses import left_out
+from e2e_lib.repro.randomness import one_each
 
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may give, in the scheduler's words
 
@@ -141,24 +142,24 @@ class ImageGenerator(nn.Module):
         return sampler
 
     @torch.no_grad()
-    def draw(self, captions: Sequence[str], rng: torch.Generator, *, num_inference_steps: int,
-             guidance_scale: float) -> Tensor:
+    def draw(self, captions: Sequence[str], rng: torch.Generator | Sequence[torch.Generator], *,
+             num_inference_steps: int, guidance_scale: float) -> Tensor:
         """B captions to photos (B, 3, S, S), uint8, with DDIM and classifier-free guidance (none at 1).
 
-        Each photo's starting noise is drawn one after another from ``rng``, so photo i does not depend on the
-        batch size.
+        Each photo's starting noise comes from its own ``rng``, or is drawn one after another from a single
+        one, so that photo i does not depend on the batch size.
         """
         with in_autocast(self.unet, self.text_encoder.dtype):
-            return self._draw(captions, rng, num_inference_steps, guidance_scale)
+            return self._draw(captions, one_each(rng, len(captions)), num_inference_steps, guidance_scale)
 
-    def _draw(self, captions: Sequence[str], rng: torch.Generator, num_inference_steps: int,
+    def _draw(self, captions: Sequence[str], rngs: Sequence[torch.Generator], num_inference_steps: int,
               guidance_scale: float) -> Tensor:
         device = self.unet.device
         text = self.encode(self.tokenize(captions).to(device))  # (B, L, D2)
         empty = self.encode(self.tokenize([""]).to(device)).expand_as(text)  # (B, L, D2)
         sampler = self.sampler(num_inference_steps)
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        noise = [torch.randn((channels, side, side), generator=rng) for _ in captions]
+        noise = [torch.randn((channels, side, side), generator=rng) for rng in rngs]
         latents = torch.stack(noise).to(device)  # (B, C, s, s)
         for timestep in sampler.timesteps:
             if guidance_scale > 1:

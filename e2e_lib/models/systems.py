@@ -52,6 +52,8 @@ class PhotoChatModel(Protocol):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any: ...
 
+    def to(self, device: torch.device) -> Self: ...
+
     def train(self, mode: bool = True) -> Self: ...
 
     def eval(self) -> Self: ...
@@ -75,6 +77,12 @@ def build(config: Config) -> PhotoChatModel:
         return _build(config)
     except ValueError as error:  # a context that holds no photo, a bridge's tokenizer without offsets
         raise ConfigError(str(error)) from error
+
+
+def ready(model: PhotoChatModel) -> PhotoChatModel:
+    """The model ready to answer: in evaluation mode, on this machine's accelerator if it has one."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return (model.to(device) if device else model).eval()
 
 
 def _build(config: Config) -> PhotoChatModel:

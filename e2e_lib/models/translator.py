@@ -19,6 +19,7 @@ from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.photos import square, to_floats, to_pixels
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
 from e2e_lib.models.losses import left_out
+from e2e_lib.repro.randomness import one_each
 
 CAPTION_DROPOUT = 0.1  # the share of captions left empty while training, for classifier-free guidance
 
@@ -91,17 +92,19 @@ class ImageTranslator(nn.Module):
         return output.logits[:, ids.shape[1] - 1:, self.first:-1].float()  # (B, n + 1, K)
 
     @torch.no_grad()
-    def draw(self, captions: Sequence[str], rng: torch.Generator, *, num_inference_steps: int = 0,
-             guidance_scale: float) -> Tensor:
+    def draw(self, captions: Sequence[str], rng: torch.Generator | Sequence[torch.Generator], *,
+             num_inference_steps: int = 0, guidance_scale: float) -> Tensor:
         """B captions to photos (B, 3, S, S), uint8, code by code, with classifier-free guidance (none at 1).
 
-        Each photo's noise is drawn one after another from ``rng``, so photo i does not depend on the batch
-        size. ``num_inference_steps`` is ignored: the steps are the codes.
+        Each photo's noise comes from its own ``rng``, or is drawn one after another from a single one, so
+        that photo i does not depend on the batch size. ``num_inference_steps`` is ignored: the steps are the
+        codes.
         """
         device, guided = self.transformer.device, guidance_scale > 1
         texts = [*captions, *([""] * len(captions) if guided else [])]
         ids, mask = (x.to(device) for x in self.tokenize(texts))  # (B or 2 B, L + 1)
-        noise = [gumbel_noise((self.side**2, self.codes), rng).to(device) for _ in captions]  # B of (N, K)
+        rngs = one_each(rng, len(captions))
+        noise = [gumbel_noise((self.side**2, self.codes), one).to(device) for one in rngs]  # B of (N, K)
         cache, codes = None, []
         for n in range(self.side**2):
             output = self.transformer(

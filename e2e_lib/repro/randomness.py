@@ -6,7 +6,7 @@ the steps before it, a killed run goes on exactly where it was, without saved ra
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,6 +20,11 @@ def seed_of(*key: object) -> int:
 def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A new ``torch.Generator`` seeded with ``key``."""
     return torch.Generator(device=device).manual_seed(seed_of(*key))
+
+
+def one_each(rng: torch.Generator | Sequence[torch.Generator], count: int) -> Sequence[torch.Generator]:
+    """A generator for each of ``count`` things: their own, or the same one for all, in turn."""
+    return [rng] * count if isinstance(rng, torch.Generator) else rng
 
 
 @contextmanager

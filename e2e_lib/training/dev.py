@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from e2e_lib import corpora
 from e2e_lib.config import Config
 from e2e_lib.data.examples import Example, Response
@@ -13,7 +15,7 @@ from e2e_lib.evaluation.scores import dev_scores
 from e2e_lib.inference.respond import respond
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import seed_of
 
 GALLERY_SIZE = 6  # dev chats shown after each epoch
 
@@ -28,7 +30,8 @@ class DevSet:
         self.extractor = corpora.extractor_of(config.data)
 
     def score(self, model: PhotoChatModel, epoch: int) -> dict[str, Any]:
-        """``{"bleu2", "fid", "score"}`` of the model after ``epoch`` epochs; saves its gallery.
+        """``{"bleu2", "fid", "score"}`` of the model after ``epoch`` epochs; saves its gallery. All processes
+        answer, and each gets the scores.
 
         ``score`` may be -inf.
         """
@@ -41,8 +44,9 @@ class DevSet:
         self._answer(model, [e for e in self.examples if e.response.photos][:GALLERY_SIZE], 0)
 
     def _answer(self, model: PhotoChatModel, examples: list[Example], epoch: int) -> list[Response]:
-        responses = respond(model, examples, self.store, self.settings, generator(self.seed, "dev"))
-        save_gallery(self.gallery / f"epoch-{epoch}", examples, responses)
+        responses = respond(model, examples, self.store, self.settings, seed_of(self.seed, "dev"))
+        if PartialState().is_main_process:
+            save_gallery(self.gallery / f"epoch-{epoch}", examples, responses)
         return responses
 
 

@@ -28,7 +28,7 @@ from e2e_lib.data.photos import PhotoStore
 from e2e_lib.models.adapters import checkpoint_activations
 from e2e_lib.models.captioner import with_captions
 from e2e_lib.models.losses import trainable_weights
-from e2e_lib.models.systems import PhotoChatModel, build, origins
+from e2e_lib.models.systems import PhotoChatModel, build, origins, ready
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator, seed_of, seeded
@@ -90,7 +90,7 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> PhotoChatMo
     checkpoints.check_made_with(state, config, folder)
     model = build(config)
     checkpoints.load_weights(model, weights, folder)
-    return model.eval()
+    return ready(model)
 
 
 def trained_or_shipped(config: Config, seed: int, *, root: Path = RUNS) -> tuple[PhotoChatModel, str]:
@@ -99,7 +99,7 @@ def trained_or_shipped(config: Config, seed: int, *, root: Path = RUNS) -> tuple
         model = load_trained(config, seed, root=root)
         return model, f"weights after {'joint ' * model.joint}training, seed {seed}"
     except CheckpointError:
-        return build(config).eval(), "parts as they ship"
+        return ready(build(config)), "parts as they ship"
 
 
 class _Run:
@@ -118,7 +118,7 @@ class _Run:
             raise ConfigError(f"train.mixed_precision = {settings.mixed_precision!r}: {error}") from None
         check_precision(self.accelerator, settings)
         with seeded(seed, "new weights"):  # rows for new tokens, if a tokenizer has to grow
-            self.model = build(config)
+            self.model = build(config).to(self.accelerator.device)  # where photos are captioned, too
         self.parts = origins(config)
         if settings.start_from:
             self.parts["start_from"] = checkpoints.start_from(
@@ -268,8 +268,8 @@ class _Run:
     def score(self) -> None:
         """Ends the epoch: dev BLEU-2 and FID, the gallery, and the best weights so far."""
         epoch = self.state["epoch"] + 1
+        scores = self.dev.score(self.model, epoch)
         if self.accelerator.is_main_process:
-            scores = self.dev.score(self.model, epoch)
             score = scores["score"] if math.isfinite(scores["score"]) else None
             self._write_line({"kind": "dev", "step": self.state["step"], "epoch": epoch,
                               "bleu2": scores["bleu2"], "fid": scores["fid"], "score": score,
@@ -284,7 +284,7 @@ class _Run:
             else:
                 self.state["since_best"] += 1
         self.accelerator.wait_for_everyone()
-        # Only the main process scores, and all must stop together.
+        # All must stop together, though their scores may differ in last digits.
         self.state = broadcast_object_list([self.state])[0]
         self.state |= {"epoch": epoch, "batch": 0}
 
@@ -312,7 +312,7 @@ class _Run:
             if self.accelerator.is_main_process:
                 files.make_folder(self.folder)
                 files.write_text(self.folder / "log.jsonl", "")
-                self.dev.save_gallery_before_training(self.model)
+            self.dev.save_gallery_before_training(self.model)
             return
         weights, state = checkpoints.load(self.folder / "latest", optimizer=self.optimizer, shape=STATE)
         checkpoints.check_made_with(state, self.config, self.folder)

@@ -17,7 +17,7 @@ import torch
 
 from e2e_lib import config as configuration
 from e2e_lib.corpora import prepare
-from e2e_lib.data.collate import Batch, Collator
+from e2e_lib.data.collate import Batch, Collator, photo_rngs
 from e2e_lib.data.examples import by_dialogue, examples_of, load_split
 from e2e_lib.models.language import response_logits
 from e2e_lib.models.losses import response_loss
@@ -43,10 +43,10 @@ def main() -> None:
         return response_loss(response_logits(model.language, model.embed_context(batch), batch), batch)
 
     def diffusion() -> torch.Tensor:
-        return model.generator.caption_loss(batch.captions, batch.target_photos, torch.Generator().manual_seed(0))
+        return model.generator.caption_loss(batch.captions, batch.target_photos, photo_rngs(batch, 0, "photo"), 0.1)
 
     def joint() -> torch.Tensor:
-        return model(batch, temperature=0.5, rng=torch.Generator().manual_seed(0)).loss
+        return model(batch, temperature=0.5, seed=0).loss
 
     def at_all_positions(language: Any, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
         logits = language(inputs_embeds=embeddings, attention_mask=batch.attention_mask).logits
@@ -61,7 +61,7 @@ def main() -> None:
     forms = {"responses": collator([e for group in groups for e in group]), "dialogues": collator.dialogues(groups)}
 
     def in_form(name: str) -> torch.Tensor:
-        return model(forms[name], temperature=0.5, rng=torch.Generator().manual_seed(0)).loss
+        return model(forms[name], temperature=0.5, seed=0).loss
 
     steps: dict[str, Callable[[], torch.Tensor]] = {"language": language, "diffusion": diffusion, "joint": joint,
                                                     "joint_all_logits": joint_all_logits,

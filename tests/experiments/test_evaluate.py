@@ -20,7 +20,7 @@ from e2e_lib.models import hub
 from e2e_lib.models.systems import build, origins
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import generator, seed_of
 from e2e_lib.repro.run_files import read_answers, read_details, run_folder
 from e2e_lib.training import checkpoints
 
@@ -56,8 +56,8 @@ def test_the_trained_weights_answer_the_test_set_and_the_corpus_questions(tiny):
     every, store = split_examples(corpus, "test")
     examples, trained = contexts_to_answer(every, 6), build(tiny)
     trained.load_state_dict(checkpoints.load(run_folder(tiny, 1) / "best")[0], strict=False)
-    expected = respond(trained.eval(), examples, store, tiny.inference, generator(1, "test"))
-    untrained = respond(build(tiny).eval(), examples, store, tiny.inference, generator(1, "test"))
+    expected = respond(trained.eval(), examples, store, tiny.inference, seed_of(1, "test"))
+    untrained = respond(build(tiny).eval(), examples, store, tiny.inference, seed_of(1, "test"))
     rows, details = read_answers("smoke", [1])[1], read_details("smoke", [1])[1]
     assert [(row["text"], row["captions"]) for row in rows] == [(answer.text, answer.captions) for answer in expected]
     assert [row["text"] for row in rows] != [answer.text for answer in untrained]
@@ -68,7 +68,7 @@ def test_the_trained_weights_answer_the_test_set_and_the_corpus_questions(tiny):
         assert row["gold_photo_ids"] == [photo.photo_id for photo in gold.photos]
         assert [np.array(Image.open(path)).tolist() for path in row["images"]] == [pixels(photo) for photo in answer.photos]
     questions = corpora.scores_of(tiny.data, corpus).questions(every)
-    replies = respond(trained, [example for example, _ in questions], store, tiny.inference, generator(1, "details"))
+    replies = respond(trained, [example for example, _ in questions], store, tiny.inference, seed_of(1, "details"))
     assert details == [{"dialogue_id": example.dialogue_id, "index": example.index, **question, "text": reply.text,
                         "right": Question(**question).answered_by(reply.text)}
                        for (example, question), reply in zip(questions, replies, strict=True)] != []

@@ -17,7 +17,7 @@ from e2e_lib.inference.respond import respond
 from e2e_lib.models.language import add_markers, load_language
 from e2e_lib.models.systems import build
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import seed_of
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_dialogue_model_of_the_hub_trains_and_answers(config, six, dialogpt):
     output = run(model, Collator(format, six[1])(six[0]))
     output.loss.backward()
     assert output.loss.isfinite() and table.grad[format.image_start_id].any() and model.language.lm_head.weight is table
-    answers = respond(model, six[0][:2], six[1], Inference(do_sample=False, max_new_tokens=6), generator("answer"))
+    answers = respond(model, six[0][:2], six[1], Inference(do_sample=False, max_new_tokens=6), seed_of("answer"))
     assert len(answers) == 2
 
 

@@ -14,7 +14,7 @@ from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example, Response
 from e2e_lib.evaluation.scores import dev_scores
 from e2e_lib.inference.respond import respond
-from e2e_lib.repro.randomness import generator
+from e2e_lib.repro.randomness import generator, seed_of
 from e2e_lib.training.dev import GALLERY_SIZE, DevSet, dev_examples, dev_score, save_gallery
 
 
@@ -67,14 +67,14 @@ def test_a_dev_set_is_answered_with_the_same_random_numbers_after_each_epoch(con
     config, seeds = replace(config, "inference.max_new_tokens", 4), []
 
     def answer(*arguments):  # a model so small writes the same nonsense whatever it draws
-        seeds.append(arguments[-1].initial_seed())
+        seeds.append(arguments[-1])
         return respond(*arguments)
 
     monkeypatch.setattr("e2e_lib.training.dev.respond", answer)
     dev, model = DevSet(config, 7, examples[0], examples[1], tmp_path), systems["end_to_end"]
     first, again = dev.score(model, 1), dev.score(model, 2)
-    assert seeds == [generator(7, "dev").initial_seed()] * 2
-    answers = respond(model, dev.examples, examples[1], config.inference, generator(7, "dev"))
+    assert seeds == [seed_of(7, "dev")] * 2
+    answers = respond(model, dev.examples, examples[1], config.inference, seed_of(7, "dev"))
     extractor = corpora.named("minichat").feature_extractor()
     expected = dev_scores(dev.examples, answers, examples[1], extractor)
     assert first == again == {**expected, "score": dev_score(expected)} and len(dev.examples) == 6

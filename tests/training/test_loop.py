@@ -33,7 +33,7 @@ from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
-from e2e_lib.repro.randomness import generator, seed_of
+from e2e_lib.repro.randomness import seed_of
 from e2e_lib.repro.run_files import read_log, run_folder
 from e2e_lib.training import batches, checkpoints, loop
 from e2e_lib.training.loop import load_trained, temperature_at, train, trained_or_shipped
@@ -193,9 +193,9 @@ def test_a_run_of_other_settings_is_not_mixed_up(finished, joint, root, key, val
 @pytest.mark.parametrize("earlier", [{}, {"minichat": 1, "training": 0}])
 def test_a_run_of_an_earlier_version_is_not_taken_for_a_present_one(begun, joint, data_root, tmp_path, monkeypatch, earlier):
     """Its weights are others; a run without versions is of version 1 of everything."""
-    monkeypatch.setattr(versions, "TRAINING", 2)
     state = json.loads((begun / "latest" / "state.json").read_text())
-    assert state.pop("numbers") == {"minichat": 1, "training": 1}
+    assert state.pop("numbers") == {"minichat": versions.MINICHAT, "training": versions.TRAINING}
+    monkeypatch.setattr(versions, "TRAINING", 2)
     state |= {"numbers": earlier} if earlier else {}
     files.write_json(begun / "latest" / "state.json", state)
     files.write_json(begun / "latest" / "manifest.json", {
@@ -538,7 +538,7 @@ def test_it_stops_after_patience_epochs_without_a_better_score_and_keeps_the_bes
     photos, others = ([e for e in examples if bool(e.response.photos) == shares][:3] for shares in (True, False))
     # And the first epoch has changed no weight: its only step has the warm-up's first rate, which is 0.
     for model, line in ((load_trained(patient, 0, root=tmp_path), lines[best]), (build(patient), lines[0])):
-        answers = respond(model.eval(), photos + others, store, patient.inference, generator(0, "dev"))
+        answers = respond(model.eval(), photos + others, store, patient.inference, seed_of(0, "dev"))
         found = dev_scores(photos + others, answers, store, named("minichat").feature_extractor())
         score = math.log(found["bleu2"]) - math.log(found["fid"])
         expected = {**found, "score": score, "n": 6}
