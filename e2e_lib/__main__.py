@@ -20,7 +20,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 from e2e_lib import config as configuration
-from e2e_lib import data_commands
+from e2e_lib import data_commands, model_commands
 from e2e_lib.config import MAX_SEED, Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +30,7 @@ Profile = Annotated[str, Option(help="smoke, mini, smol, small or paper")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
 Seeds = Annotated[list[int] | None,
                   Option(min=0, max=MAX_SEED, help="one run each  [default: 0 1 2; smoke: 0]")]
-Seed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the sampled words and photos")]
 WarmupSeed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the batches")]
-Run = Annotated[int | None,
-                Option(min=0, max=MAX_SEED, help="training seed of the run that answers  [default: 0]")]
 FiveSeeds = Annotated[list[int] | None,
                       Option(min=0, max=MAX_SEED, help="one run each  [default: 0 1 2 3 4; smoke: 0]")]
 System = Annotated[str | None, Option(help="end_to_end, pipeline or divter")]
@@ -115,7 +112,7 @@ app.add_typer(data_commands.app, name="data")
 def quiet_libraries() -> None:
     """A chat partner that reads and draws photos, trained as one model."""
     # Progress bars and warnings of the hub are noise for parts this small.
-    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # FID takes eigenvalues of many small matrices: threads only wait for each other there.
@@ -267,24 +264,8 @@ def notebooks(profile: Profile = "mini", settings: Settings = None, seeds: Seeds
             say(f"published {notebooks.publish(executed, Path('notebooks') / executed.name)}")
 
 
-@app.command()
-def chat(profile: Profile = "mini", settings: Settings = None, seed: Seed = 0, system: System = None,
-         run: Run = None) -> None:
-    """Chat in the terminal with a trained run, or with the shipped parts where there is none."""
-    config = load(profile, settings, system, corpus=False)
-    with contextlib.suppress(KeyboardInterrupt):  # a chat keeps nothing that could go on from there
-        from e2e_lib.inference.chat import ChatPartner, chat_in_terminal, chat_settings
-        from e2e_lib.models.systems import build
-        from e2e_lib.repro.files import CheckpointError
-        from e2e_lib.training.loop import load_trained
-        try:
-            model, weights = load_trained(config, run or 0), f"the trained run of seed {run or 0}"
-        except CheckpointError as error:
-            if run is not None:
-                raise
-            model, weights = build(config), f"the parts as they ship ({error})"
-        say(f"{config.model.system} answers with {weights}.")
-        chat_in_terminal(ChatPartner(model, chat_settings(config.inference), seed), say)
+app.command()(model_commands.chat)
+app.command()(model_commands.export)
 
 
 @app.command("config")

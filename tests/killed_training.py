@@ -1,5 +1,7 @@
 """Training runs for processes of their own, which must be able to import them: one kills itself, two train together."""
 
+import dataclasses
+import json
 import os
 import signal
 from collections import Counter
@@ -7,10 +9,13 @@ from pathlib import Path
 
 import torch
 
+from e2e_lib.corpora import prepare
+from e2e_lib.data.examples import split_examples
+from e2e_lib.inference import respond
 from e2e_lib.models.captioner import Captioner
 from e2e_lib.repro import files
 from e2e_lib.training import checkpoints
-from e2e_lib.training.loop import train
+from e2e_lib.training.loop import load_trained, train
 
 
 def train_in_process(config, root, data_root, kill=None):
@@ -39,10 +44,23 @@ def train_in_process(config, root, data_root, kill=None):
     train(config, 0, lambda _: None, root=root, data_root=data_root)
 
 
-def train_together(rank, configs, root):
-    """What each of two processes does: trains every configuration with the other, as `torchrun` starts them.
+def answered(config, root):
+    """A trained run's answers to five examples, two at a time, each with a photo or two whatever it wrote."""
+    model, generate = load_trained(config, 0, root=root), respond.generate_texts
+    examples, store = split_examples(prepare(config, lambda _: None, root / "data"), "dev")
+    try:
+        respond.generate_texts = lambda *given: [
+            dataclasses.replace(answer, captions=["two red cars"] * (1 + len(answer.text) % 2)) for answer in generate(*given)]
+        answers = respond.respond(model, examples[:5], store, dataclasses.replace(config.inference, batch_size=2), 3)
+    finally:
+        respond.generate_texts = generate
+    return [[answer.text, [photo.flatten()[::97].tolist() for photo in answer.photos]] for answer in answers]
 
-    Writes how many photos it captioned into ``root``.
+
+def train_together(rank, configs, root):
+    """What each of two processes does: trains every configuration with the other, as `torchrun` starts them, and answers.
+
+    Writes how many photos it captioned, and the answers of each, into ``root``.
     """
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
@@ -53,5 +71,7 @@ def train_together(rank, configs, root):
     Captioner.generate_captions = lambda self, photos: captioned.append(len(photos)) or generate(self, photos)
     for config in configs:
         train(config, 0, lambda _: None, root=root, data_root=root / "data")
+        answers = answered(config, root)
+        (root / f"answers-{rank}-{config.model.system}.json").write_text(json.dumps(answers))
     (root / f"captioned-{rank}").write_text(str(sum(captioned)))
     torch.distributed.destroy_process_group()

@@ -3,7 +3,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def test_help_names_every_command_and_each_explains_its_options():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     names += [group.name for group in cli.app.registered_groups]
     assert names == ["reproduce", "pretrain", "warmup", "train", "evaluate", "compare", "ablate", "figures", "readme", "notebooks",
-                     "chat", "config", "plan", "vocabularies", "doctor", "data"]
+                     "chat", "export", "config", "plan", "vocabularies", "doctor", "data"]
     page = run("--help").stdout
     for name in names:
         assert re.search(rf"^  {name} +\w", page, re.M) and run(name, "--help").exit_code == 0
@@ -40,7 +39,7 @@ def test_help_names_every_command_and_each_explains_its_options():
     (["config", "--set", "train.learning_rat=1"], "did you mean 'train.learning_rate'"),
     (["config", "--set", "train.learning_rate=7"], "a number from"),
     (["config", "--set", "inference.beams=2"], "is called 'inference.num_beams' now"),
-    (["train", "--system", "pipe"], "one of end_to_end, pipeline, divter"),
+    (["train", "--system", "pipe"], "one of end_to_end, end_to_end_aligned, pipeline, divter"),
     (["ablate", "--variants", "maps", "spam"], "'spam' is unknown"),
     (["evaluate", "--profile", "smoke", "--seeds", "987654"], "there is no checkpoint"),
     (["vocabularies", "--captions", "absent.txt"], "absent.txt"),
@@ -212,7 +211,7 @@ def test_a_chat_takes_the_trained_run_that_there_is(shipped, tmp_path, monkeypat
         model = build(config)
         with torch.no_grad():
             model.language.model.norm.weight.fill_(1.5 + seed)
-        checkpoints.save(run_folder(config, seed) / "best", trainable_weights(model), {"config": asdict(config)})
+        checkpoints.save(run_folder(config, seed) / "best", trainable_weights(model), checkpoints.made_with(config))
     for arguments, scale, weights in (([], 1.5, "the trained run of seed 0"), (["--run", "3"], 4.5, "the trained run of seed 3"),
                                       (["--set", "data.max_context=99"], 1.0, r"parts as they ship \(the checkpoint at .* another")):
         result = typed(b"", *arguments)
@@ -222,7 +221,7 @@ def test_a_chat_takes_the_trained_run_that_there_is(shipped, tmp_path, monkeypat
     missing = typed(b"", "--run", "1")
     assert missing.exit_code == 1 and "there is no checkpoint at runs/smoke/end_to_end/seed-1/best" in missing.stderr
     typed(b"", "--seed", "8", "--set", "inference.temperature=1.5")
-    assert partners[-1].settings.temperature == 1.5 and partners[-1].settings.num_beams == 1 and partners[-1].rng.initial_seed() == 8
+    assert partners[-1].settings.temperature == 1.5 and partners[-1].settings.num_beams == 1 and partners[-1].seed == 8
 
 
 def test_an_interrupt_before_a_chat_begins_ends_it_politely(tmp_path, monkeypatch):

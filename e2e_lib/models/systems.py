@@ -13,11 +13,12 @@ from e2e_lib.bridge.estimators import RELAXATIONS
 from e2e_lib.config import Bridge, Config, ConfigError
 from e2e_lib.data.collate import Batch, PromptFormatter
 from e2e_lib.models import hub
+from e2e_lib.models.adapter_files import load_language
 from e2e_lib.models.adapters import FORMATS
 from e2e_lib.models.captioner import Captioner, load_captioner
 from e2e_lib.models.end_to_end import EndToEndModel
 from e2e_lib.models.generator import load_generator
-from e2e_lib.models.language import check_bits, load_language
+from e2e_lib.models.language import check_bits
 from e2e_lib.models.losses import Output
 from e2e_lib.models.perceptron import load_perceptron
 from e2e_lib.models.pipeline import Pipeline

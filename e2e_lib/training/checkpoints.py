@@ -91,9 +91,10 @@ def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path
     model.load_state_dict(weights, strict=False)
 
 
-def start_from(model: PhotoChatModel, folder: Path) -> str:
-    """Gives a model the weights of another run's checkpoint; returns their hash. What learns in the model and
-    not there keeps its weights. Raises CheckpointError where the checkpoint holds weights that do not fit."""
+def start_from(model: PhotoChatModel, config: Config, seed: int) -> str:
+    """Gives a model the weights of ``train.start_from``; returns their hash. What learns in the model and not
+    there keeps its weights. Raises CheckpointError where the checkpoint is not there, or does not fit."""
+    folder = Path(config.train.start_from.replace("{seed}", str(seed)))
     weights, _ = load(folder)
     own = model.state_dict()
     for name, tensor in weights.items():

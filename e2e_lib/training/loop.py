@@ -89,6 +89,8 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> PhotoChatMo
     weights, state = checkpoints.load(folder / "best", shape={"config": {}})
     checkpoints.check_made_with(state, config, folder)
     model = build(config)
+    if config.train.start_from:  # what that run trained, and this one did not
+        checkpoints.start_from(model, config, seed)
     checkpoints.load_weights(model, weights, folder)
     return ready(model)
 
@@ -121,8 +123,7 @@ class _Run:
             self.model = build(config).to(self.accelerator.device)  # where photos are captioned, too
         self.parts = origins(config)
         if settings.start_from:
-            self.parts["start_from"] = checkpoints.start_from(
-                self.model, Path(settings.start_from.replace("{seed}", str(seed))))
+            self.parts["start_from"] = checkpoints.start_from(self.model, config, seed)
         for part, source in self.parts.items():
             echo(f"{part}: {source}")
         if getattr(getattr(self.model, "perceptron", None), "projection_is_new", False):

@@ -129,7 +129,7 @@ def test_answers_are_kept_until_something_changes_that_decides_them(tiny, monkey
     run, rows, details = json.loads(path.read_text()), read_answers("smoke", [0])[0], read_details("smoke", [0])[0]
     assert set(rows[0]) == {"dialogue_id", "index", "text", "captions", "gold_text", "gold_captions", "gold_photo_ids", "scenes", "images"}
     assert all(set(row) == {"dialogue_id", "index", "photo_id", "attribute", "truth", "text", "right"} for row in details)
-    assert [scene for row in rows for scene in row["scenes"]][0].keys() == {"photo_id", "gold", "drawn"}
+    assert [scene for row in rows for scene in row["scenes"]][0].keys() == {"photo_id", "gold", "drawn", "named"}
     assert all(len(row["images"]) == 1 for row in rows)
     assert run["provenance"]["numbers"] == versions.versions("minichat", "scoring", "decoding", "training")
     assert set(run["provenance"]["data"]) == {"train.jsonl", "dev.jsonl", "test.jsonl", "scenes.jsonl"}

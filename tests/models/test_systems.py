@@ -29,7 +29,7 @@ TRAINED = {"end_to_end": ["language", "perceptron", "generator.unet"], "pipeline
            "divter": ["language", "generator.transformer"]}
 
 
-@pytest.fixture(params=SYSTEMS)
+@pytest.fixture(params=CLASSES)
 def name(request):
     return request.param
 
@@ -50,6 +50,15 @@ def test_a_system_has_the_parts_the_paper_names_wherever_they_come_from(shipped,
             from_shipped = replace(from_shipped, f"model.{part}", f"shipped:{place}")
     theirs, ours = build(from_shipped).state_dict(), local.state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], tensor) for key, tensor in ours.items())
+
+
+def test_the_aligned_model_is_the_end_to_end_one_with_other_settings(config, systems):
+    aligned, own = replace(config, "model.system", "end_to_end_aligned"), systems["end_to_end_aligned"]
+    assert type(own) is CLASSES["end_to_end"][0] and own.joint and aligned.model.joint
+    assert own.bridge.mapping == "aligned" and own.caption_source == "predicted" and own.gradient_ratio > 0
+    assert own.state_dict().keys() == systems["end_to_end"].state_dict().keys()
+    assert systems["end_to_end"].bridge.mapping == "sentence" and systems["end_to_end"].gradient_ratio == 0
+    assert replace(aligned, "bridge.mapping", "span").bridge.mapping == "span"  # what comes later counts
 
 
 @pytest.mark.parametrize("max_context", [400, 80])
@@ -160,7 +169,7 @@ def test_captions_can_take_the_place_of_the_perceptron(new_model, six):
 @pytest.mark.parametrize(("changes", "systems_named", "complaint"), [
     ({"data.max_context": 481, "inference.max_new_tokens": 32}, SYSTEMS, "make 513 tokens, .* reads 512 at most: --set data.max_context=480"),
     ({"inference.max_new_tokens": 600}, SYSTEMS, "make 792 tokens, .* reads 512 at most: lower both"),
-    ({"inference.num_inference_steps": 1000}, ("end_to_end", "pipeline"), "inference.num_inference_steps = 1000: .* at most 999")])
+    ({"inference.num_inference_steps": 1000}, ("end_to_end", "end_to_end_aligned", "pipeline"), "inference.num_inference_steps = 1000: .* at most 999")])
 def test_what_is_more_than_the_parts_can_do_is_refused_when_they_are_built(config, name, changes, systems_named, complaint):
     changed = replace(config, "model.system", name)
     for key, value in changes.items():

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killed_training import train_in_process, train_together
+from killed_training import answered, train_in_process, train_together
 from torch.nn import functional as F
 
 from e2e_lib import versions
@@ -407,6 +407,10 @@ def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(j
     # The second one's photos have the captions that the first one made.
     assert [(tmp_path / f"captioned-{rank}").read_text() == "0" for rank in (0, 1)] == [False, True]
     for config in configs:  # one after another, as the command line trains several
+        alone = answered(config, tmp_path)
+        assert all(photos for _, photos in alone) and len(alone) == 5
+        for rank in (0, 1):  # each has all answers, the same as one process gives
+            assert json.loads((tmp_path / f"answers-{rank}-{config.model.system}.json").read_text()) == alone
         folder = run_folder(config, 0, tmp_path)
         done = json.loads((folder / "done.json").read_text())
         # These parts draw nothing, so no epoch is better than the first, and both processes stop together.
