@@ -33,6 +33,7 @@ Seeds = Annotated[list[int] | None,
 WarmupSeed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the batches")]
 FiveSeeds = Annotated[list[int] | None,
                       Option(min=0, max=MAX_SEED, help="one run each  [default: 0 1 2 3 4; smoke: 0]")]
+Launch = Annotated[int, Option(min=1, help="processes of this machine that train together")]
 System = Annotated[str | None, Option(help="end_to_end, pipeline or divter")]
 Fresh = Annotated[bool, Option("--fresh", help="do everything again instead of keeping what is done")]
 Out = Annotated[Path | None, Option(help="folder for the parts  [default: runs/pretraining/PROFILE/parts]")]
@@ -190,11 +191,17 @@ def warmup(profile: Profile = "smol", settings: Settings = None, seed: WarmupSee
 
 @app.command()
 def train(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
-          system: System = None) -> None:
+          system: System = None, launch: Launch = 1) -> None:
     """Training alone, of one system."""
-    config = load(profile, settings, system)
+    config, seeds = load(profile, settings, system), seeds_of(seeds, profile)
+    if launch > 1:
+        from e2e_lib.training import processes
+        options = [word for setting in settings or [] for word in ("--set", setting)]
+        processes.launch(launch, ["train", "--profile", profile, "--system", config.model.system, *options,
+                                  "--seeds", *map(str, seeds)])
+        return
     from e2e_lib.training.loop import train
-    for seed in seeds_of(seeds, profile):
+    for seed in seeds:
         train(config, seed, say)
 
 
@@ -222,13 +229,18 @@ def compare(profile: Profile = "mini", settings: Settings = None, seeds: FiveSee
 @app.command()
 def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
            variants: Variants = ["maps", "estimators", "ingredients"]) -> None:  # noqa: B006
-    """Train with every vocabulary map, estimator and ingredient, and measure its gradient (hours)."""
+    """Train with every vocabulary map, estimator and ingredient, and measure its gradient (hours); with
+    --variants faults, train on captions that are wrong instead."""
     config, seeds = load(profile, settings), seeds_of(seeds, profile)
-    from e2e_lib.experiments import ablation, gradient_alignment, polynomial
+    from e2e_lib.experiments import ablation, faults, gradient_alignment, polynomial, replacing_words
     from e2e_lib.reproduce import score_lines
+    if variants == ["faults"]:
+        say(f"wrote {faults.faults(config, seeds, say)}")
+        return
     say(score_lines(ablation.ablate(config, seeds, say, variants), "system", "metric"))
     for path in (ablation.differences(config, seeds, say), gradient_alignment.measure(config, seeds[0], say),
-                 ablation.step_seconds(config, say), polynomial.measure(say)):
+                 replacing_words.measure(config, seeds[0], say), ablation.step_seconds(config, say),
+                 polynomial.measure(say)):
         if path:
             say(f"wrote {path}")
 

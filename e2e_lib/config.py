@@ -19,8 +19,8 @@ SYSTEMS = ("end_to_end", "end_to_end_aligned", "pipeline", "divter")
 # What else changes with `model.system`: "end_to_end" is the paper's model, and this one is the same with a
 # map that speaks of every word, on the captions that it writes itself. Settings that come later may differ.
 WITH_SYSTEM: dict[str, dict[str, Any]] = {"end_to_end_aligned": {
-    "bridge.mapping": "aligned", "bridge.caption_source": "predicted", "bridge.gradient_ratio": 1.0,
-    "bridge.temperature_end": 1.0}}
+    "bridge.mapping": "aligned", "bridge.caption_source": "predicted", "bridge.gradient_ratio": 3.0,
+    "bridge.estimator": "straight_through", "bridge.temperature_end": 1.0}}
 MAX_SEED = 2**63 - 1  # every seed is a whole number from 0 to this, which all generators take
 
 
@@ -163,6 +163,8 @@ class Train:
     mixed_precision: str = setting("no", "number format of the forward pass", choices=("no", "fp16", "bf16"))
     optimizer: str = setting("adamw", "AdamW with states in 32 bits, or in 8 (bitsandbytes, the extra "
                              "'quantized')", choices=("adamw", "adamw8bit"))
+    optimizer_sharding: bool = setting(False, "of several processes, each keeps the optimizer states of its "
+                                       "share of the weights alone (ZeRO-1), with the same result")
     checkpointing: bool = setting(False, "compute activations again in the backward pass instead of keeping "
                                   "them")
     patience: int = setting(4, "epochs without a better dev score before stopping", low=1)
@@ -281,12 +283,13 @@ _PAPER_TRAINING = Train(epochs=80, epoch_examples=0, batch_size=4, gradient_accu
 _DRAWING = Inference(num_inference_steps=20, guidance_scale=7.5, batch_size=8)  # as stock pipelines draw
 
 PROFILES: dict[str, Config] = {
-    "mini": Config("mini", evaluation=Evaluation(max_text_only_examples=600)),
+    "mini": Config("mini", train=Train(examples="dialogues", epoch_examples=160, batch_size=4),
+                   evaluation=Evaluation(max_text_only_examples=600)),
     "smoke": Config(
         "smoke",
         data=Data(train=64, dev=16, test=16),
-        train=Train(epochs=2, epoch_examples=16, batch_size=8, warmup_steps=1, dev_examples=8, log_every=1,
-                    checkpoint_every=2),
+        train=Train(epochs=2, examples="dialogues", epoch_examples=8, batch_size=4, warmup_steps=1,
+                    dev_examples=8, log_every=1, checkpoint_every=2),
         inference=Inference(num_inference_steps=4, max_new_tokens=32),
         pretrain=Pretrain(photos=64, chats=64,
                           **{f.name: 2 for f in fields(Pretrain) if f.name.endswith("_steps")}),

@@ -154,7 +154,8 @@ def config(weights):
     """The smoke profile on the tiny parts (as local folders) and a tiny corpus."""
     tiny = settings.load("smoke", [
         "data.train=12", "data.dev=4", "data.test=4", "train.dev_examples=6", "inference.num_inference_steps=2",
-        "inference.max_new_tokens=8", "train.epoch_examples=12", "train.batch_size=4"])
+        "inference.max_new_tokens=8", "train.epoch_examples=12", "train.batch_size=4",
+        "train.examples=responses"])
     for place, parts in PARTS.items():
         for part in parts:
             tiny = settings.replace(tiny, f"model.{part}", str(weights / place / part))

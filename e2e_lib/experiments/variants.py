@@ -7,7 +7,7 @@ from e2e_lib.config import Config, ConfigError, replace
 from e2e_lib.repro.run_files import RUNS
 
 # What a variant changes of the profile, which is the paper's way: "sentence" changes nothing.
-MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span")
+MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span", "aligned")
 VARIANTS: dict[str, tuple[str, ...]] = {
     **{name: (f"bridge.mapping={name}",) for name in MAPS},
     # Estimators, with the map that tells words apart. ReinMax needs a temperature of at least 1, so none is
@@ -23,11 +23,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
     "weight_0.1": ("train.image_loss_weight=0.1",),
     "weight_10": ("train.image_loss_weight=10",),
-    # At λ = 1 the image's gradient is about a fiftieth of the whole (notebook 04); here both are alike.
-    # Since gradients are clipped together, λ also turns the text's own gradient down, with or without a map.
-    "weight_100_none": ("train.image_loss_weight=100", "bridge.mapping=none"),
-    "weight_100": ("train.image_loss_weight=100",),
-    "weight_100_span": ("train.image_loss_weight=100", "bridge.mapping=span", "bridge.temperature_end=1"),
+    # At λ = 1 the image's gradient into the words is about a hundredth of the text's; here it is three times
+    # as long, whatever the map. The last one is a control: its gradient is as long, and says nothing.
+    **{f"strong_{name}": (f"bridge.mapping={name}", "bridge.gradient_ratio=3", "bridge.temperature_end=1",
+                          "bridge.estimator=straight_through")
+       for name in ("sentence", "span", "aligned", "aligned_shuffled")},
 }
 GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.startswith("span_")),
           "ingredients": tuple(VARIANTS)[list(VARIANTS).index("no_perceptron"):]}
@@ -52,9 +52,7 @@ def apply_variant(config: Config, name: str) -> Config:
 def reference_of(name: str) -> str:
     """The variant that another one is compared with: for maps and estimators, training that differs only in
     having no gradient from the image; else the paper's way."""
-    if name in (*MAPS, *GROUPS["estimators"], "weight_100_none"):
-        return "none"
-    return "weight_100_none" if name.startswith("weight_100") else "sentence"
+    return "none" if name in MAPS or name.startswith(("span_", "strong_")) else "sentence"
 
 
 def run_root(config: Config, name: str) -> Path:

@@ -224,6 +224,8 @@ def systems_cost(benchmarks: Mapping[str, Any]) -> Markdown:
     """What each system costs, of ``benchmarks.json``: a row per quantity, a column per system."""
     bench, columns = _benchmark(benchmarks, "systems"), {}
     for name, label in SYSTEMS.items():
+        if name not in bench["systems"]:
+            continue
         row = bench["systems"][name]
         columns[label] = {"weights": row["parameters"],
                           "weights that training changes": row["trained_parameters"]}

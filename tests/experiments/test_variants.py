@@ -7,7 +7,7 @@ from e2e_lib.experiments.variants import RUNS, VARIANTS, apply_variant, names_of
 
 
 def test_names_are_variants_or_groups_and_a_misspelt_one_is_named():
-    assert names_of(["span", "maps"]) == ["span", "none", "static_piece", "static_word", "sentence", "word"]
+    assert names_of(["span", "maps"]) == ["span", "none", "static_piece", "static_word", "sentence", "word", "aligned"]
     assert set(names_of(["maps", "estimators", "ingredients"])) == set(VARIANTS)
     with pytest.raises(ConfigError, match="variant 'spam' is unknown; allowed: maps, .*span"):
         names_of(["span", "spam"])
@@ -23,8 +23,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else(config, name):
 
 
 def test_what_a_variant_is_compared_with():
-    assert {reference_of(name) for name in ("sentence", "span", "span_gumbel_rao", "static_word", "weight_100_none")} == {"none"}
+    assert {reference_of(name) for name in ("sentence", "span", "span_gumbel_rao", "static_word", "strong_aligned")} == {"none"}
     assert {reference_of(name) for name in ("no_perceptron", "weight_10", "temperature_1")} == {"sentence"}
-    for name in ("weight_100", "weight_100_span"):  # from which it differs in nothing but the bridge
-        changes = set(VARIANTS[name]) ^ set(VARIANTS[reference_of(name)])
-        assert changes and all(change.startswith("bridge.") for change in changes)
+    strong = [dict(change.split("=") for change in VARIANTS[name]) for name in VARIANTS if name.startswith("strong_")]
+    assert len(strong) == 4 and len({tuple(sorted({**one, "bridge.mapping": ""}.items())) for one in strong}) == 1
