@@ -43,6 +43,7 @@ Publish = Annotated[bool, Option("--publish", help="put the executed notebooks i
 Captions = Annotated[Path, Option(help="a file of one caption per line, or JSON lines")]
 Tokenizer = Annotated[str | None, Option(help="hub id, folder or pip:PACKAGE  [default: Llama's; CLIP's]")]
 Accelerator = Annotated[str, Option("--device", help="such as v100-32gb; an unknown one names them all")]
+Processes = Annotated[int, Option(min=1, help="that train together, each on a device of its own")]
 AsJson = Annotated[bool, Option("--json", help="one JSON object instead of a table")]
 Name = Annotated[str | None, Option(help="results/vocabularies/NAME.json  [default: by the tokenizers]")]
 
@@ -289,12 +290,20 @@ def show_config(profile: Profile = "mini", settings: Settings = None) -> None:
 
 @app.command("plan")
 def plan_memory(device: Accelerator, profile: Profile = "paper", settings: Settings = None,
-                as_json: AsJson = False) -> None:
+                processes: Processes = 1, as_json: AsJson = False) -> None:
     """Whether training a profile fits a device, and what it takes there; downloads nothing."""
     config = load(profile, settings, corpus=False)
     from e2e_lib.experiments import plan
-    planned = plan.plan(config, device)
+    planned = plan.plan(config, device, processes)
     say(json.dumps(planned, indent=2) if as_json else "\n".join(plan.lines(planned)))
+
+
+@app.command()
+def cost() -> None:
+    """Work out what an epoch takes at the paper's scale, on one device and on many; downloads nothing."""
+    require_root()
+    from e2e_lib.experiments.cost import measure
+    say(f"wrote {measure()}")
 
 
 @app.command()

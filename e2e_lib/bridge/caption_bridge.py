@@ -135,12 +135,10 @@ class CaptionBridge:
                     weights = aligned.alignment_weights(drawn, target, self.pooling)  # (B, L, C)
                     words = self.spelling.embeddings(embedding.weight, logits)  # (V1, D2)
                     added = self._aligned(logits, source, temperature, noise, rng, weights, words)
-                    embeddings = embeddings + added.to(embeddings)
                 else:
                     y = self._relaxation(logits, source, temperature, noise, rng)
-                    if self.mapping != "none":
-                        added = self._added(y, captions, drawn, target, embeddings, embedding.weight)
-                        embeddings = embeddings + added.to(embeddings)
+                    added = self._added(y, captions, drawn, target, embeddings, embedding.weight)
+                embeddings = embeddings + added.to(embeddings)
         return BridgeOutput(embeddings, input_ids, attention_mask, int(truncated.sum()))
 
     def _noise(self, logits: Tensor, noise: Tensor | str | None, rng: torch.Generator | None
@@ -187,6 +185,8 @@ class CaptionBridge:
     def _added(self, y: Tensor, captions: list[str], source: Encoding, target: Encoding, embeddings: Tensor,
                table: Tensor) -> Tensor:
         """What Eq. 9 and 11 add to the embeddings (B, L, D2): zeros with the gradient to y."""
+        if self.mapping == "none":
+            return torch.zeros_like(embeddings)
         if self.static_map is None:
             factored = vocabulary.caption_map(self.mapping, captions, source, target, self.pooling,
                                               self.added_at)

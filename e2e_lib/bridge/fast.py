@@ -181,14 +181,15 @@ def _scaled(logits: Tensor, noise: Tensor | None, temperature: float, real: Tens
             ) -> Iterator[tuple[slice, Tensor]]:
     """(z + g)/τ of each run, (rows, V1), written to ``out`` (B·C, V1) or to a place that the next run uses,
     too: new memory costs more than the computation."""
-    runs, z = _runs(real, logits.shape[-1]), logits.flatten(0, 1)
+    runs = _runs(real, logits.shape[-1])
+    z, g = logits.flatten(0, 1), None if noise is None else noise.flatten(0, 1)  # (B·C, V1)
     place = z.new_empty(max(rows.stop - rows.start for rows in runs), z.shape[1]) if out is None else out
     for rows in runs:
         scaled = place[:rows.stop - rows.start] if out is None else place[rows]
-        if noise is None:
+        if g is None:
             torch.div(z[rows], temperature, out=scaled)
         else:
-            torch.add(z[rows], noise.flatten(0, 1)[rows], out=scaled).div_(temperature)
+            torch.add(z[rows], g[rows], out=scaled).div_(temperature)
         yield rows, scaled
 
 

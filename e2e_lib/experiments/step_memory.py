@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from e2e_lib.config import Config
 from e2e_lib.models.adapters import FORMATS, checkpoint_activations
@@ -62,11 +63,7 @@ def step_bytes(parts: MetaParts, config: Config, batch: BatchSizes) -> Counter[s
     functions, modules = CudaFunctions(_half(config)), parts.modules()
     counter = LiveBytes(chain(*((*m.parameters(), *m.buffers()) for m in modules.values())))
     accumulates = config.train.gradient_accumulation_steps > 1
-    if config.train.checkpointing:
-        models = [parts.language, *([parts.generator.unet] if parts.generator else [])]
-        checkpoint_activations(*models)
-        for model in models:
-            count_recomputation(model, functions)
+    _recompute(parts, config, functions)
     learnt: list[tuple[str, Tensor]] = []
     for name, module in modules.items():
         module.train(name != "captioner")
@@ -91,6 +88,30 @@ def step_bytes(parts: MetaParts, config: Config, batch: BatchSizes) -> Counter[s
         del earlier
         loss.backward()  # type: ignore[no-untyped-call]
     return _fuller(counter.at_peak, _of_the_optimizer(learnt, size_of(from_image)))
+
+
+def step_flops(parts: MetaParts, config: Config, batch: BatchSizes) -> int:
+    """Floating-point operations of a batch's forward and backward pass, what is computed again counted again;
+    attention's own two products, about a hundredth of all, are not. The parts are used up."""
+    functions, modules = CudaFunctions(_half(config)), parts.modules()
+    counter = LiveBytes(chain(*((*m.parameters(), *m.buffers()) for m in modules.values())))
+    _recompute(parts, config, functions)
+    for name, module in modules.items():
+        module.train(name != "captioner")
+    with FlopCounterMode(display=False) as operations:
+        with functions:
+            text_loss, image_loss = _losses(parts, config, batch, counter)
+        (text_loss + image_loss).backward()  # type: ignore[no-untyped-call]
+    return operations.get_total_flops()
+
+
+def _recompute(parts: MetaParts, config: Config, functions: CudaFunctions) -> None:
+    """Computes activations again in the backward pass, where that is set."""
+    if config.train.checkpointing:
+        models = [parts.language, *([parts.generator.unet] if parts.generator else [])]
+        checkpoint_activations(*models)
+        for model in models:
+            count_recomputation(model, functions)
 
 
 def answering_bytes(parts: MetaParts, config: Config) -> int:

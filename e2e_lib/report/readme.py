@@ -99,9 +99,26 @@ def plans(profile: str, root: Path) -> str:
                         "responses")))
 
 
+def costs(profile: str, root: Path) -> str:
+    """What an epoch takes at the paper's scale. Raises ResultsError where that is not worked out."""
+    record = load_json(root / "cost.json")
+    rows = []
+    for row in record["rows"]:
+        on = {f"{each['devices']} × {row['device']}": f"{each['hours']:.1f}" for each in row["rows"]}
+        rows.append({"profile": row["profile"], "corpus": row["corpus"], "examples": row["examples"],
+                     "TFLOP per batch": f"{row['tflop_per_batch']:.0f}", "batches": f"{row['batches']:,}",
+                     **on})
+    some = record["rows"][0]
+    traffic = ", ".join(f"{each['traffic_gb']:.1f} on {each['devices']}" for each in some["rows"][1:])
+    note = ("Hours of an epoch, worked out and not measured: operations as counted, at "
+            f"{some['utilisation']:.0%} of {some['peak_tflops']:g} TFLOP/s, which is assumed. Gradients that "
+            f"a device sends in a step of profile {some['profile']}: GiB {traffic}")
+    return markdown(pd.DataFrame(rows), note)
+
+
 BLOCKS = {"README.md": {"results": results_table, "ablation": ablation_table, "reproduce": transcript,
                         "minichat": held_out},
-          "paper-scale.md": {"plans": plans}}
+          "paper-scale.md": {"plans": plans, "costs": costs}}
 
 
 def update(path: Path | str = "README.md", profile: str = "mini", root: Path | str = RESULTS) -> Path:

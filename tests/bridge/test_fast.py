@@ -25,9 +25,12 @@ def test_values_and_gradients_are_those_of_the_definition(monkeypatch, temperatu
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("cached", [1, 2**19])
+@pytest.mark.parametrize("cached", [1, 2**19, "all at once"])  # as an accelerator takes them, padding too
 def test_positions_that_are_not_real_have_no_probability_and_no_gradient(monkeypatch, cached):
-    monkeypatch.setattr(fast, "CACHED", cached)
+    if cached == "all at once":
+        monkeypatch.setattr(fast, "_runs", lambda real, width: [slice(0, real.numel())])
+    else:
+        monkeypatch.setattr(fast, "CACHED", cached)
     logits, ids = torch.randn(3, 2, 5, generator=generator("z")), torch.tensor([[0, 3], [1, 2], [4, 4]])
     real, weight = torch.tensor([[True, True], [True, False], [False, True]]), torch.randn(3, 2, 2, generator=generator("w"))
     gradients = []
@@ -39,6 +42,17 @@ def test_positions_that_are_not_real_have_no_probability_and_no_gradient(monkeyp
     free = logits.clone().requires_grad_()
     expected, = torch.autograd.grad((fast.plain_probabilities(free, ids, 0.7, None) * weight)[real].sum(), free)
     torch.testing.assert_close(gradients[0], expected)
+
+
+@pytest.mark.parametrize("cached", [1, 10, 20, 2**19])
+def test_runs_are_the_real_positions_in_order_and_fit_the_cache(monkeypatch, cached):
+    monkeypatch.setattr(fast, "CACHED", cached)
+    for seed in range(20):
+        real = torch.rand(4, 5, generator=generator(seed)) < 0.6
+        runs = fast._runs(real, 5)
+        assert [row for rows in runs for row in range(rows.start, rows.stop)] == real.flatten().nonzero()[:, 0].tolist()
+        assert all(rows.stop - rows.start <= max(1, cached // 5) for rows in runs)
+    assert len(fast._runs(torch.ones(4, 5, dtype=torch.bool), 5)) == {1: 20, 10: 10, 20: 5, 2**19: 1}[cached]
 
 
 def test_an_empty_batch_has_no_probabilities():
