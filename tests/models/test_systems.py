@@ -236,11 +236,16 @@ def test_a_word_list_ships_or_is_a_file_of_words(config, tmp_path, monkeypatch):
 
 def test_the_bridge_has_what_the_settings_say(config, systems):
     images, tokenizer = systems["end_to_end"].generator, systems["end_to_end"].tokenizer
-    for changes in ({}, {"mapping": "word", "estimator": "soft", "pooling": "sum", "added_at": "caption_and_marks"}):
+    for changes in ({}, {"mapping": "word", "estimator": "soft", "pooling": "sum", "added_at": "caption_and_marks"},
+                    {"mapping": "aligned", "top_k": 8}):
         settings = dataclasses.replace(config.bridge, **changes)
         bridge = new_bridge(settings, tokenizer, images)
         assert [getattr(bridge, name) for name in ("mapping", "estimator", "pooling", "added_at", "length")] == [
             settings.mapping, settings.estimator, settings.pooling, settings.added_at, images.max_length]
+        assert bridge.top_k == (settings.top_k or None)
+    for changes in ({"mapping": "aligned", "top_k": 1}, {"mapping": "span", "top_k": 8}):
+        with pytest.raises(ConfigError, match="settings of bridge: top_k"):
+            new_bridge(dataclasses.replace(config.bridge, **changes), tokenizer, images)
 
 
 @pytest.mark.parametrize("source", ["/absent/words.txt", "shipped:word-lists/absent.txt", "binary"])
