@@ -14,7 +14,7 @@ pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
 PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce compare test fuzz kills cluster mutants bench lint house clean FORCE
+.PHONY: help setup reproduce compare test fuzz kills cluster browser mutants bench lint house clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
@@ -24,6 +24,7 @@ help:
 	@echo 'make fuzz        the tests with random inputs, EXAMPLES=10000 of each (hours), or as many as you say'
 	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and see that nothing is lost'
 	@echo 'make cluster     install Ray, and fetch photos on a cluster of two nodes on this machine'
+	@echo 'make browser     the chat window in a real Chromium (apt install chromium), as a page and in JupyterLab'
 	@echo 'make mutants     break the code in small ways, one at a time, and count what the tests notice; MUTANTS=...'
 	@echo 'make bench       measure speed; BENCH=name for one benchmark'
 	@echo 'make lint        check style, types and which module imports which'
@@ -55,6 +56,11 @@ kills: $(STAMP)
 cluster: $(STAMP)
 	@$(PIP) --no-warn-conflicts --editable '.[cluster]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/download/test_cluster.py
+
+browser: $(STAMP)
+	@$(PIP) --no-warn-conflicts --editable '.[browser]'
+	@npm install --silent --no-save --prefix $(VENV)/axe axe-core@4.14.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/window/test_browser.py
 
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(MUTANTS)

@@ -283,7 +283,8 @@ _PAPER_TRAINING = Train(epochs=80, epoch_examples=0, batch_size=4, gradient_accu
 _DRAWING = Inference(num_inference_steps=20, guidance_scale=7.5, batch_size=8)  # as stock pipelines draw
 
 PROFILES: dict[str, Config] = {
-    "mini": Config("mini", train=Train(examples="dialogues", epoch_examples=160, batch_size=4),
+    "mini": Config("mini", train=Train(examples="dialogues", epoch_examples=160, batch_size=4,
+                                       generator_rate=0.1),
                    evaluation=Evaluation(max_text_only_examples=600)),
     "smoke": Config(
         "smoke",

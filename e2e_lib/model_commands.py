@@ -2,13 +2,13 @@
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
 from e2e_lib import config as configuration
-from e2e_lib.config import MAX_SEED, ConfigError
+from e2e_lib.config import MAX_SEED, Config, ConfigError
 
 Profile = Annotated[str | None, Option(help="smoke, mini, smol, small or paper  [default: mini]")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
@@ -18,6 +18,10 @@ Run = Annotated[int | None,
                 Option(min=0, max=MAX_SEED, help="training seed of the run that answers  [default: 0]")]
 From = Annotated[Path | None, Option("--from", metavar="DIR", help="answer with a run that `e2e export` "
                                      "wrote, in its own settings but for --set")]
+Web = Annotated[bool, Option("--web", help="a page for the browser instead of the terminal")]
+Port = Annotated[int | None, Option(min=1, max=65535, help="of the page  [default: 5006]")]
+Host = Annotated[str | None, Option(metavar="NAME", help="address of the page, for all who reach it (with "
+                                    "no password)  [default: 127.0.0.1, this machine]")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as "
                                            "runs/mini/end_to_end/seed-0")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]
@@ -31,30 +35,55 @@ def say(line: str) -> None:
 
 
 def chat(profile: Profile = None, settings: Settings = None, seed: Seed = 0, system: System = None,
-         run: Run = None, export: From = None) -> None:
-    """Chat in the terminal with a trained run, or with the shipped parts where there is none."""
+         run: Run = None, export: From = None, web: Web = False, port: Port = None,
+         host: Host = None) -> None:
+    """Chat, in the terminal or on a page, with a trained run, or the shipped parts where there is none."""
     if export is not None and (profile, system, run) != (None, None, None):
         raise ConfigError("--from DIR says itself which run answers; leave out --profile, --system and --run")
+    if not web and (port, host) != (None, None):
+        raise ConfigError("--port and --host are the page's; add --web")
     config = configuration.load(profile or "mini", [*([] if export else settings or []),
                                                     *([f"model.system={system}"] if system else [])])
     with contextlib.suppress(KeyboardInterrupt):  # a chat keeps nothing that could go on from there
-        from e2e_lib.inference.chat import ChatPartner, chat_in_terminal, chat_settings
-        from e2e_lib.models.exported import load_exported
-        from e2e_lib.models.systems import build
-        from e2e_lib.repro.files import CheckpointError
-        from e2e_lib.training.loop import load_trained
+        from e2e_lib.window.partners import Partners
         if export is not None:
-            model, config = load_exported(export, settings or ())
-            weights = f"the export at {export}"
+            answerer, weights, config = _exported(export, settings or [])
         else:
-            try:
-                model, weights = load_trained(config, run or 0), f"the trained run of seed {run or 0}"
-            except CheckpointError as error:
-                if run is not None:
-                    raise
-                model, weights = build(config), f"the parts as they ship ({error})"
+            answerer, weights = _trained_or_shipped(config, run)
         say(f"{config.model.system} answers with {weights}.")
-        chat_in_terminal(ChatPartner(model, chat_settings(config.inference), seed), say)
+        if web:
+            from e2e_lib.window import page
+            page.serve(Partners(answerer, config), say, seed, host or page.HOST, port or page.PORT)
+        else:
+            from e2e_lib.inference.chat import ChatPartner, chat_in_terminal, chat_settings
+            chat_in_terminal(ChatPartner(answerer.model, chat_settings(answerer.settings), seed), say)
+
+
+def _exported(folder: Path, settings: list[str]) -> tuple[Any, str, Config]:
+    """An export that answers, what it is, and the configuration of what else can."""
+    from e2e_lib.models.exported import load_exported
+    from e2e_lib.window.partners import Answerer
+    model, config = load_exported(folder, settings)
+    name = f"{config.model.system}, exported ({folder.name})"
+    others = configuration.load(config.profile, [f"model.system={config.model.system}"])
+    return Answerer(name, model, config.inference), f"the export at {folder}", others
+
+
+def _trained_or_shipped(config: Config, run: int | None) -> tuple[Any, str]:
+    """A trained run that answers, or the parts as they ship where none was asked for, and what it is."""
+    from e2e_lib.models.systems import build
+    from e2e_lib.repro.files import CheckpointError
+    from e2e_lib.training.loop import load_trained
+    from e2e_lib.window.partners import Answerer, shipped_name, trained_name
+    system, settings = config.model.system, config.inference
+    try:
+        model = load_trained(config, run or 0)
+    except CheckpointError as error:
+        if run is not None:
+            raise
+        model = build(config).eval()
+        return Answerer(shipped_name(system), model, settings), f"the parts as they ship ({error})"
+    return Answerer(trained_name(system, run or 0), model, settings), f"the trained run of seed {run or 0}"
 
 
 def export(run: RunFolder, out: Folder, merged: Merged = False) -> None:

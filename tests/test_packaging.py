@@ -196,7 +196,9 @@ TARGETS = {
     "setup": ["e2e doctor"], "reproduce": ["e2e reproduce --profile mini"], "compare": ["e2e compare --profile mini"],
     "test": ["-m pytest -q -n 2 --dist worksteal"], "fuzz": ["-m pytest -q -n 2 -m fuzz"],
     "kills": ["-m pytest -q tests/download/test_photos.py -k kills"],
-    "cluster": [f"{PIP} --no-warn-conflicts --editable .[cluster]", "-m pytest -q tests/download/test_cluster.py"], "mutants": ["tests/mutants/run.py"],
+    "cluster": [f"{PIP} --no-warn-conflicts --editable .[cluster]", "-m pytest -q tests/download/test_cluster.py"],
+    "browser": [f"{PIP} --no-warn-conflicts --editable .[browser]", "-m pytest -q -m browser tests/window/test_browser.py"],
+    "mutants": ["tests/mutants/run.py"],
     "bench": ["tests/benchmarks/run.py"],
     "lint": ["-m ruff check e2e_lib tests", "-m mypy e2e_lib", "lint-imports --no-cache --no-logo"],
     "house": ["tests/house.py"], "clean": []}
@@ -214,11 +216,14 @@ class Clone:
             shutil.copy(ROOT / name, self.folder / name)
         self.python.write_text(STAND_IN.format(python=sys.executable, log=self.log))
         self.python.chmod(0o755)
+        (folder / "programs").mkdir()
+        (folder / "programs" / "npm").write_text("#!/bin/sh\n")
+        (folder / "programs" / "npm").chmod(0o755)
 
     def run(self, command, python=None):
         """The finished process, and what Python, pip and e2e were asked to do, in order."""
         self.log.write_text("")
-        environment = {"PATH": os.environ["PATH"], "PYTHON": str(python or self.python), "CI": "true"}
+        environment = {"PATH": f"{self.folder.parent / 'programs'}:{os.environ['PATH']}", "PYTHON": str(python or self.python), "CI": "true"}
         done = subprocess.run(command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         return done, self.log.read_text().splitlines()
 

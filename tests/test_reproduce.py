@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from e2e_lib import corpora
-from e2e_lib.config import load
+from e2e_lib.config import SYSTEMS, load
 from e2e_lib.reproduce import NOTEBOOKS, compare, score_lines
 
 ROOT = Path(__file__).parents[1]
@@ -60,4 +60,4 @@ def test_a_corpus_without_known_scenes_is_compared_without_what_needs_them(monke
     compare(config, [0, 1], lines.append)
     assert [name for name in ran if name.startswith("propagation")] == ["propagation.propagate", "propagation.gold_fid"] * knows_scenes
     stages = [line.split(":")[0] for line in lines if line.startswith("== ")]
-    assert stages == [f"== stage {number} of {len(stages)}" for number in range(1, len(stages) + 1)] and len(stages) == 13 + knows_scenes
+    assert stages == [f"== stage {number} of {len(stages)}" for number in range(1, len(stages) + 1)] and len(stages) == 1 + 2 * len(SYSTEMS) * 2 + knows_scenes

@@ -66,7 +66,7 @@ def propagate(config: Config, seeds: Sequence[int], systems: Sequence[str], echo
             for texts in captions:
                 rng = generator(seed, "corrupt_words")
                 scenes = classifier.predict(draw_photos(model.generator, texts, config.inference, rng))
-                runs[-1].append([scene_values({"gold": one, "drawn": other})["scene_accuracy"]
+                runs[-1].append([scene_values({"gold": one, "drawn": other, "named": None})["scene_accuracy"]
                                  for one, other in zip(gold, scenes, strict=True)])
             means = ", ".join(f"{np.mean(values):.2f}" for values in runs[-1])
             echo(f"errors, {system}, seed {seed}: scene accuracy {means}")

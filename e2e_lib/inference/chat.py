@@ -28,6 +28,8 @@ HELP = """\
 /quit                   ends the chat, as do an empty line and the end of input
 //TEXT                  says a text that begins with a slash"""
 
+Progress = Callable[[str, int, int], None]
+
 
 class PhotoAlbum:
     """Photos and their captions held in memory, for a chat that is not a dataset; reads like a PhotoStore."""
@@ -77,13 +79,15 @@ class ChatPartner:
         self.seed = check_seed(seed)
         self.album, self.turns = PhotoAlbum(), list[Turn]()
 
-    def say(self, text: str = "", photos: PhotoInput | Sequence[PhotoInput] | None = None) -> Response:
+    def say(self, text: str = "", photos: PhotoInput | Sequence[PhotoInput] | None = None,
+            progress: Progress | None = None) -> Response:
         """The partner's answer; what was said and the answer become context.
 
         ``photos`` is one photo, or a list or tuple of several, each in any form that ``open_photo`` takes.
         What does not fit the model's context, the oldest first, is counted in the response's
-        ``context_tokens_cut``. Raises TypeError for a text that is none, PhotoError for a photo that is none,
-        and ValueError if nothing was said.
+        ``context_tokens_cut``. ``progress`` is told what is done, as by ``respond``.
+        Raises TypeError for a text that is none, PhotoError for a photo that is none, and ValueError if
+        nothing was said.
         """
         if not isinstance(text, str):
             raise TypeError(f"say(text, photos): expected a text (str), found {type(text).__name__}; "
@@ -93,22 +97,22 @@ class ChatPartner:
         shared = tuple(SharedPhoto(album.add(photo), "") for photo in given if photos is not None)
         if not words and not shared:
             raise ValueError("say something: a text, a photo, or both")
-        return self._answer(album, Turn(0, words, shared))
+        return self._answer(progress, album, Turn(0, words, shared))
 
-    def go_on(self) -> Response:
+    def go_on(self, progress: Progress | None = None) -> Response:
         """Lets the partner speak (again), for instance to send the photo it announced.
 
         Raises ValueError before anything was said.
         """
         if not self.turns:
             raise ValueError("the chat has not begun; say something first")
-        return self._answer(self.album.copy())
+        return self._answer(progress, self.album.copy())
 
-    def _answer(self, album: PhotoAlbum, *said: Turn) -> Response:
+    def _answer(self, progress: Progress | None, album: PhotoAlbum, *said: Turn) -> Response:
         context = (*self.turns, *said)
         example = Example("chat", len(context), context, Turn(1, ""))
         seed = seed_of(self.seed, "chat", len(context))
-        answer = respond(self.model, [example], album, self.settings, seed)[0]
+        answer = respond(self.model, [example], album, self.settings, seed, progress)[0]
         photos = zip(answer.images, answer.captions, strict=True)
         shared = tuple(SharedPhoto(album.add(image), caption) for image, caption in photos)
         self.album.update(album)
@@ -183,8 +187,8 @@ def _file_names(text: str) -> list[str]:
 def _show(answer: Response | None, partner: ChatPartner, say: Callable[[str], None]) -> None:
     if answer is None:
         return
-    if left_out := _left_out(partner):
-        say(f"({left_out})")
+    if unread := left_out(partner):
+        say(f"({unread})")
     if answer.text or not answer.images:
         say(f"partner: {answer.text or '(says nothing)'}")
     for image, caption in zip(answer.images, answer.captions, strict=True):
@@ -194,7 +198,7 @@ def _show(answer: Response | None, partner: ChatPartner, say: Callable[[str], No
             say(f"partner shares a photo: {caption} (not saved: {error.strerror})")
 
 
-def _left_out(partner: ChatPartner) -> str:
+def left_out(partner: ChatPartner) -> str:
     """What the partner, who spoke last, did not read: of a long message each time, of a long chat once."""
     formatter, turns = partner.model.formatter, partner.turns
     limit = f"longer than the {formatter.max_context} tokens that the partner reads"

@@ -1,6 +1,7 @@
 """The experiment with captions that are wrong: what its runs begin from and learn from, and what it writes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from e2e_lib.experiments import faults
 from e2e_lib.experiments.faults import Condition
 from e2e_lib.repro import files, results
 from e2e_lib.repro.run_files import RUNS
+from e2e_lib.training import batches
 
 
 def test_every_condition_has_its_controls():
@@ -40,6 +42,11 @@ def test_only_training_captions_are_wrong(config, corpus):
     assert len(captions[0]) > 5 and all(one != other for one, other in zip(*captions, strict=True))
     assert [e.response.text for e in changed] == [e.response.text for e in examples]
     assert training_captions(config.data, examples) == examples
+    model = SimpleNamespace(captioner=None)
+    for split, is_wrong in (("train", True), ("dev", False)):
+        gold, _ = split_examples(corpus, split)
+        read, _ = batches.read_split(faulty, corpus, split, model, lambda _: None)
+        assert (read != gold) == is_wrong
 
 
 @pytest.fixture
