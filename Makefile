@@ -22,7 +22,7 @@ help:
 	@echo 'make compare     the same training and scores with five seeds, all three systems beside each other'
 	@echo 'make test        run the tests, and every notebook at smoke; TESTS=... (passed to pytest)'
 	@echo 'make fuzz        the tests with random inputs, EXAMPLES=10000 of each (hours), or as many as you say'
-	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and see that nothing is lost'
+	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and training a tenth as often: nothing is lost'
 	@echo 'make cluster     install Ray, and fetch photos on a cluster of two nodes on this machine'
 	@echo 'make browser     the chat window in a real Chromium (apt install chromium), as a page and in JupyterLab'
 	@echo 'make mutants     break the code in small ways, one at a time, and count what the tests notice; MUTANTS=...'
@@ -51,7 +51,8 @@ fuzz: $(STAMP)
 		$(BIN)/python -m pytest -q -n 2 -m fuzz $(TESTS)
 
 kills: $(STAMP)
-	OMP_NUM_THREADS=1 E2E_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/download/test_photos.py -k kills
+	OMP_NUM_THREADS=1 E2E_KILLS=$(KILLS) \
+		$(BIN)/python -m pytest -q tests/download/test_photos.py tests/training/test_saving.py -k kills
 
 cluster: $(STAMP)
 	@$(PIP) --no-warn-conflicts --editable '.[cluster]'

@@ -211,12 +211,17 @@ def evaluate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds 
              system: System = None) -> None:
     """Score trained runs on the test split."""
     config = load(profile, settings, system)
+    from accelerate import PartialState
+
     from e2e_lib.experiments.evaluate import evaluate
     from e2e_lib.repro import results
     from e2e_lib.reproduce import score_lines
-    for seed in seeds_of(seeds, profile):
-        evaluate(config, seed, say)
-    say(score_lines(results.summarise(profile)))
+    from e2e_lib.training.processes import together
+    with together():
+        for seed in seeds_of(seeds, profile):
+            evaluate(config, seed, say)
+        if PartialState().is_main_process:
+            say(score_lines(results.summarise(profile)))
 
 
 @app.command()

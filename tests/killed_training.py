@@ -1,5 +1,6 @@
 """Training runs for processes of their own, which must be able to import them: one kills itself, two train together."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from e2e_lib.data.examples import split_examples
 from e2e_lib.inference import respond
 from e2e_lib.models.captioner import Captioner
 from e2e_lib.repro import files
-from e2e_lib.training import checkpoints
+from e2e_lib.training import checkpoints, loop, processes
 from e2e_lib.training.loop import load_trained, train
 
 
@@ -57,10 +58,11 @@ def answered(config, root):
     return [[answer.text, [photo.flatten()[::97].tolist() for photo in answer.photos]] for answer in answers]
 
 
-def train_together(rank, configs, root):
+def train_together(rank, configs, shared, root):
     """What each of two processes does: trains every configuration with the other, as `torchrun` starts them, and answers.
 
-    Writes how many photos it captioned, and the answers of each, into ``root``.
+    Then both train ``shared`` for a step; and then the second one dies while they train it further. Written into ``root``
+    is how many photos each captioned, its answers, what the first one said of ``shared``, and its last words.
     """
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
@@ -74,4 +76,25 @@ def train_together(rank, configs, root):
         answers = answered(config, root)
         (root / f"answers-{rank}-{config.model.system}.json").write_text(json.dumps(answers))
     (root / f"captioned-{rank}").write_text(str(sum(captioned)))
-    torch.distributed.destroy_process_group()
+    said, save, step = [], loop._Run.save, loop._Run.finish_step
+
+    def interrupted(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    def dies(self, *_):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, *_)
+
+    loop._Run.save = interrupted
+    with contextlib.suppress(KeyboardInterrupt):
+        train(shared, 0, said.append, root=root, data_root=root / "data")
+    if rank == 0:
+        (root / "said").write_text("\n".join(said))
+    loop._Run.finish_step, processes.SILENCE, processes.EVERY = dies, 3.0, 0.2
+    try:
+        train(dataclasses.replace(shared, profile="dying"), 0, said.append, root=root, data_root=root / "data")
+    except processes.ProcessError as error:
+        (root / "lost").write_text(str(error))
+    os._exit(0)  # and not into a meeting with one who is gone

@@ -28,7 +28,7 @@ def test_help_names_every_command_and_each_explains_its_options():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     names += [group.name for group in cli.app.registered_groups]
     assert names == ["reproduce", "pretrain", "warmup", "train", "evaluate", "compare", "ablate", "figures", "readme", "notebooks",
-                     "chat", "export", "config", "plan", "vocabularies", "doctor", "data"]
+                     "chat", "export", "config", "plan", "cost", "vocabularies", "doctor", "data"]
     page = run("--help").stdout
     for name in names:
         assert re.search(rf"^  {name} +\w", page, re.M) and run(name, "--help").exit_code == 0

@@ -2,7 +2,11 @@
 
 All sizes are in GiB (2³⁰ bytes). The plan is of one device at the fullest moment of a training step with the
 largest usual batch, and of answering, see ``step_memory``. Added to what is counted are CUDA's context and a
-margin for fragmentation; not in it are further processes, and what a data loader's workers take.
+margin for fragmentation; not in it is what a data loader's workers take.
+
+Of several processes on one machine, each has a device of its own. It keeps room for all gradients all the
+time (DDP's buckets, of which they are views), and with ``train.optimizer_sharding`` only its share of the
+optimizer's states.
 """
 
 import dataclasses
@@ -17,13 +21,15 @@ from torch import Tensor, nn
 from e2e_lib.config import Config, ConfigError, replace
 from e2e_lib.experiments.step_memory import GRADIENTS, answering_bytes, full_batch, step_bytes
 from e2e_lib.models import systems
-from e2e_lib.models.memory import count_of, size_of, state_bytes
+from e2e_lib.models.memory import count_of, fullest_share, size_of, state_bytes
 from e2e_lib.models.meta_parts import build
 from e2e_lib.settings import did_you_mean
+from e2e_lib.training.precision import check_sharding
 
 GIB = 2**30
 CONTEXT = 1.0  # GiB: an estimate of CUDA's context, its kernels, and workspaces of cuBLAS and cuDNN
 MARGIN = 1.03  # of all that is allocated: what an allocator cannot use, being in pieces
+NETWORK = 0.5  # GiB: an estimate of NCCL's own buffers, where there are several processes
 PYTHON = 2.0  # GiB of host memory: Python, the libraries and a few batches
 
 
@@ -39,6 +45,7 @@ DEVICES = {"v100-16gb": Device(15.77, False), "v100-32gb": Device(31.73, False),
            "a100-80gb": Device(79.14), "h100-80gb": Device(79.1), "h200-141gb": Device(139.7),
            "t4-16gb": Device(14.56, False), "rtx-4090-24gb": Device(23.5)}
 
+DRAWING = {"unet", "transformer"}  # parts whose learning rate is the generator's
 Settings = dict[str, Any]
 # Settings that need less memory, those that cost least first.
 CHANGES: tuple[Settings, ...] = (
@@ -63,8 +70,11 @@ class Usage(NamedTuple):
         return max(self.training, self.answering)
 
 
-def plan(config: Config, device: str) -> dict[str, Any]:
+def plan(config: Config, device: str, processes: int = 1) -> dict[str, Any]:
     """The plan as one object: ``total_gb``, ``parts``, ``fits``, ``device``, ``advice`` and more.
+
+    Of several ``processes``, all of one machine, it is for each of their devices; host memory and disk are
+    those of the machine. ``traffic_gb`` is what each sends in a step.
 
     ``advice`` is None where it fits; else settings that, changed together, make it fit or come nearest, found
     by planning again. Raises ConfigError for an unknown device, or settings that cannot work on it, and
@@ -72,16 +82,25 @@ def plan(config: Config, device: str) -> dict[str, Any]:
     """
     there = device_named(device)
     check(config, device)
-    usage, batch = _usage(config), full_batch(config)
+    usage, batch = _usage(config, processes), full_batch(config)
     fits = usage.total <= there.gib
     return {
         "profile": config.profile, "system": config.model.system, "device": device, "device_gb": there.gib,
         "total_gb": round(usage.total, 2), "fits": fits, "training_gb": round(usage.training, 2),
         "answering_gb": round(usage.answering, 2), "parts": usage.parts, "context_gb": CONTEXT,
         "margin": MARGIN,
-        # A checkpoint's successor is written beside it, and the best weights are kept.
-        "disk_gb": round(3 * usage.learnt + 2 * usage.states, 2), "host_gb": round(usage.host, 2),
-        "batch": dataclasses.asdict(batch), "advice": None if fits else _advice(config, there)}
+        # The last checkpoint, the one before and the one being written; and the best weights.
+        "disk_gb": round(4 * usage.learnt + 3 * usage.states, 2),
+        "host_gb": round(processes * usage.host, 2), "processes": processes,
+        "traffic_gb": round(_traffic(config, usage.learnt, processes), 2),
+        "batch": dataclasses.asdict(batch), "advice": None if fits else _advice(config, there, processes)}
+
+
+def _traffic(config: Config, learnt: float, processes: int) -> float:
+    """GiB that a process sends in a step: its part of the gradients' sum, there and back in a ring; and of
+    the weights that it made new for the others."""
+    times = 2 + config.train.optimizer_sharding
+    return times * learnt * (processes - 1) / processes
 
 
 def device_named(name: str) -> Device:
@@ -95,6 +114,7 @@ def device_named(name: str) -> Device:
 def check(config: Config, device: str) -> None:
     """Raises ConfigError for number formats that do not work together, or not on the device."""
     systems.check_formats(config)
+    check_sharding(config.train)
     if config.train.mixed_precision == "bf16" and not device_named(device).has_bf16:
         raise ConfigError(f"train.mixed_precision = 'bf16': {device} has no bf16 of its own and would "
                           "emulate it, slowly; use fp16")
@@ -117,7 +137,11 @@ def lines(planned: dict[str, Any]) -> list[str]:
         f"{batch['context_photos']} photos in contexts and {batch['response_photos']} in responses",
         f"training {planned['training_gb']:.2f}, answering {planned['answering_gb']:.2f} (with "
         f"{CONTEXT:.1f} for CUDA's context and a margin of {MARGIN - 1:.0%})",
-        f"disk for checkpoints {planned['disk_gb']:.1f}, host memory {planned['host_gb']:.1f}", ""]
+        f"disk for checkpoints {planned['disk_gb']:.1f}, host memory {planned['host_gb']:.1f}"]
+    if planned["processes"] > 1:
+        rows.append(f"each of {planned['processes']} processes has a device like this, and sends "
+                    f"{planned['traffic_gb']:.2f} in a step; disk and host memory are of all together")
+    rows.append("")
     verdict = "fits" if planned["fits"] else "does not fit"
     rows.append(f"{planned['total_gb']:.2f} GiB {verdict} {planned['device']} ({planned['device_gb']:.2f} "
                 "GiB)")
@@ -155,25 +179,42 @@ class Measured(NamedTuple):
     loading: int
 
 
-def _usage(config: Config) -> Usage:
+def _usage(config: Config, processes: int = 1) -> Usage:
     measured = _measured(_without_optimizer(config))
     others = [name for name in measured.at_peak if not name.startswith(GRADIENTS)
               and name not in {part.name for part in measured.parts}]
+    states = _states(config, measured.parts, processes)
+    gradients = {part.name: max(measured.at_peak.get(GRADIENTS + part.name, 0),
+                                4 * sum(part.learnt) if processes > 1 else 0) for part in measured.parts}
     rows: list[dict[str, Any]] = []
     for part in (*measured.parts, *(Part(name, 0, (), {}, 0) for name in others)):
-        sizes = {"weights": part.weights, "gradients": measured.at_peak.get(GRADIENTS + part.name, 0),
-                 "states": state_bytes(part.learnt, config.train.optimizer),
-                 "activations": measured.at_peak.get(part.name, 0)}
+        sizes = {"weights": part.weights, "gradients": gradients.get(part.name, 0),
+                 "states": states.get(part.name, 0), "activations": measured.at_peak.get(part.name, 0)}
         rows.append({"name": part.name, "parameters": part.parameters, "learnt": sum(part.learnt),
                      "formats": {name: round(size / GIB, 4) for name, size in part.formats.items()},
                      **{f"{key}_gb": round(size / GIB, 4) for key, size in sizes.items()}})
     weights = sum(part.weights for part in measured.parts) / GIB
-    states = sum(state_bytes(part.learnt, config.train.optimizer) for part in measured.parts) / GIB
+    all_states = sum(_states(config, measured.parts, 1).values()) / GIB
     learnt = sum(4 * sum(part.learnt) for part in measured.parts) / GIB  # what learns is in float32
-    host = PYTHON + max(weights + measured.loading / GIB, learnt + states)
-    training, answering = ((weights + states + size / GIB) * MARGIN + CONTEXT
-                           for size in (sum(measured.at_peak.values()), measured.answering))
-    return Usage(rows, training, answering, learnt, states, host)
+    host = PYTHON + max(weights + measured.loading / GIB, learnt + all_states)
+    activations = sum(size for name, size in measured.at_peak.items() if not name.startswith(GRADIENTS))
+    extra = CONTEXT + (NETWORK if processes > 1 else 0)
+    buckets = sum(gradients.values()) if processes > 1 else 0  # which are there while answering, too
+    training, answering = ((weights + (sum(states.values()) + size) / GIB) * MARGIN + extra
+                           for size in (sum(gradients.values()) + activations, measured.answering + buckets))
+    return Usage(rows, training, answering, learnt, all_states, host)
+
+
+def _states(config: Config, parts: Iterable["Part"], processes: int) -> dict[str, int]:
+    """Bytes of the optimizer's states by part, in the process that has most of them."""
+    optimizer = config.train.optimizer
+    if processes == 1 or not config.train.optimizer_sharding:
+        return {part.name: state_bytes(part.learnt, optimizer) for part in parts}
+    tensors = [(part.name, count) for part in parts for count in part.learnt]
+    groups = ([tensor for tensor in tensors if (tensor[0] in DRAWING) == last] for last in (False, True))
+    share = fullest_share(groups, processes)
+    return {part.name: state_bytes((count for name, count in share if name == part.name), optimizer)
+            for part in parts}
 
 
 @cache
@@ -187,8 +228,8 @@ def _measured(config: Config) -> Measured:
 
 
 def _without_optimizer(config: Config) -> Config:
-    """Neither of the two makes anything in a step that the other does not."""
-    return replace(config, "train.optimizer", "adamw")
+    """None of them makes anything in a step that another does not."""
+    return replace(replace(config, "train.optimizer", "adamw"), "train.optimizer_sharding", False)
 
 
 def _sizes(modules: dict[str, nn.Module]) -> list[Part]:
@@ -205,35 +246,41 @@ def _sizes(modules: dict[str, nn.Module]) -> list[Part]:
     return parts
 
 
-def _advice(config: Config, device: Device) -> dict[str, Any]:
+def _advice(config: Config, device: Device, processes: int = 1) -> dict[str, Any]:
     """Settings that make it fit: of single changes the first that does, else of all up to one of them.
 
     What a change saves is estimated, and a change whose estimate fits is planned before it is named.
     """
-    changes = _changes(config)
+    changes = _changes(config, processes)
     together = list(accumulate(changes, lambda one, other: one | other))
     for change in ({}, *changes, *together):
         changed = _with(config, change)
-        if _estimate(config, changed) > device.gib or (usage := _usage(changed)).training > device.gib:
+        if _estimate(config, changed, processes) > device.gib or (
+                usage := _usage(changed, processes)).training > device.gib:
             continue
         if usage.answering > device.gib:
-            change = change | {"inference.batch_size": _fewer_answers(changed, device)}
-        if _usage(_with(config, change)).total <= device.gib:
-            return _advised(config, change, device)
-    return _advised(config, (together[-1] if together else {}) | {"inference.batch_size": 1}, device)
+            change = change | {"inference.batch_size": _fewer_answers(changed, device, processes)}
+        if _usage(_with(config, change), processes).total <= device.gib:
+            return _advised(config, change, device, processes)
+    return _advised(config, (together[-1] if together else {}) | {"inference.batch_size": 1}, device,
+                    processes)
 
 
-def _advised(config: Config, changes: Settings, device: Device) -> dict[str, Any]:
-    total = _usage(_with(config, changes)).total
+def _advised(config: Config, changes: Settings, device: Device, processes: int) -> dict[str, Any]:
+    total = _usage(_with(config, changes), processes).total
     return {"set": [f"{key}={value}" for key, value in changes.items()], "total_gb": round(total, 2),
             "fits": total <= device.gib}
 
 
-def _changes(config: Config) -> list[Settings]:
+def _changes(config: Config, processes: int = 1) -> list[Settings]:
     """``CHANGES`` that change something: a smaller batch makes a step of more of them, a rank stays."""
     changes: list[Settings] = []
     for change in CHANGES:
-        if change == {"train.batch_size": 1}:
+        if "train.optimizer" in change and processes > 1 and config.train.optimizer == "adamw":
+            # States in 8 bits cannot be shared out: it is the one or the other.
+            changes += [{"train.optimizer_sharding": True}] * (not config.train.optimizer_sharding)
+            changes.append(change | {"train.optimizer_sharding": False})
+        elif change == {"train.batch_size": 1}:
             size, steps = config.train.batch_size, config.train.gradient_accumulation_steps
             while size > 1:
                 size, steps = size // 2, steps * 2
@@ -268,14 +315,14 @@ def _with(config: Config, settings: Settings) -> Config:
     return config
 
 
-def _fewer_answers(config: Config, device: Device) -> int:
-    usage, count = _usage(config), config.inference.batch_size
+def _fewer_answers(config: Config, device: Device, processes: int = 1) -> int:
+    usage, count = _usage(config, processes), config.inference.batch_size
     each = _measured(_without_optimizer(config)).answering * MARGIN / GIB / count
     room = device.gib - (usage.answering - each * count)
     return max(1, min(count, int(room / each)))
 
 
-def _estimate(config: Config, changed: Config) -> float:
+def _estimate(config: Config, changed: Config, processes: int = 1) -> float:
     """About how much a changed configuration takes, by its weights, gradients and states, and activations in
     proportion to its batch."""
     share = (changed.train.batch_size / config.train.batch_size
@@ -284,16 +331,16 @@ def _estimate(config: Config, changed: Config) -> float:
         share *= 0.3  # of the parts at hand, about
     at_peak = _measured(_without_optimizer(config)).at_peak
     activations = sum(size for name, size in at_peak.items() if not name.startswith(GRADIENTS))
-    return _static(changed) + share * activations * MARGIN / GIB
+    return _static(changed, processes) + share * activations * MARGIN / GIB
 
 
 @cache
-def _static(config: Config) -> float:
+def _static(config: Config, processes: int = 1) -> float:
     """GiB without what a step makes: weights, gradients and states."""
     parts = _parts(_without_optimizer(config))
-    total = sum(part.weights + 4 * sum(part.learnt) + state_bytes(part.learnt, config.train.optimizer)
-                for part in parts)
-    return total / GIB * MARGIN + CONTEXT
+    total = sum(part.weights + 4 * sum(part.learnt) for part in parts)
+    states = sum(_states(config, parts, processes).values())
+    return (total + states) / GIB * MARGIN + CONTEXT + (NETWORK if processes > 1 else 0)
 
 
 @cache

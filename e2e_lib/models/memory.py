@@ -234,3 +234,17 @@ def state_bytes(counts: Iterable[int], optimizer: str) -> int:
         in_8_bits = optimizer == "adamw8bit" and count >= SMALL
         total += 2 * (count + 4 * -(-count // BLOCK)) if in_8_bits else 8 * count
     return total
+
+
+def fullest_share(groups: Iterable[Iterable[tuple[str, int]]], processes: int) -> list[tuple[str, int]]:
+    """Of tensors, each a name and how many numbers it holds, those whose optimizer states the process with
+    most keeps, where several share them out as ``ZeroRedundancyOptimizer`` does: the largest of each group
+    first, each to the process that has least so far."""
+    shares: list[list[tuple[str, int]]] = [[] for _ in range(processes)]
+    sizes = [0] * processes
+    for group in groups:
+        for tensor in sorted(group, key=lambda tensor: -tensor[1]):
+            least = sizes.index(min(sizes))
+            shares[least].append(tensor)
+            sizes[least] += tensor[1]
+    return shares[sizes.index(max(sizes))]

@@ -332,5 +332,8 @@ def check(folder: Path | str) -> dict[str, str]:
 
 
 def weights_hash(folder: Path | str) -> str:
-    """The SHA-256 of a checkpoint's weights, once all its files are verified. Raises CheckpointError."""
-    return check(folder)["model.safetensors"]
+    """The SHA-256 of a checkpoint's weights (of its hashes, where they lie in several files), once all its
+    files are verified. Raises CheckpointError."""
+    hashes = [digest for name, digest in sorted(check(folder).items())
+              if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

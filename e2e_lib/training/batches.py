@@ -1,18 +1,35 @@
 """What an epoch is made of: examples, their order, and the processes that make batches of them."""
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from e2e_lib.config import ConfigError, Train
+from e2e_lib.config import Config, ConfigError, Train
+from e2e_lib.corpora import training_captions
 from e2e_lib.data.collate import Batch, Collator
 from e2e_lib.data.dialogue import DataError
-from e2e_lib.data.examples import Example, by_dialogue
+from e2e_lib.data.examples import Example, by_dialogue, split_examples
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.models.captioner import with_captions
+from e2e_lib.models.systems import PhotoChatModel
+from e2e_lib.repro.randomness import generator
 
 POOL = 16  # batches among which examples of similar length are put together
+
+
+def read_split(config: Config, corpus: Path, split: str, model: PhotoChatModel,
+               echo: Callable[[str], None]) -> tuple[list[Example], PhotoStore]:
+    """A split's examples as the model reads them, and its photos. Raises DataError."""
+    examples, store = split_examples(corpus, split, echo, config.data.real_only)
+    if split == "train":
+        examples = training_captions(config.data, examples)
+    return with_captions(examples, model.captioner, store) if model.captioner else examples, store
 
 
 def training_examples(examples: Sequence[Example], settings: Train) -> list[list[Example]]:
@@ -45,16 +62,69 @@ def by_length(order: Sequence[int], lengths: Sequence[int], batch: int, rng: tor
     return [i for part in [*shuffled, *last] for i in part]
 
 
-def batch_loader(examples: Sequence[list[Example]], order: Sequence[int], collator: Collator, batch_size: int,
+def own_batches(order: Sequence[int], size: int, processes: int = 1,
+                own: int = 0) -> list[tuple[list[int], bool]]:
+    """What process number ``own`` of several trains on, round by round: the indices of its batch, and whether
+    they count.
+
+    Batches of ``size`` go to the processes in turn. Where the last round has too few of them, a process takes
+    an example of another one, which counts for nothing, since all must take part in every round.
+    """
+    batches = [list(order[first:first + size]) for first in range(0, len(order), size)]
+    rounds = [batches[first:first + processes] for first in range(0, len(batches), processes)]
+    return [(batches[own], True) if own < len(batches) else (batches[0][:1], False) for batches in rounds]
+
+
+class Epochs:
+    """The epochs of a run: an order of its examples for each, and the batches that this process makes."""
+
+    def __init__(self, examples: Sequence[list[Example]], settings: Train, collator: Collator, seed: int,
+                 workers: int, processes: int = 1, own: int = 0) -> None:
+        self.examples, self.settings, self.collator, self.seed = examples, settings, collator, seed
+        self.workers, self.processes, self.own = workers, processes, own
+        self.lengths = list(map(length_of, examples))
+
+    @property
+    def size(self) -> int:
+        """Examples per epoch."""
+        return min(self.settings.epoch_examples or len(self.examples), len(self.examples))
+
+    @property
+    def rounds(self) -> int:
+        """Batches per epoch of each process."""
+        return math.ceil(self.size / self.examples_per_round)
+
+    @property
+    def examples_per_round(self) -> int:
+        """Of all processes, a batch each."""
+        return self.settings.batch_size * self.processes
+
+    def order(self, epoch: int) -> list[int]:
+        """The examples of an epoch, in an order that depends on seed and epoch alone."""
+        rng = generator(self.seed, "order", epoch)
+        order = torch.randperm(len(self.examples), generator=rng)[:self.size].tolist()
+        return by_length(order, self.lengths, self.settings.batch_size, rng)
+
+    def batches(self, epoch: int, done: int = 0) -> Iterator[tuple[Batch, bool]]:
+        """This process's batches of what is left of an epoch once so many examples are done, and whether they
+        count, see ``own_batches``."""
+        own = own_batches(self.order(epoch)[done:], self.settings.batch_size, self.processes, self.own)
+        made = batch_loader(self.examples, [batch for batch, _ in own], self.collator, self.workers)
+        return zip(sound(made), (counts for _, counts in own), strict=True)
+
+
+def batch_loader(examples: Sequence[list[Example]], batches: Sequence[Sequence[int]], collator: Collator,
                  workers: int) -> "DataLoader[list[Example]]":
-    """Batches of the examples at ``order``, made ahead by ``workers`` processes, or (0) by this one.
+    """Batches of examples by their indices, made ahead by ``workers`` processes, or (0) by this one.
 
     A batch is the same whoever makes it. What a process cannot read becomes an error in the batch's place,
     for ``sound`` to raise: torch would put that process's traceback into the message.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or each process's first batch prints a warning
-    rows: Subset[list[Example]] = Subset(examples, order)  # type: ignore[arg-type]
-    return DataLoader(rows, batch_size, collate_fn=partial(_collate, collator), num_workers=workers)
+    rows: Any = examples  # a sequence will do as a data set, and as a sampler
+    sampler: Any = batches
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=partial(_collate, collator),
+                      num_workers=workers)
 
 
 def _collate(collator: Collator, groups: Sequence[Sequence[Example]]) -> Batch | DataError:

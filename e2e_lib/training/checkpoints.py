@@ -1,16 +1,22 @@
 """Checkpoints that are whole or absent, as safetensors and JSON, never pickle.
 
 A checkpoint is a folder: ``model.safetensors``, ``optimizer.safetensors`` (if training goes on from it),
-``state.json`` (progress and the configuration) and ``manifest.json`` with the SHA-256 of the others.
+``state.json`` (progress and the configuration) and ``manifest.json`` with the SHA-256 of the others. What is
+larger than ``SHARD`` lies in several files, as on the hub: ``model-00001-of-00002.safetensors``, and so on,
+beside an index.
 """
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,25 +29,47 @@ from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError, check
 from e2e_lib.versions import versions
 
+SHARD = 2 * 10**9  # bytes of tensors in a file
+HOW = {"data.workers", "train.optimizer_sharding"}  # settings that say how a machine works, not what it gives
 INSIDE = "/"  # between the names of a dictionary in an optimizer's state and of what is in it
 
 
 def save(folder: Path | str, weights: dict[str, Tensor], state: dict[str, Any],
-         optimizer: torch.optim.Optimizer | None = None) -> Path:
-    """Writes a checkpoint folder in one atomic step.
+         optimizer: torch.optim.Optimizer | None = None, *, before: Path | None = None) -> Path:
+    """Writes a checkpoint folder in one atomic step; the one that was there is kept as ``before``, if given.
 
-    Raises files.SaveError; an older checkpoint there is then untouched.
+    Raises files.SaveError; an older checkpoint is then still there, in its place or as ``before``.
     """
+    folder = Path(folder)
     with files.atomic_folder(folder) as new:
-        # A copy of each: tied weights share memory, which the format refuses.
-        copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                  for name, tensor in weights.items()}
-        save_file(copies, new / "model.safetensors")
+        _write(new, "model", weights)
         if optimizer is not None:
-            save_file(_flatten(optimizer), new / "optimizer.safetensors")
+            _write(new, "optimizer", _flatten(optimizer))
         files.write_json(new / "state.json", state)
         files.write_json(new / "manifest.json", files.sha256_folder(new))
-    return Path(folder)
+        if before is not None and folder.is_dir():
+            # Only now that the new one is complete does the oldest go: one whole checkpoint is always there.
+            if before.exists():
+                shutil.rmtree(before)
+            os.replace(folder, before)
+    return folder
+
+
+def _write(folder: Path, stem: str, tensors: dict[str, Tensor]) -> None:
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD)
+    for name, keys in split.filename_to_tensors.items():
+        # A copy of each: tied weights share memory, which the format refuses.
+        save_file({key: tensors[key].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                   for key in keys}, folder / name)
+    if split.is_sharded:
+        files.write_json(folder / f"{stem}.safetensors.index.json",
+                         {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def shards(hashes: dict[str, str], stem: str) -> list[str]:
+    """The files of a checkpoint that hold its "model" or its "optimizer", by the names in its manifest."""
+    return sorted(name for name in hashes if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.safetensors", name))
 
 
 def exists(folder: Path | str) -> bool:
@@ -49,27 +77,30 @@ def exists(folder: Path | str) -> bool:
     return files.recover_folder(folder).is_dir()
 
 
-def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None,
-         shape: Any = dict) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None, shape: Any = dict,
+         hashes: dict[str, str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and state of a checkpoint, checked against its manifest; fills ``optimizer`` if given.
 
-    Raises CheckpointError if the folder or any file is missing or damaged, or if the state is not of the
-    ``shape`` (see ``files.find_problem``).
+    ``hashes`` are those of its files, where they have just been verified. Raises CheckpointError if the
+    folder or any file is missing or damaged, or if the state is not of the ``shape`` (see
+    ``files.find_problem``).
     """
-    folder = files.recover_folder(folder)
-    hashes = check(folder)
-    if optimizer is not None and "optimizer.safetensors" not in hashes:
+    folder = files.recover_folder(folder) if hashes is None else Path(folder)
+    hashes = check(folder) if hashes is None else hashes
+    if optimizer is not None and not shards(hashes, "optimizer"):
         raise CheckpointError(f"the checkpoint at {folder} holds weights to answer with, not to train on "
                               "from: optimizer.safetensors is missing; remove the folder to train anew")
     try:
-        if missing := {"model.safetensors", "state.json"} - hashes.keys():
-            raise ValueError(f"manifest.json does not name {min(missing)}")
+        for name, is_there in (("model.safetensors", shards(hashes, "model")),
+                               ("state.json", "state.json" in hashes)):
+            if not is_there:
+                raise ValueError(f"manifest.json does not name {name}")
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if problem := files.find_problem(state, shape, "state.json"):
             raise ValueError(problem)
-        weights = _read(folder / "model.safetensors")
+        weights = _read(folder, shards(hashes, "model"))
         if optimizer is not None:
-            _unflatten(optimizer, _read(folder / "optimizer.safetensors"))
+            _unflatten(optimizer, _read(folder, shards(hashes, "optimizer")))
     except (ValueError, IndexError) as error:  # whole, and yet not what `save` saves
         raise CheckpointError(f"the checkpoint at {folder} is not one that this version saves ({error}); "
                               "remove the folder to train anew") from None
@@ -121,8 +152,8 @@ def check_made_with(saved: dict[str, Any], config: Config, folder: Path) -> None
     """Raises CheckpointError naming the settings, or the version, with which a checkpoint was made and that
     differ here.
 
-    ``saved`` holds what ``made_with`` gave when it was made. How answers are written may differ, and how many
-    processes read the data.
+    ``saved`` holds what ``made_with`` gave when it was made. How answers are written may differ, and how
+    processes share the work.
     """
     # Before versions were written down, all were 1.
     older = [f"{name} {saved.get('numbers', {}).get(name, 1)} there, {number} here"
@@ -142,7 +173,7 @@ def check_made_with(saved: dict[str, Any], config: Config, folder: Path) -> None
 
 def _compared(config: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section in ("data", "model", "bridge", "train")
-            for key, value in config[section].items() if (section, key) != ("data", "workers")}
+            for key, value in config[section].items() if f"{section}.{key}" not in HOW}
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -152,35 +183,37 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return f"{'; '.join(different[:3])}{' …' if len(different) > 3 else ''}"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+def _read(folder: Path, names: list[str]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        with safe_open(folder / name, framework="pt") as stored:
+            tensors |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
+    return tensors
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state, groups = optimizer.state_dict()["state"], optimizer.state_dict()["param_groups"]
-    flat = {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous()
-            for index, entry in state.items() for key, value in _leaves(entry)}
+    flat = {f"{index}.{key}": torch.as_tensor(value)
+            for index, entry in optimizer.state_dict()["state"].items() for key, value in _leaves(entry)}
     # A schedule sets the rate only after a step: the first one after resuming would use that of step 0.
     return flat | {f"group.{i}.lr": torch.tensor(float(group["lr"]), dtype=torch.float64)
-                   for i, group in enumerate(groups)}
+                   for i, group in enumerate(optimizer.param_groups)}
 
 
 def _leaves(entry: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a parameter's state, those of dictionaries in it (8-bit AdamW's) with both names."""
     for key, value in entry.items():
         if isinstance(value, dict):
-            # Parameters share tables there, and safetensors refuses what shares memory.
-            copies = {name: inner.clone() if isinstance(inner, Tensor) else inner
-                      for name, inner in value.items()}
-            yield from _leaves(copies, f"{before}{key}{INSIDE}")
+            yield from _leaves(value, f"{before}{key}{INSIDE}")
         else:
             yield f"{before}{key}", value
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    groups = optimizer.state_dict()["param_groups"]
+    groups, first = list[dict[str, Any]](), 0  # as `state_dict` has them, which sharded states do not give
+    for group in optimizer.param_groups:
+        groups.append({**group, "params": list(range(first, first + len(group["params"])))})
+        first += len(group["params"])
     for name, tensor in flat.items():
         index, _, key = name.partition(".")
         if index == "group":

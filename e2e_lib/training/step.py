@@ -1,11 +1,11 @@
 """One step of the optimizer (section 2.5): what its batches did, as the training log has it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from e2e_lib.data.collate import Batch
 from e2e_lib.models.losses import Output
@@ -17,8 +17,9 @@ class Step:
     """One step of the optimizer, made of ``batches`` of which the first is the run's ``number``-th, with
     ``tokens`` that have a loss and ``photos`` of responses, in all processes.
 
-    τ and learning rate are those of its first batch. If it is ``logged``, its losses (means over what this
-    process has of its tokens and photos), its gradient of the image loss, and its gradient norms are kept.
+    τ and learning rate are those of its first batch. If it is ``logged``, its losses (means over its tokens
+    and photos), its gradient of the image loss, and its gradient norms are kept; until ``add_up``, what this
+    process has of them.
     """
 
     number: int
@@ -45,6 +46,22 @@ class Step:
         self.truncated += output.truncated
         both = zip(self.from_image, from_image, strict=False)  # one may be []
         self.from_image = [one + other for one, other in both] or self.from_image or from_image
+
+    def add_up(self, language: nn.Module, sum_of_all: Callable[[Tensor], Tensor]) -> None:
+        """Puts together what several processes have of the step. All must call it; ``sum_of_all`` adds up a
+        tensor of each."""
+        weights = [p for p in language.parameters() if p.requires_grad]
+        sums = [value for losses in (self.text_losses, self.image_losses)
+                for value in (sum(loss * count for loss, count in losses), sum(n for _, n in losses))]
+        counts = [self.truncated, self.contexts_cut, self.responses_cut, len(self.from_image)]
+        text, tokens, image, photos, *counts = sum_of_all(torch.tensor(
+            [*sums, *counts], dtype=torch.float64, device=weights[0].device)).tolist()
+        self.text_losses, self.image_losses = ([(total / n, int(n))] if n else []
+                                               for total, n in ((text, tokens), (image, photos)))
+        self.truncated, self.contexts_cut, self.responses_cut, some_have_it = map(int, counts)
+        if some_have_it:
+            self.from_image = [sum_of_all(gradient) for gradient in
+                               self.from_image or (torch.zeros_like(p) for p in weights)]
 
 
 def mean(losses: Sequence[tuple[float, int]]) -> float | None:

@@ -6,7 +6,9 @@ import json
 import hub_checkpoints
 import pytest
 import torch
+from torch import distributed
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from typer.testing import CliRunner
 
 from e2e_lib import __main__ as cli
@@ -241,6 +243,49 @@ def test_4_bits_are_offered_where_the_language_model_can_be_in_them(config):
     assert offered(learnt_whole) == [{"model.language_lora": 32, "model.language_bits": 4}] and planning._changes(learnt_whole)[0] != offered(learnt_whole)[0]
     assert offered(paper, {"model.language_bits": 4}) == offered(paper, {"model.system": "divter", "model.translator": config.model.translator}) == []
     assert offered(load("smol")) == offered(config) == offered(config, {"model.language_lora": 4}) == []  # a GGUF file; rows of 32
+
+
+def test_processes_share_out_states_as_the_optimizer_does(config):
+    """Against torch's own class, which believes that it is one of four processes."""
+    model = systems.build(config)
+    drawing = set(model.generator.unet.parameters())
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        made = new_optimizer([p for p in model.parameters() if p.requires_grad], replace(config, "train.optimizer_sharding", True).train,
+                             torch.device("cpu"), drawing, processes=4)
+        theirs = [sum(p.numel() for group in groups for p in group["params"]) for groups in made._partition_parameters()]
+    finally:
+        distributed.destroy_process_group()
+    parts = planning._parts(planning._without_optimizer(config))
+    for sharding, kept in ((False, sum(theirs)), (True, max(theirs))):
+        found = planning._states(replace(config, "train.optimizer_sharding", sharding), parts, 4)
+        assert sum(found.values()) == 8 * kept, sharding
+    assert sum(planning._states(replace(config, "train.optimizer_sharding", True), parts, 1).values()) == 8 * sum(theirs)
+
+
+def test_of_several_processes_each_keeps_all_gradients_and_its_share_of_the_states(config, monkeypatch):
+    config = changed(config, {"inference.batch_size": 4})  # so that it is training that takes most
+    sharded = replace(config, "train.optimizer_sharding", True)
+    one, alone, four, shared = (planning._usage(*given) for given in ((config,), (sharded,), (config, 4), (sharded, 4)))
+
+    def of(usage, column):
+        return sum(part[f"{column}_gb"] for part in usage.parts)
+
+    learnt = 4 * sum(part["learnt"] for part in one.parts) / 2**30
+    assert of(four, "gradients") == pytest.approx(learnt, abs=2e-4) and of(one, "gradients") < learnt
+    assert alone == one and of(four, "states") == of(one, "states") == pytest.approx(2 * learnt, abs=2e-4)
+    assert of(shared, "states") == pytest.approx(of(four, "states") / 4, rel=0.1, abs=2e-4)
+    assert four.training - shared.training == pytest.approx(1.03 * 0.75 * 2 * learnt, rel=0.1)
+    assert four.training - one.training == pytest.approx(planning.NETWORK, abs=1.1 * learnt) and four.host == shared.host == one.host
+    plans = [planning.plan(*given) for given in ((config, "v100-32gb"), (config, "v100-32gb", 4), (sharded, "v100-32gb", 4))]
+    assert [plan["host_gb"] for plan in plans] == [pytest.approx(times * one.host, abs=0.01) for times in (1, 4, 4)]
+    traffic = [planning._traffic(*given) for given in ((config, learnt, 1), (config, learnt, 4), (sharded, learnt, 4))]
+    assert traffic == pytest.approx([0, 1.5 * learnt, 2.25 * learnt])
+    assert "each of 4 processes has a device like this" in "\n".join(planning.lines(plans[1])) and "processes" not in "\n".join(planning.lines(plans[0]))
+    monkeypatch.setitem(planning.DEVICES, "v100-32gb", planning.Device((four.training + shared.training) / 2, False))
+    assert planning.plan(config, "v100-32gb", 4)["advice"]["set"] == ["train.optimizer_sharding=True"]
+    with pytest.raises(ConfigError, match="train.optimizer_sharding = true shares out the states of adamw"):
+        planning.plan(changed(sharded, {"train.optimizer": "adamw8bit"}), "v100-32gb", 4)
 
 
 def run(*arguments):

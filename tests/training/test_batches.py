@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from e2e_lib.config import ConfigError, Train, replace
 from e2e_lib.corpora import prepare
@@ -13,7 +15,7 @@ from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import DataError
 from e2e_lib.data.photo_input import PhotoError
 from e2e_lib.repro import files
-from e2e_lib.training.batches import batch_loader, sound, training_examples
+from e2e_lib.training.batches import batch_loader, own_batches, sound, training_examples
 from e2e_lib.training.loop import train
 
 
@@ -93,13 +95,29 @@ def collator_that(do):
     return SimpleNamespace(dialogues=lambda groups: "a batch" if groups[0] == "first" else do())
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 5), st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), max_size=4), st.integers(1, 5))
+def test_all_processes_together_train_on_every_example_once_whatever_their_number(count, size, earlier, last):
+    """Also where some rounds were done by other numbers of processes before."""
+    order, done, taken = list(range(count)), 0, []
+    for processes, rounds in (*earlier, (last, 99)):
+        shares = [own_batches(order[done:], size, processes, own)[:rounds] for own in range(processes)]
+        assert len({len(share) for share in shares}) == 1  # all take part in every round
+        for members in zip(*shares, strict=True):
+            assert members[0][1] and all(batch for batch, _ in members)  # the first always has one of its own
+            taken += [i for batch, counts in members if counts for i in batch]
+            done = min(count, done + size * processes)
+        assert done == len(taken)
+    assert taken == order
+
+
 def refuse():
     raise PhotoError("photo 'p'", "file is truncated")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_photo_that_cannot_be_read_is_named_whoever_reads_it(workers):
-    batches = sound(batch_loader(["first", "second"], [0, 1], collator_that(refuse), 1, workers))
+    batches = sound(batch_loader(["first", "second"], [[0], [1]], collator_that(refuse), workers))
     assert next(batches) == "a batch"
     with pytest.raises(DataError, match="^photo 'p': file is truncated$"):
         next(batches)
@@ -108,7 +126,7 @@ def test_a_photo_that_cannot_be_read_is_named_whoever_reads_it(workers):
 def test_a_process_that_dies_is_said_to():
     kill = collator_that(lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ConfigError, match="a process that reads data died.*data.workers lower"):
-        list(sound(batch_loader(["first", "second"], [0, 1], kill, 1, 1)))
+        list(sound(batch_loader(["first", "second"], [[0], [1]], kill, 1)))
 
 
 def test_another_error_is_not_hidden():
@@ -116,5 +134,5 @@ def test_another_error_is_not_hidden():
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        list(sound(batch_loader(["second"], [0], collator_that(broken), 1, 0)))
+        list(sound(batch_loader(["second"], [[0]], collator_that(broken), 0)))
     assert torch.utils.data.get_worker_info() is None

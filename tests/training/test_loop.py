@@ -1,6 +1,7 @@
 """The training loop: what it logs, when it stops, and that a run killed anywhere ends as one never killed, bit for bit."""
 
 import copy
+import dataclasses
 import errno
 import itertools
 import json
@@ -19,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killed_training import answered, train_in_process, train_together
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from e2e_lib import versions
@@ -35,7 +37,7 @@ from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import seed_of
 from e2e_lib.repro.run_files import read_log, run_folder
-from e2e_lib.training import batches, checkpoints, loop
+from e2e_lib.training import batches, checkpoints, loop, precision
 from e2e_lib.training.loop import load_trained, temperature_at, train, trained_or_shipped
 
 STEPS = 10
@@ -285,9 +287,19 @@ def test_a_log_line_cut_off_by_a_kill_does_not_stop_the_run(begun, joint, data_r
 def test_a_checkpoint_that_is_damaged_or_of_other_settings_is_not_resumed(begun, damage, joint, data_root, tmp_path):
     with pytest.raises(CheckpointError, match="another configuration .train.epochs: 2 there, 3 here"):
         train(changed(joint, train__epochs=3), 0, quiet, root=tmp_path, data_root=data_root)
-    damage(begun / "latest" / "optimizer.safetensors", "cut short")
-    with pytest.raises(CheckpointError, match="damaged: optimizer.safetensors"):
+    for name in ("latest", "before"):
+        damage(begun / name / "optimizer.safetensors", "cut short")
+    with pytest.raises(CheckpointError, match="latest is damaged: optimizer.safetensors .*before is damaged: optimizer.safetensors"):
         train(joint, 0, quiet, root=tmp_path, data_root=data_root)
+
+
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_used_and_ends_in_the_same_bytes(begun, finished, damage, joint, data_root, tmp_path):
+    damage(begun / "latest" / "optimizer.safetensors", "flipped")
+    lines = []
+    train(joint, 0, lines.append, root=tmp_path, data_root=data_root)
+    said = next(line for line in lines if "damaged" in line)
+    assert "latest is damaged: optimizer.safetensors is not what was saved" in said and said.endswith("going on from the checkpoint before it")
+    assert f"seed 0: going on after step {STEPS}" in lines and hashes(begun) == hashes(finished)
 
 
 @dataclass
@@ -298,10 +310,18 @@ class Expected:
     lines: list[dict]
 
 
-def trained_by_hand(config, root, data_root, at_once=1):
+def rounds_of(at_once):
+    """Batches that so many processes take at once, one after another in the epoch's order, each with its place in the epoch."""
+    def split(batches):
+        rounds = [batches[k:k + at_once] for k in range(0, len(batches), at_once)]
+        return [(k / len(rounds), members) for k, members in enumerate(rounds)]
+    return split
+
+
+def trained_by_hand(config, root, data_root, split=None):
     """Training as sections 2.5 and 3.1.2 say: AdamW on the mean gradient of each step's batches, clipped, after a warm-up.
 
-    ``at_once`` processes take a batch each, one after another in the epoch's order.
+    ``split`` says which batches of an epoch are trained on at once, by default one after another.
     """
     run, settings = loop._Run(config, 0, root / "by-hand", data_root, quiet), config.train
     torch.manual_seed(99)  # nothing may depend on torch's global state
@@ -311,18 +331,18 @@ def trained_by_hand(config, root, data_root, at_once=1):
     groups = [[name for name, p in named.items() if parts[id(p)] == number] for number in set(parts.values())]
     optimizer = torch.optim.AdamW(named.values(), settings.learning_rate, weight_decay=settings.weight_decay)
     for epoch in range(settings.epochs):
-        batches = list(run.loader(epoch))
-        rounds = [batches[k:k + at_once] for k in range(0, len(batches), at_once)]
+        batches = [batch for batch, _ in run.epochs.batches(epoch)]
+        rounds = (split or rounds_of(1))(batches)
         for first in range(0, len(rounds), settings.gradient_accumulation_steps):
-            members = [(epoch * len(rounds) + first + k, process, batch)
-                       for k, parallel in enumerate(rounds[first:first + settings.gradient_accumulation_steps])
+            members = [(epoch * len(rounds) + first + k, epoch + place, process, batch)
+                       for k, (place, parallel) in enumerate(rounds[first:first + settings.gradient_accumulation_steps])
                        for process, batch in enumerate(parallel)]
             mean, from_image, outputs = (dict.fromkeys(named, 0.0), dict.fromkeys(named, 0.0), [])
-            tokens, photos = ([count(batch) for _, _, batch in members] for count in (
+            tokens, photos = ([count(batch) for *_, batch in members] for count in (
                 lambda batch: int((batch.labels != IGNORED).sum()), lambda batch: len(batch.captions)))
-            for i, (number, process, batch) in enumerate(members):
+            for i, (number, place, process, batch) in enumerate(members):
                 torch.manual_seed(seed_of(0, "dropout", number, process))
-                outputs.append(model(batch, temperature=temperature_at(config.bridge, number / len(rounds)),
+                outputs.append(model(batch, temperature=temperature_at(config.bridge, place),
                                      seed=seed_of(0, "noise", epoch)))
                 image = outputs[-1].image_loss * (photos[i] / max(1, sum(photos)))
                 joint = outputs[-1].text_loss * (tokens[i] / sum(tokens)) + settings.image_loss_weight * image
@@ -337,12 +357,12 @@ def trained_by_hand(config, root, data_root, at_once=1):
 
             rate = settings.learning_rate * min(1, len(lines) / settings.warmup_steps)
             with_photos = [o.image_loss.item() * n for o, n in zip(outputs, photos, strict=True) if n]
-            lines.append({"step": len(lines), "epoch": epoch + first / len(rounds), "learning_rate": rate,
-                          "temperature": temperature_at(config.bridge, epoch + first / len(rounds)),
+            lines.append({"step": len(lines), "epoch": members[0][1], "learning_rate": rate,
+                          "temperature": temperature_at(config.bridge, members[0][1]),
                           "text_loss": sum(o.text_loss.item() * n for o, n in zip(outputs, tokens, strict=True)) / sum(tokens),
                           "image_loss": sum(with_photos) / sum(photos) if with_photos else None,
                           "captions_truncated": sum(o.truncated for o in outputs),
-                          "contexts_cut": sum(cut > 0 for _, _, batch in members for cut in batch.context_cut),
+                          "contexts_cut": sum(cut > 0 for *_, batch in members for cut in batch.context_cut),
                           "gradient_language": size(mean, "language"),
                           f"gradient_{LEARNERS[config.model.system]}": size(mean, "generator"),
                           "gradient_language_from_image": size(from_image, "language") if with_photos else None})
@@ -355,7 +375,7 @@ def trained_by_hand(config, root, data_root, at_once=1):
     return Expected(model, lines)
 
 
-def check_trained(folder, expected, config, unlike=frozenset()):
+def check_trained(folder, expected, config):
     """The run's weights went where those of ``expected`` went, and its log says how."""
     weights, _ = checkpoints.load(folder / "latest")
     before, after = (dict(model.named_parameters()) for model in (build(config), expected.model))
@@ -364,8 +384,9 @@ def check_trained(folder, expected, config, unlike=frozenset()):
         moved, apart = (torch.cat([(after[name] - other[name]).flatten() for name in names]).norm()
                         for other in (before, weights))
         assert apart <= 0.02 * moved, part
+        assert all((after[name] - weights[name]).abs().max() <= 1e-5 for name in names), part
     for line, wanted in zip(log_of(folder, "step"), expected.lines, strict=True):
-        for key in wanted.keys() - unlike:
+        for key in wanted:
             assert line[key] == (None if wanted[key] is None else pytest.approx(wanted[key], rel=2e-3, abs=1e-6)), key
 
 
@@ -393,17 +414,50 @@ def test_a_step_of_several_batches_takes_their_mean_gradient_and_logs_one_line(j
     assert [line["examples_per_second"] for line in log_of(folder, "step")] == [12, 8]
 
 
-def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(joint, tmp_path):
-    joint = changed(joint, train__batch_size=2, train__epoch_examples=12, train__epochs=9, train__patience=1,
+def stop_after(monkeypatch, step):
+    """Interrupts a run once it has saved the checkpoint of a step."""
+    save = loop._Run.save
+
+    def interrupted(self):
+        save(self)
+        if self.state["step"] == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Run, "save", interrupted)
+
+
+def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(joint, tmp_path, monkeypatch):
+    # Five batches an epoch: in the last round, there is none for the second process.
+    joint = changed(joint, train__batch_size=2, train__epoch_examples=9, train__epochs=9, train__patience=1,
                     train__dev_examples=4, train__checkpoint_every=99)
-    # The second one's steps are of two batches, and of the one that is left.
-    configs = [joint, changed(joint, model__system="pipeline", train__epochs=2, train__gradient_accumulation_steps=2)]
+    # The second one's steps are of two batches, and of the one that is left; each process has half of the optimizer's states.
+    configs = [joint, changed(joint, model__system="pipeline", train__epochs=2, train__gradient_accumulation_steps=2,
+                              train__optimizer_sharding=True)]
+    # The third is begun by one process, goes on with two for a step, and ends with one.
+    shared = dataclasses.replace(changed(joint, train__epoch_examples=16, train__epochs=1, train__checkpoint_every=1), profile="shared")
     prepare(joint, quiet, tmp_path / "data")
-    processes = [in_process(rank, configs, tmp_path, target=train_together) for rank in (0, 1)]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        train(shared, 0, quiet, root=tmp_path, data_root=tmp_path / "data")
+    processes = [in_process(rank, configs, changed(shared, train__optimizer_sharding=True), tmp_path, target=train_together)
+                 for rank in (0, 1)]
     for process in processes:
         process.join(300)
-        process.kill()  # one whose partner failed waits for it for ever
-    assert [process.exitcode for process in processes] == [0, 0]
+        process.kill()  # one whose partner failed waits for it for a while
+    assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]  # the second one's end, as it should be
+    lost = (tmp_path / "lost").read_text()
+    assert lost.startswith(f"process 1 (pid {processes[1].pid} on ") and "no sign of life" in lost
+    lines, there = (tmp_path / "said").read_text().splitlines(), []
+    assert "seed 0: going on after step 2 with 2 processes instead of 1: a step has 4 examples from here" in lines
+    train(shared, 0, there.append, root=tmp_path, data_root=tmp_path / "data")
+    assert "seed 0: going on after step 3 with 1 process instead of 2: a step has 2 examples from here" in there
+
+    def split(batches):  # two of eight, two of the next at once, and the rest
+        assert len(batches) == 8
+        places = (0, 1 / 8, 1 / 4, *(k / 8 for k in range(4, 8)))
+        return list(zip(places, [[batches[0]], [batches[1]], batches[2:4], *([batch] for batch in batches[4:])], strict=True))
+
+    check_trained(run_folder(shared, 0, tmp_path), trained_by_hand(shared, tmp_path, tmp_path / "data", split), shared)
     # The second one's photos have the captions that the first one made.
     assert [(tmp_path / f"captioned-{rank}").read_text() == "0" for rank in (0, 1)] == [False, True]
     for config in configs:  # one after another, as the command line trains several
@@ -417,8 +471,12 @@ def test_two_processes_train_one_model_as_one_process_with_the_batches_of_both(j
         assert done["epochs"] == min(2, config.train.epochs)
         assert done["steps"] == math.ceil(3 / config.train.gradient_accumulation_steps) * done["epochs"]
         stopped = changed(config, train__epochs=done["epochs"])
-        check_trained(folder, trained_by_hand(stopped, tmp_path, tmp_path / "data", at_once=2), config,
-                      unlike={"text_loss", "image_loss", "gradient_language_from_image", "contexts_cut"})  # the first one's own
+        check_trained(folder, trained_by_hand(stopped, tmp_path, tmp_path / "data", rounds_of(2)), config)
+    # A checkpoint's states are those of all weights, whoever kept them.
+    states = [load_file(run_folder(config, 0, tmp_path) / "latest" / "optimizer.safetensors") for config in configs]
+    for config, saved in zip(configs, states, strict=True):
+        weights = load_file(run_folder(config, 0, tmp_path) / "latest" / "model.safetensors")
+        assert sum(name.endswith(".exp_avg") for name in saved) == len(weights), config.model.system
 
 
 DAMAGES = [("done.json", ""), ("done.json", "[]"), ("done.json", "{}"), ("done.json", '{"config": 3}'),
@@ -473,10 +531,24 @@ def run(joint, data_root, tmp_path_factory):
 
 @pytest.mark.parametrize(("epoch_examples", "size"), [(0, 7), (20, 4), (21, 4), (3, 4), (10**6, 8)])
 def test_an_epoch_has_as_many_batches_as_are_counted(run, monkeypatch, epoch_examples, size):
-    monkeypatch.setattr(run, "config", changed(run.config, train__epoch_examples=epoch_examples, train__batch_size=size))
-    batches = [batch.input_ids for batch in run.loader(0)]
-    assert len(batches) == run.batches_per_epoch
-    assert sum(map(len, batches)) == min(epoch_examples or len(run.examples), len(run.examples))
+    monkeypatch.setattr(run.epochs, "settings", changed(run.config, train__epoch_examples=epoch_examples, train__batch_size=size).train)
+    batches = [batch.input_ids for batch, _ in run.epochs.batches(0)]
+    assert len(batches) == run.epochs.rounds
+    assert sum(map(len, batches)) == min(epoch_examples or len(run.epochs.examples), len(run.epochs.examples))
+
+
+@pytest.mark.parametrize(("saved", "batch", "examples", "says"), [
+    ({"batch": 3, "examples": 12, "processes": 1}, 3, 12, ""), ({"batch": 3}, 3, 12, ""),  # before more was written down
+    ({"batch": 2, "examples": 16, "processes": 2}, 4, 16, " with 1 process instead of 2: a step has 4 examples from here"),
+    ({"batch": 9, "examples": 20, "processes": 3}, 5, 20, " with 1 process instead of 3: a step has 4 examples from here")])
+def test_a_checkpoint_of_another_number_of_processes_goes_on_at_its_example(run, monkeypatch, saved, batch, examples, says):
+    lines = []
+    monkeypatch.setattr(run, "echo", lines.append)
+    monkeypatch.setattr(run, "state", copy.deepcopy(run.state))
+    run.find_place(run.state | {"step": 7} | saved if "examples" in saved else {"epoch": 0, "step": 7, "best": None, "since_best": 0, "seconds": 1.5, **saved})
+    assert (run.state["batch"], run.state["examples"]) == (batch, examples) and lines == [f"seed 0: going on after step 7{says}"]
+    order, rest = run.epochs.order(0), run.epochs.batches(0, examples)
+    assert len(order) == 20 and sum(len(batch.input_ids) for batch, _ in rest) == 20 - examples
 
 
 def test_an_epoch_without_photos_is_worse_than_any_with(run, monkeypatch):
@@ -521,7 +593,7 @@ def test_a_number_format_that_the_device_lacks_is_named(joint, data_root, tmp_pa
     def refuse(**_):
         raise ValueError("fp16 mixed precision requires a GPU")
 
-    monkeypatch.setattr(loop, "Accelerator", refuse)
+    monkeypatch.setattr(precision, "Accelerator", refuse)
     with pytest.raises(ConfigError, match="train.mixed_precision = 'fp16': fp16 mixed precision requires a GPU"):
         train(replace(joint, "train.mixed_precision", "fp16"), 0, quiet, root=tmp_path, data_root=data_root)
 
@@ -556,7 +628,7 @@ def epoch(joint, data_root, tmp_path_factory):
     config = changed(joint, model__system="pipeline", train__epoch_examples=12, train__warmup_steps=20,
                      train__max_grad_norm=0.05, train__learning_rate=0.01)
     run = loop._Run(config, 0, tmp_path_factory.mktemp("epoch"), data_root, quiet)
-    step, gradients, batches = run.optimizer.step, {}, list(run.loader(0))
+    step, gradients, batches = run.optimizer.step, {}, [batch for batch, _ in run.epochs.batches(0)]
 
     def remember():
         if not gradients:
