@@ -168,6 +168,8 @@ class Train:
     checkpointing: bool = setting(False, "compute activations again in the backward pass instead of keeping "
                                   "them")
     patience: int = setting(4, "epochs without a better dev score before stopping", low=1)
+    keep: str = setting("best", "the epoch whose weights a run ends with: the best on dev, or the last",
+                        choices=("best", "last"))
     dev_examples: int = setting(64, "dev examples scored after each epoch", low=4)
     log_every: int = setting(10, "steps between two lines of the training log", low=1)
     checkpoint_every: int = setting(50, "steps between two checkpoints", low=1)

@@ -33,8 +33,9 @@ CONTROLLED = ("none", "sentence", "aligned", "aligned_shuffled")
 RATES, RATE = (0.0, 0.2, 0.4, 0.6, 0.8), 0.6
 COMPARED = ("bleu2", "rougeL", "is", "fid")  # besides what only the corpus has
 # Chosen on dev captions; the same for every map, so that all gradients into the words are equally long.
-SETTINGS = {"train.generator_rate": 0, "bridge.gradient_ratio": 3, "bridge.estimator": "straight_through",
-            "bridge.temperature_end": 1}
+# The last epoch counts: dev photos show the truth, and would choose the one least adapted to the captions.
+SETTINGS = {"train.keep": "last", "train.generator_rate": 0, "bridge.gradient_ratio": 3,
+            "bridge.estimator": "straight_through", "bridge.temperature_end": 1}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def settings_of(config: Config, condition: Condition, mapping: str) -> Config:
 
 def adaptation_of(config: Config, condition: Condition) -> Config:
     """The configuration of the training that a condition's runs begin from."""
-    return _faulty(config, condition, {"train.generator_rate": 0, "bridge.mapping": "none"})
+    return _faulty(config, condition, {"train.keep": "last", "train.generator_rate": 0,
+                                       "bridge.mapping": "none"})
 
 
 def adapted_folder(config: Config, condition: Condition) -> Path:

@@ -271,7 +271,8 @@ class _Run:
         fid = "none (fewer than two photos drawn)" if scores["fid"] is None else f"{scores['fid']:.2f}"
         self.echo(f"seed {self.seed}: after epoch {epoch}, dev BLEU-2 {scores['bleu2']:.2f}, FID {fid}")
         score = -1e9 if score is None else score
-        if self.state["best"] is None or score > self.state["best"]["score"]:
+        best = self.state["best"]
+        if best is None or score > best["score"] or self.config.train.keep == "last":
             self.state |= {"best": {"epoch": epoch, "score": score}, "since_best": 0}
             checkpoints.save(self.folder / "best", trainable_weights(self.model),
                              {**checkpoints.made_with(self.config), "seed": self.seed, "epoch": epoch})

@@ -561,6 +561,9 @@ def test_an_epoch_without_photos_is_worse_than_any_with(run, monkeypatch):
         seen.append((run.state["best"]["epoch"], run.state["since_best"], run.state["epoch"]))
     assert seen == [(1, 0, 1), (1, 1, 2), (3, 0, 3), (3, 1, 4), (3, 2, 5)]
     assert [line["score"] for line in log_of(run.folder, "dev")] == [-3.0, None, -2.0, -2.0, None]
+    monkeypatch.setattr(run, "config", changed(run.config, train__keep="last"))
+    run.score()
+    assert (run.state["best"]["epoch"], run.state["since_best"]) == (6, 0)  # the last one, however it is scored
 
 
 def test_every_so_many_steps_one_is_logged_with_the_speed_and_the_time_left(run, monkeypatch):
