@@ -15,6 +15,7 @@ from e2e_lib.settings import ConfigError, allowed, checked, did_you_mean, settin
 SHIPPED = "shipped:mini"  # the parts pretrained on MiniChat that come with the package
 BASELINES = "shipped:mini-baselines"  # those that only the baselines have
 WORD_LIST = "shipped:word-lists/minichat.txt"  # the words of MiniChat's captions
+PAPER_SYSTEMS = ("end_to_end", "pipeline", "divter")
 SYSTEMS = ("end_to_end", "end_to_end_aligned", "pipeline", "divter")
 # What else changes with `model.system`: "end_to_end" is the paper's model, and this one is the same with a
 # map that speaks of every word, on the captions that it writes itself. Settings that come later may differ.

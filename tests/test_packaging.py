@@ -194,7 +194,7 @@ INSTALLS = [f"{PIP} {next(pin for pin in RUNTIME if pin.startswith('torch=='))}"
             f"{PIP} --no-warn-conflicts --editable .[test]"]
 TARGETS = {
     "setup": ["e2e doctor"], "reproduce": ["e2e reproduce --profile mini"], "compare": ["e2e compare --profile mini"],
-    "test": ["-m pytest -q -n 2 --dist worksteal"], "fuzz": ["-m pytest -q -n 2 -m fuzz"],
+    "test": ["-m pytest -q -n 3 --dist worksteal"], "fuzz": ["-m pytest -q -n 2 -m fuzz"],
     "kills": ["-m pytest -q tests/download/test_photos.py tests/training/test_saving.py -k kills"],
     "cluster": [f"{PIP} --no-warn-conflicts --editable .[cluster]", "-m pytest -q tests/download/test_cluster.py"],
     "browser": [f"{PIP} --no-warn-conflicts --editable .[browser]", "-m pytest -q -m browser tests/window/test_browser.py"],

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from e2e_lib.config import PAPER_SYSTEMS
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import Turn
 from e2e_lib.data.examples import Example
@@ -147,10 +148,12 @@ def accuracy_without_photo(questions: Sequence[Question]) -> dict[str, tuple[flo
 
 
 def scores_by_system(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean ± standard deviation over seeds: one row per metric (a key of a run's), one column per system."""
+    """Mean ± standard deviation over seeds: one row per metric (a key of a run's), one column per system of
+    the paper."""
     rows = [{"system": run["system"], **run["metrics"]} for run in runs]
     frame = pd.DataFrame(rows, columns=["system", *metrics]).set_index("system").astype(float)
-    seeds = {label: frame[frame.index == name] for name, (label, _) in STYLES.items()}
+    seeds = {label: frame[frame.index == name] for name, (label, _) in STYLES.items()
+             if name in PAPER_SYSTEMS}
     return pd.DataFrame({label: [mean_and_sd(of[key].mean(), of[key].std(), 3) for key in metrics]
                          for label, of in seeds.items()}, index=list(metrics))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e_lib import corpora
-from e2e_lib.config import SYSTEMS, Config
+from e2e_lib.config import PAPER_SYSTEMS, Config
 from e2e_lib.data.examples import Example, split_examples, subsample
 from e2e_lib.data.minichat.corpus import open_photos
 from e2e_lib.data.photos import PhotoStore
@@ -46,13 +46,13 @@ def _first_missing(paths: Sequence[Path], profile: str, seeds: Sequence[int]) ->
 
 def missing_answers(profile: str, seeds: Sequence[int], root: Path = RUNS) -> Markdown | None:
     """``not_yet`` of the first system and seed without test answers, None where all have them."""
-    folders = [seed_folder(root, profile, system, seed) for system in SYSTEMS for seed in seeds]
+    folders = [seed_folder(root, profile, system, seed) for system in PAPER_SYSTEMS for seed in seeds]
     return _first_missing([folder / "answers" for folder in folders], profile, seeds)
 
 
 def missing_scores(profile: str, seeds: Sequence[int], root: Path = results.RESULTS) -> Markdown | None:
     """``not_yet`` of the first system and seed without test scores, None where all have them."""
-    names = [f"{system}-seed{seed}.json" for system in SYSTEMS for seed in seeds]
+    names = [f"{system}-seed{seed}.json" for system in PAPER_SYSTEMS for seed in seeds]
     return _first_missing([root / profile / "runs" / name for name in names], profile, seeds)
 
 

@@ -79,7 +79,8 @@ def assembled(config, device):
     generator = ImageGenerator(clip, parts.generator.text_encoder, parts.generator.unet, parts.generator.vae, parts.generator.scheduler)
     return EndToEndModel(language=parts.language, tokenizer=words, perceptron=parts.perceptron, captioner=None, generator=generator,
                          bridge=new_bridge(config.bridge, words, generator), max_context=config.data.max_context,
-                         image_loss_weight=config.train.image_loss_weight, caption_source="gold", noise=True)
+                         image_loss_weight=config.train.image_loss_weight, settings=config.bridge,
+                         caption_dropout=config.train.caption_dropout)
 
 
 class Photos:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from e2e_lib.bridge.gumbel import gumbel_noise
-from e2e_lib.config import SYSTEMS
+from e2e_lib.config import PAPER_SYSTEMS
 from e2e_lib.config import replace as changed
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import Turn
@@ -31,7 +31,7 @@ from e2e_lib.repro import randomness
 @pytest.fixture(scope="module")
 def systems(config):
     """All three systems, with weights so large that answers depend on contexts. Not to be changed."""
-    models = {name: build(changed(config, "model.system", name)).eval() for name in SYSTEMS}
+    models = {name: build(changed(config, "model.system", name)).eval() for name in PAPER_SYSTEMS}
     for model in models.values():
         for part in (model.language, getattr(model.generator, "transformer", torch.nn.Identity())):
             for parameter in (p for p in part.parameters() if p.ndim > 1):
@@ -77,7 +77,7 @@ def test_components_hold_every_weight_once_and_count_those_trained(systems):
             assert f"| {sum(p.numel() for p in part.parameters()):,} |" in table
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", PAPER_SYSTEMS)
 def test_context_tokens_are_those_of_the_batch(systems, examples, name):
     model, store = systems[name], examples[1]
     for example in [e for e in examples[0] if sum(bool(turn.photos) for turn in e.context) > 1][:2]:
@@ -134,7 +134,7 @@ def test_photo_features_are_query_embeddings_or_counts_of_words(systems, photos)
     assert test.tolist() == [[2, 1, 1, 0, 2, 0]]
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", PAPER_SYSTEMS)
 @pytest.mark.parametrize("with_photo", [True, False])
 def test_gradient_norms_are_those_of_each_loss_alone(systems, examples, name, with_photo):
     model, (rows, store) = copy.deepcopy(systems[name]), examples
@@ -167,7 +167,7 @@ def test_every_question_of_the_test_split_has_phrasings_of_every_answer():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", PAPER_SYSTEMS)
 def test_answer_probabilities_are_those_of_the_tokens_one_by_one(systems, case, examples, name):
     model, store, expected = systems[name], examples[1], {"day": 0.0, "night": 0.0}
     example, = contexts(model, [case[0]], store)
@@ -189,7 +189,7 @@ def test_a_change_that_no_caption_names_changes_no_baseline(systems, case, scene
     example, question = case
     given = (systems, example, question, scenes[question.photo_id], examples[1])
     results = questions.ask(*given, captioner(lambda photos: ["a red car"] * len(photos)), config.data.seed)
-    changed_in = [name for name in SYSTEMS if questions.max_change(results, name) > 0]
+    changed_in = [name for name in PAPER_SYSTEMS if questions.max_change(results, name) > 0]
     assert changed_in == ["end_to_end"]
     assert questions.correct_answers([results], "pipeline") == (1, 3)  # one answer is always the likeliest
     assert len({photo.tobytes() for photo in results.photos.values()}) == 3

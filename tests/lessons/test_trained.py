@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from e2e_lib.__main__ import app
-from e2e_lib.config import SYSTEMS
+from e2e_lib.config import PAPER_SYSTEMS
 from e2e_lib.lessons import trained
 from e2e_lib.repro.files import ResultsError
 from e2e_lib.repro.run_files import seed_folder
@@ -31,7 +31,7 @@ def test_the_sentence_names_what_is_missing_and_a_command_that_makes_it(tmp_path
 
 
 def test_answers_are_missing_until_every_system_and_seed_has_them(tmp_path):
-    folders = [seed_folder(tmp_path, "mini", system, seed) / "answers" for system in SYSTEMS for seed in (0, 4)]
+    folders = [seed_folder(tmp_path, "mini", system, seed) / "answers" for system in PAPER_SYSTEMS for seed in (0, 4)]
     for folder in folders:
         assert f"`{folder}`" in trained.missing_answers("mini", [0, 4], tmp_path)
         folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def test_answers_are_missing_until_every_system_and_seed_has_them(tmp_path):
 
 def test_scores_are_missing_until_every_system_and_seed_has_them(tmp_path):
     (tmp_path / "mini" / "runs").mkdir(parents=True)
-    for system in SYSTEMS:
+    for system in PAPER_SYSTEMS:
         path = tmp_path / "mini" / "runs" / f"{system}-seed2.json"
         assert f"`{path}`" in trained.missing_scores("mini", [2], tmp_path)
         path.write_text("{}")
