@@ -71,7 +71,7 @@ def _exported(folder: Path, settings: list[str]) -> tuple[Any, str, Config]:
 
 def _trained_or_shipped(config: Config, run: int | None) -> tuple[Any, str]:
     """A trained run that answers, or the parts as they ship where none was asked for, and what it is."""
-    from e2e_lib.models.systems import build
+    from e2e_lib.models.systems import build, ready
     from e2e_lib.repro.files import CheckpointError
     from e2e_lib.training.loop import load_trained
     from e2e_lib.window.partners import Answerer, shipped_name, trained_name
@@ -81,7 +81,7 @@ def _trained_or_shipped(config: Config, run: int | None) -> tuple[Any, str]:
     except CheckpointError as error:
         if run is not None:
             raise
-        model = build(config).eval()
+        model = ready(build(config))
         return Answerer(shipped_name(system), model, settings), f"the parts as they ship ({error})"
     return Answerer(trained_name(system, run or 0), model, settings), f"the trained run of seed {run or 0}"
 

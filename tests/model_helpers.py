@@ -13,6 +13,13 @@ def run(model, batch, temperature=1.0, key="step"):
     return model(batch, temperature=temperature, seed=randomness.seed_of(key))
 
 
+def script(monkeypatch, model, turns):
+    """Has a model write these turns, one after another."""
+    answers = iter(turns)
+    monkeypatch.setattr(model.language, "generate", lambda inputs_embeds, **_: torch.tensor(
+        [model.formatter.response(next(answers)).ids]))
+
+
 def gradients_of(loss, module):
     """A loss's gradient for each weight of a module that is not frozen; None where no path leads."""
     weights = [p for p in module.parameters() if p.requires_grad]

@@ -53,6 +53,10 @@ class Condition:
     def name(self) -> str:
         return f"{self.kind}_{self.rate:g}_{self.start}_{self.caption_source}"
 
+    def label(self, mapping: str) -> str:
+        """What its run with a map is called in results."""
+        return f"{self.name}_{mapping}"
+
 
 CONDITIONS: dict[Condition, tuple[str, ...]] = {
     Condition("random", RATE): MAPS, Condition("systematic", RATE): MAPS,
@@ -65,10 +69,9 @@ CONDITIONS: dict[Condition, tuple[str, ...]] = {
 def settings_of(config: Config, condition: Condition, mapping: str) -> Config:
     """The configuration of a run."""
     start = adapted_folder(config, condition) / "seed-{seed}" / "best" if condition.start == "adapted" else ""
-    changed = _faulty(config, condition, {
+    return _faulty(config, condition, {
         **SETTINGS, "bridge.mapping": mapping, "bridge.caption_source": condition.caption_source,
         "train.start_from": str(start), "evaluation.max_text_only_examples": MAX_TEXT_ONLY})
-    return changed
 
 
 def adaptation_of(config: Config, condition: Condition) -> Config:
@@ -102,7 +105,7 @@ def faults(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
                 say(f"map {mapping}")
                 run, root = settings_of(config, condition, mapping), ROOT / condition.name / mapping
                 train(run, seed, echo, root=root)
-                evaluate(run, seed, echo, label=f"{condition.name}_{mapping}", into="faults", answers=ANSWERS,
+                evaluate(run, seed, echo, label=condition.label(mapping), into="faults", answers=ANSWERS,
                          runs_root=root)
     return summarise(config, seeds, echo)
 
@@ -119,23 +122,22 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
     path = results.RESULTS / config.profile / "faults.json"
     done = {(run["system"], run["seed"]): run for run in results.read_runs(config.profile, folder="faults")}
     whole = {condition: maps for condition, maps in CONDITIONS.items()
-             if all((f"{condition.name}_{mapping}", seed) in done for mapping in maps for seed in seeds)}
+             if all((condition.label(mapping), seed) in done for mapping in maps for seed in seeds)}
     missing = ", ".join(condition.name for condition in CONDITIONS if condition not in whole) or "none"
     echo(f"{len(whole)} of {len(CONDITIONS)} conditions have runs of seeds {', '.join(map(str, seeds))}; "
          f"without: {missing}")
-    weights = {f"{label}-seed{seed}": run["provenance"]["weights"] for (label, seed), run in done.items()
-               if seed in seeds and any(label.startswith(f"{condition.name}_") for condition in whole)}
+    labels = [condition.label(mapping) for condition, maps in whole.items() for mapping in maps]
+    weights = {f"{label}-seed{seed}": done[label, seed]["provenance"]["weights"]
+               for label in labels for seed in seeds}
     arguments = {"seeds": list(seeds), "numbers": numbers_of(config), "weights": weights}
-    if not whole:
-        return path
-    if results.is_up_to_date(path, arguments, echo):
+    if not whole or results.is_up_to_date(path, arguments, echo):
         return path
     summary = results.summarise(config.profile, folder="faults", seeds=seeds)
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for condition, maps in whole.items():
         rows += [{**asdict(condition), "mapping": mapping,
-                  "scores": summary["systems"][f"{condition.name}_{mapping}"]} for mapping in maps]
+                  "scores": summary["systems"][condition.label(mapping)]} for mapping in maps]
         roots = {mapping: ("end_to_end", ROOT / condition.name / mapping) for mapping in maps}
         runs = read_runs(config, roots, seeds, corpora.prepare(config, echo), ANSWERS)
         compared = [(one, other) for k, other in enumerate(maps) for one in maps[k + 1:]]

@@ -23,7 +23,7 @@ from e2e_lib.evaluation.scores import Array
 from e2e_lib.experiments.comparison import numbers_of
 from e2e_lib.experiments.evaluate import Echo, versions_of_answers
 from e2e_lib.inference.respond import draw_photos
-from e2e_lib.models.systems import build
+from e2e_lib.models.systems import build, ready
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.randomness import generator, python_random, seed_of
@@ -101,7 +101,7 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     for system in systems:
         fids: dict[str, list[float]] = {"before": [], "from_gold": []}
         own = replace(config, "model.system", system)
-        untrained = build(own).eval()
+        untrained = ready(build(own))
         for seed in seeds:
             for name, model in (("before", untrained), ("from_gold", load_trained(own, seed))):
                 fids[name].append(fid_of(draw_photos(model.generator, [photo.caption for photo in shared],

@@ -6,6 +6,7 @@ again with the same noise and timesteps. Axes: C source positions, V1 words, L t
 width.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ from e2e_lib.repro.run_files import run_folder
 from e2e_lib.training.loop import load_trained
 
 
-def first_order(model: Any, caption: str, embedding_gradient: Tensor) -> Tensor:
-    """∂L/∂h (C, V1) of the aligned map, from the image loss's gradient on the embeddings (L, D2)."""
+def first_order(model: Any, spelling: aligned.Spelling, caption: str, embedding_gradient: Tensor) -> Tensor:
+    """∂L/∂h (C, V1) of the aligned map, from the image loss's gradient on the embeddings (L, D2);
+    ``spelling`` is that of the model's two tokenizers."""
     images = model.generator
     table = images.text_encoder.get_input_embeddings().weight
     source, _ = encode_with_offsets(model.tokenizer, [caption], special=False)
     target, _ = encode_with_offsets(images.tokenizer, [caption], special=True, length=images.max_length)
     weights = aligned.alignment_weights(source, target, "mean")  # (1, L, C)
     h = torch.zeros(1, source.input_ids.shape[1], model.language.config.vocab_size, requires_grad=True)
-    words = aligned.spelling(model.tokenizer, images.tokenizer).embeddings(table, h)  # (V1, D2)
+    words = spelling.embeddings(table, h)  # (V1, D2)
     added = aligned.plain_transfer(h, weights, words)  # (1, L, D2)
     return torch.autograd.grad((added[0] * embedding_gradient).sum(), h)[0][0]
 
@@ -46,25 +48,12 @@ def first_order(model: Any, caption: str, embedding_gradient: Tensor) -> Tensor:
 def whole_words(model: Any, caption: str) -> list[int]:
     """The source positions of a caption at which one token writes a whole word."""
     source, _ = encode_with_offsets(model.tokenizer, [caption], special=False)
-    spans = {(match[0], match[1]) for match in _words(caption)}
-    return [t for t, span in enumerate(source.spans[0].tolist())
-            if _stripped(caption, span) in spans and source.token_mask[0, t]]
+    words = {word.span() for word in re.finditer(r"\w+", caption)}
+    spans = [(last - len(caption[first:last].lstrip()), last) for first, last in source.spans[0].tolist()]
+    return [t for t, span in enumerate(spans) if span in words and source.token_mask[0, t]]
 
 
-def _words(caption: str) -> list[tuple[int, int]]:
-    edges, at = [], 0
-    for word in caption.split(" "):
-        edges.append((at, at + len(word.rstrip(",."))))
-        at += len(word) + 1
-    return edges
-
-
-def _stripped(caption: str, span: Sequence[int]) -> tuple[int, int]:
-    first, last = span
-    return (first + len(caption[first:last]) - len(caption[first:last].lstrip()), last)
-
-
-def replacements(model: Any, batch: Any, *, words: int, noises: int,
+def replacements(model: Any, spelling: aligned.Spelling, batch: Any, *, words: int, noises: int,
                  rng: torch.Generator) -> list[dict[str, Any]]:
     """For each whole word of the batch's one caption, the ``words`` likeliest other whole words in its place:
     a row each, with the change of the image loss that the gradient predicts, and the exact one."""
@@ -84,7 +73,7 @@ def replacements(model: Any, batch: Any, *, words: int, noises: int,
                          "ids": (t, w)})
             changed.append(model.tokenizer.decode(other, skip_special_tokens=True).strip())
     losses, gradients = image_losses(model, batch, [caption, *changed], noises, rng)
-    slope = first_order(model, caption, gradients[0])  # (C, V1)
+    slope = first_order(model, spelling, caption, gradients[0])  # (C, V1)
     for row, loss in zip(rows, losses[1:].tolist(), strict=True):
         t, w = row.pop("ids")
         row |= {"predicted": float(slope[t, w] - slope[t, ids[t]]), "exact": loss - float(losses[0])}
@@ -106,8 +95,9 @@ def measure(config: Config, seed: int, echo: Echo, *, captions: int = 24, words:
     sharing = [e for e in examples if len(e.response.photos) == 1 and not e.response.text][:captions]
     model, rows = load_trained(config, seed), []
     collator = Collator(model.formatter, store)
+    spelling = aligned.spelling(model.tokenizer, model.generator.tokenizer)
     for number, example in enumerate(sharing, 1):
-        rows += replacements(model, collator([example]), words=words, noises=noises,
+        rows += replacements(model, spelling, collator([example]), words=words, noises=noises,
                              rng=generator(seed, "replacements", number))
         echo(f"caption {number} of {len(sharing)}: {len(rows)} words replaced")
     return files.write_json(path, {

@@ -21,6 +21,7 @@ from e2e_lib.config import ConfigError
 from e2e_lib.models import language
 from e2e_lib.models.adapters import add_language_lora
 from e2e_lib.models.hub import LOADING, unreachable
+from e2e_lib.models.losses import misfit
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 
@@ -65,13 +66,9 @@ def load_adapter(model: Any, folder: Path, part: str = "language") -> None:
                  for name, tensor in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()}
     except LOADING as error:
         raise unreachable(part, str(folder), error) from None
-    own, there = ({name: tuple(tensor.shape) for name, tensor in tensors.items()}
-                  for tensors in (adapter_weights(model), saved))
-    if different := sorted({name for name, _ in own.items() ^ there.items()}):
-        name = different[0]
-        raise CheckpointError(f"the adapter at {folder} does not fit the model: {len(different)} tensors "
-                              f"differ, {name} first ({there.get(name, 'none')} there, "
-                              f"{own.get(name, 'none')} here); `e2e export` makes one that does")
+    if problem := misfit(adapter_weights(model), saved):
+        raise CheckpointError(f"the adapter at {folder} does not fit the model: {problem}; `e2e export` "
+                              "makes one that does")
     set_peft_model_state_dict(model, saved)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from e2e_lib.config import Bridge, Config, load, replace, with_defaults
 from e2e_lib.models.adapter_files import load_adapter, read_adapter
-from e2e_lib.models.systems import PhotoChatModel, build
+from e2e_lib.models.systems import PhotoChatModel, build, ready
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import seeded
@@ -89,4 +89,4 @@ def load_exported(folder: Path | str, overrides: Iterable[str] = ()) -> tuple[Ph
     for part in parts:
         if parts[part]["as"] == ADAPTER:
             load_adapter(model.language, folder / part, part)
-    return model.eval(), config
+    return ready(model), config

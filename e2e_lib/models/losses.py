@@ -1,6 +1,6 @@
 """What a training pass returns, and the text loss (Eq. 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,19 @@ def response_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Eq. 2: mean cross-entropy of the tokens that have a loss, from their logits (N, V1), see
     ``language.response_logits``."""
     return F.cross_entropy(logits.float(), batch.labels[batch.is_learnt])
+
+
+def misfit(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
+    """How ``saved`` weights, by name, differ in names and shapes from a model's ``own``, in words; "" where
+    they fit."""
+    here, there = ({name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                   for tensors in (own, saved))
+    different = sorted({name for name, _ in here.items() ^ there.items()})
+    if not different:
+        return ""
+    name = different[0]
+    return (f"{len(different)} tensors differ, {name} first ({there.get(name, 'none')} there, "
+            f"{here.get(name, 'none')} here)")
 
 
 def trainable_weights(model: Any) -> dict[str, Tensor]:

@@ -334,6 +334,15 @@ def check(folder: Path | str) -> dict[str, str]:
 def weights_hash(folder: Path | str) -> str:
     """The SHA-256 of a checkpoint's weights (of its hashes, where they lie in several files), once all its
     files are verified. Raises CheckpointError."""
-    hashes = [digest for name, digest in sorted(check(folder).items())
-              if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return hash_of_weights(check(folder))
+
+
+def hash_of_weights(hashes: dict[str, str]) -> str:
+    """``weights_hash`` of a checkpoint whose files, by the ``hashes`` of its manifest, have been verified."""
+    each = [hashes[name] for name in shards(hashes, "model")]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def shards(hashes: dict[str, str], stem: str) -> list[str]:
+    """The files of a checkpoint that hold its "model" or its "optimizer", by the names in its manifest."""
+    return sorted(name for name in hashes if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.safetensors", name))

@@ -8,7 +8,6 @@ beside an index.
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from e2e_lib.config import Config, ConfigError, with_defaults
 from e2e_lib.corpora import named
-from e2e_lib.models.losses import trainable_weights
+from e2e_lib.models.losses import misfit, trainable_weights
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError, check
@@ -67,11 +66,6 @@ def _write(folder: Path, stem: str, tensors: dict[str, Tensor]) -> None:
                          {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
-def shards(hashes: dict[str, str], stem: str) -> list[str]:
-    """The files of a checkpoint that hold its "model" or its "optimizer", by the names in its manifest."""
-    return sorted(name for name in hashes if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.safetensors", name))
-
-
 def exists(folder: Path | str) -> bool:
     """Whether there is a checkpoint at ``folder`` (one whose replacement was cut off is put back first)."""
     return files.recover_folder(folder).is_dir()
@@ -87,20 +81,20 @@ def load(folder: Path | str, *, optimizer: torch.optim.Optimizer | None = None, 
     """
     folder = files.recover_folder(folder) if hashes is None else Path(folder)
     hashes = check(folder) if hashes is None else hashes
-    if optimizer is not None and not shards(hashes, "optimizer"):
+    if optimizer is not None and not files.shards(hashes, "optimizer"):
         raise CheckpointError(f"the checkpoint at {folder} holds weights to answer with, not to train on "
                               "from: optimizer.safetensors is missing; remove the folder to train anew")
     try:
-        for name, is_there in (("model.safetensors", shards(hashes, "model")),
+        for name, is_there in (("model.safetensors", files.shards(hashes, "model")),
                                ("state.json", "state.json" in hashes)):
             if not is_there:
                 raise ValueError(f"manifest.json does not name {name}")
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if problem := files.find_problem(state, shape, "state.json"):
             raise ValueError(problem)
-        weights = _read(folder, shards(hashes, "model"))
+        weights = _read(folder, files.shards(hashes, "model"))
         if optimizer is not None:
-            _unflatten(optimizer, _read(folder, shards(hashes, "optimizer")))
+            _unflatten(optimizer, _read(folder, files.shards(hashes, "optimizer")))
     except (ValueError, IndexError) as error:  # whole, and yet not what `save` saves
         raise CheckpointError(f"the checkpoint at {folder} is not one that this version saves ({error}); "
                               "remove the folder to train anew") from None
@@ -112,21 +106,18 @@ def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path
 
     Raises CheckpointError naming ``folder`` where they do not fit it.
     """
-    own, saved = ({name: tuple(tensor.shape) for name, tensor in tensors.items()}
-                  for tensors in (trainable_weights(model), weights))
-    if different := sorted({name for name, _ in own.items() ^ saved.items()}):
-        name = different[0]
-        raise CheckpointError(f"the checkpoint at {folder} does not fit the model: {len(different)} tensors "
-                              f"differ, {name} first ({saved.get(name, 'none')} there, "
-                              f"{own.get(name, 'none')} here); remove the folder to train anew")
+    if problem := misfit(trainable_weights(model), weights):
+        raise CheckpointError(f"the checkpoint at {folder} does not fit the model: {problem}; remove the "
+                              "folder to train anew")
     model.load_state_dict(weights, strict=False)
 
 
 def start_from(model: PhotoChatModel, config: Config, seed: int) -> str:
     """Gives a model the weights of ``train.start_from``; returns their hash. What learns in the model and not
     there keeps its weights. Raises CheckpointError where the checkpoint is not there, or does not fit."""
-    folder = Path(config.train.start_from.replace("{seed}", str(seed)))
-    weights, _ = load(folder)
+    folder = files.recover_folder(config.train.start_from.replace("{seed}", str(seed)))
+    hashes = check(folder)
+    weights, _ = load(folder, hashes=hashes)
     own = model.state_dict()
     for name, tensor in weights.items():
         here = own.get(name)
@@ -136,7 +127,16 @@ def start_from(model: PhotoChatModel, config: Config, seed: int) -> str:
                                   f"does not fit the model ({found} there); begin with a run of the same "
                                   "system and parts")
     model.load_state_dict(weights, strict=False)
-    return files.weights_hash(folder)
+    return files.hash_of_weights(hashes)
+
+
+def load_run(model: PhotoChatModel, weights: dict[str, Tensor], config: Config, seed: int,
+             folder: Path) -> None:
+    """Gives a model all that a run in ``folder`` ended with: its own ``weights``, and of what it did not
+    train those that it began with. Raises CheckpointError."""
+    if config.train.start_from:
+        start_from(model, config, seed)
+    load_weights(model, weights, folder)
 
 
 def made_with(config: Config) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def export(run: Path | str, out: Path | str, merged: bool = False, echo: Echo = 
         config = replace(config, "model.language_bits", 16)
     with seeded(0, "new weights"):  # which those of the run replace
         model = build(config)
-    if config.train.start_from:  # what that run trained, and this one did not
-        checkpoints.start_from(model, config, state["seed"])
-    checkpoints.load_weights(model, weights, run)
+    checkpoints.load_run(model, weights, config, state["seed"], run)
     sources = origins(config)
     with files.atomic_folder(out) as new:
         how = dict.fromkeys(sources, NAMED) | _save_parts(model, config, new, base)

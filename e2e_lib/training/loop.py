@@ -76,9 +76,7 @@ def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> PhotoChatMo
     weights, state = checkpoints.load(folder / "best", shape={"config": {}})
     checkpoints.check_made_with(state, config, folder)
     model = build(config)
-    if config.train.start_from:  # what that run trained, and this one did not
-        checkpoints.start_from(model, config, seed)
-    checkpoints.load_weights(model, weights, folder)
+    checkpoints.load_run(model, weights, config, seed, folder)
     return ready(model)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from e2e_lib import config as configuration
 from e2e_lib.config import SYSTEMS, Config, Inference
 from e2e_lib.inference.chat import chat_settings
-from e2e_lib.models.systems import PhotoChatModel, build
+from e2e_lib.models.systems import PhotoChatModel, build, ready
 from e2e_lib.repro.run_files import RUNS
 from e2e_lib.training.loop import load_trained
 
@@ -49,7 +49,7 @@ class Partners:
             raise configuration.ConfigError(f"there is no system {name!r}; there are {', '.join(self.names)}")
         if not (answerer := self._loaded.get(name)):
             model, settings = self._loaders[name]()
-            answerer = self._loaded[name] = Answerer(name, model.eval(), settings)
+            answerer = self._loaded[name] = Answerer(name, ready(model), settings)
         return answerer
 
 

@@ -2,9 +2,11 @@
 
 import random
 import re
+from dataclasses import fields
 
 import pytest
 
+from e2e_lib.config import Data
 from e2e_lib.data.examples import examples_of
 from e2e_lib.data.minichat.chats import make_chat
 from e2e_lib.data.minichat.faults import FAULTS, NAMED, named_values, with_faults
@@ -24,6 +26,11 @@ def captions(kind, rate, seed=0):
             for photo in turn.photos:
                 assert found.setdefault(photo.photo_id, photo.caption) == photo.caption
     return {photo_id: found[photo_id] for photo_id in GOLD}
+
+
+def test_the_setting_names_all_faults():
+    choices = next(f for f in fields(Data) if f.name == "caption_faults").metadata["choices"]
+    assert set(choices) == {"none", *FAULTS}
 
 
 def test_captions_name_what_the_photo_shows():

@@ -27,11 +27,12 @@ def test_the_first_order_by_loops(case):
     model, batch = case
     caption, images = batch.captions[0], model.generator
     slopes = torch.randn(images.max_length, images.text_encoder.config.hidden_size, generator=generator("slopes"))
-    found = replacing_words.first_order(model, caption, slopes)
+    spelling = aligned.spelling(model.tokenizer, images.tokenizer)
+    found = replacing_words.first_order(model, spelling, caption, slopes)
     source, _ = encode_with_offsets(model.tokenizer, [caption], special=False)
     target, _ = encode_with_offsets(images.tokenizer, [caption], special=True, length=images.max_length)
     table = images.text_encoder.get_input_embeddings().weight
-    words = aligned.spelling(model.tokenizer, images.tokenizer).embeddings(table, found)
+    words = spelling.embeddings(table, found)
     shares = [[int(a[0] < b[1] and b[0] < a[1]) for b in source.spans[0].tolist()] for a in target.spans[0].tolist()]
     for t in range(source.input_ids.shape[1]):
         expected = torch.zeros(len(words))
@@ -44,7 +45,8 @@ def test_the_first_order_by_loops(case):
 def test_one_word_is_replaced_at_a_time_and_the_loss_is_computed_again(case):
     model, batch = case
     caption = batch.captions[0]
-    rows = replacing_words.replacements(model, batch, words=2, noises=2, rng=generator("one"))
+    spelling = aligned.spelling(model.tokenizer, model.generator.tokenizer)
+    rows = replacing_words.replacements(model, spelling, batch, words=2, noises=2, rng=generator("one"))
     assert rows and {row["caption"] for row in rows} == {caption} and len(rows) == 2 * len({row["position"] for row in rows})
     for row in rows:
         changed = [word.strip(",") for word in caption.split()]

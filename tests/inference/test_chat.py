@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model_helpers import script
 from PIL import Image
 
 from e2e_lib.config import SYSTEMS, ConfigError, Inference
@@ -31,10 +32,8 @@ def model(talkative):
 def scripted(systems, monkeypatch):
     """A partner that writes these turns, one after another, and draws as it likes."""
     def make(*turns):
-        model, answers = systems["end_to_end"], iter(turns)
-        monkeypatch.setattr(model.language, "generate", lambda inputs_embeds, **_: torch.tensor(
-            [model.formatter.response(next(answers)).ids]))
-        return ChatPartner(model, GREEDY)
+        script(monkeypatch, systems["end_to_end"], turns)
+        return ChatPartner(systems["end_to_end"], GREEDY)
     return make
 
 

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-import torch
+from model_helpers import script
 from PIL import Image
 
 from e2e_lib.config import ConfigError, Inference
@@ -56,9 +56,7 @@ def window(first_window, partners):
 def scripted(systems, monkeypatch):
     """What the partner will say, turn after turn; photos are drawn as they come."""
     def make(*turns):
-        model, answers = systems["end_to_end"], iter(turns)
-        monkeypatch.setattr(model.language, "generate", lambda inputs_embeds, **_: torch.tensor(
-            [model.formatter.response(next(answers)).ids]))
+        script(monkeypatch, systems["end_to_end"], turns)
     return make
 
 
