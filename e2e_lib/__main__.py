@@ -226,7 +226,7 @@ def evaluate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds 
 
 @app.command()
 def compare(profile: Profile = "mini", settings: Settings = None, seeds: FiveSeeds = None) -> None:
-    """Train and score all three systems with five seeds; differences with intervals, and tables."""
+    """Train and score all systems with five seeds; differences with intervals, and tables."""
     config = load(profile, settings)
     from e2e_lib.reproduce import compare
     compare(config, seeds_of(seeds, profile, 5), say)
@@ -235,13 +235,22 @@ def compare(profile: Profile = "mini", settings: Settings = None, seeds: FiveSee
 @app.command()
 def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
            variants: Variants = ["maps", "estimators", "ingredients"]) -> None:  # noqa: B006
-    """Train with every vocabulary map, estimator and ingredient, and measure its gradient (hours); with
-    --variants faults, train on captions that are wrong instead."""
+    """Train with every vocabulary map, estimator and ingredient, and measure its gradient (hours). Instead,
+    --variants faults trains on captions that are wrong in each way, and --variants terms all systems on right
+    captions, with a control, and with a captioner that tells more."""
     config, seeds = load(profile, settings), seeds_of(seeds, profile)
-    from e2e_lib.experiments import ablation, faults, gradient_alignment, polynomial, replacing_words
+    from e2e_lib.experiments import (
+        ablation,
+        faults,
+        gradient_alignment,
+        other_terms,
+        polynomial,
+        replacing_words,
+    )
     from e2e_lib.reproduce import score_lines
-    if variants == ["faults"]:
-        say(f"wrote {faults.faults(config, seeds, say)}")
+    experiments = {"faults": faults.faults, "terms": other_terms.compare}
+    if len(variants) == 1 and variants[0] in experiments:
+        say(f"wrote {experiments[variants[0]](config, seeds, say)}")
         return
     say(score_lines(ablation.ablate(config, seeds, say, variants), "system", "metric"))
     for path in (ablation.differences(config, seeds, say), gradient_alignment.measure(config, seeds[0], say),

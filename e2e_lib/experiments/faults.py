@@ -34,8 +34,9 @@ RATES, RATE = (0.0, 0.2, 0.4, 0.6, 0.8), 0.6
 COMPARED = ("bleu2", "rougeL", "is", "fid")  # besides what only the corpus has
 # Chosen on dev captions; the same for every map, so that all gradients into the words are equally long.
 # The last epoch counts: dev photos show the truth, and would choose the one least adapted to the captions.
-SETTINGS = {"train.keep": "last", "train.generator_rate": 0, "bridge.gradient_ratio": 3,
-            "bridge.estimator": "straight_through", "bridge.temperature_end": 1}
+FIXED = {"train.keep": "last", "train.dev_examples": 8, "train.generator_rate": 0}
+SETTINGS = {**FIXED, "bridge.gradient_ratio": 3, "bridge.estimator": "straight_through",
+            "bridge.temperature_end": 1}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ CONDITIONS: dict[Condition, tuple[str, ...]] = {
     Condition("random", RATE): MAPS, Condition("systematic", RATE): MAPS,
     Condition("random", RATE, caption_source="predicted"): CONTROLLED,
     Condition("random", RATE, start="clean"): CONTROLLED,
-    **{Condition("random", rate): MAPS for rate in RATES if rate != RATE},
-    Condition("vague", RATE): MAPS, Condition("other_photo", RATE): MAPS}
+    Condition("vague", RATE): CONTROLLED, Condition("other_photo", RATE): CONTROLLED,
+    **{Condition("random", rate): CONTROLLED for rate in RATES if rate != RATE}}
 
 
 def settings_of(config: Config, condition: Condition, mapping: str) -> Config:
@@ -76,8 +77,7 @@ def settings_of(config: Config, condition: Condition, mapping: str) -> Config:
 
 def adaptation_of(config: Config, condition: Condition) -> Config:
     """The configuration of the training that a condition's runs begin from."""
-    return _faulty(config, condition, {"train.keep": "last", "train.generator_rate": 0,
-                                       "bridge.mapping": "none"})
+    return _faulty(config, condition, {**FIXED, "bridge.mapping": "none"})
 
 
 def adapted_folder(config: Config, condition: Condition) -> Path:
@@ -117,34 +117,48 @@ def _of(echo: Echo, where: str) -> Echo:
 def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
     """Writes ``results/<profile>/faults.json``: "rows", one per condition and map with its scores as mean,
     standard deviation and number of seeds, and "pairs", each map minus each other one of its condition with
-    intervals, p-values corrected within a condition. Conditions that not every one of ``seeds`` has are left
-    out, and said. Raises files.ResultsError."""
+    intervals, p-values corrected within a condition. A condition has those of ``seeds`` that all its maps
+    were trained with; one that has none is left out, and said. Raises files.ResultsError."""
     path = results.RESULTS / config.profile / "faults.json"
     done = {(run["system"], run["seed"]): run for run in results.read_runs(config.profile, folder="faults")}
-    whole = {condition: maps for condition, maps in CONDITIONS.items()
-             if all((condition.label(mapping), seed) in done for mapping in maps for seed in seeds)}
-    missing = ", ".join(condition.name for condition in CONDITIONS if condition not in whole) or "none"
-    echo(f"{len(whole)} of {len(CONDITIONS)} conditions have runs of seeds {', '.join(map(str, seeds))}; "
-         f"without: {missing}")
-    labels = [condition.label(mapping) for condition, maps in whole.items() for mapping in maps]
-    weights = {f"{label}-seed{seed}": done[label, seed]["provenance"]["weights"]
-               for label in labels for seed in seeds}
+    seeds_of = {condition: [seed for seed in seeds
+                            if all((condition.label(mapping), seed) in done for mapping in maps)]
+                for condition, maps in CONDITIONS.items()}
+    for condition, own in seeds_of.items():
+        if own != [*seeds]:
+            echo(f"{condition.name}: {len(own)} of {len(seeds)} seeds have runs of all maps")
+    labels = [(condition.label(mapping), seed) for condition, own in seeds_of.items()
+              for mapping in CONDITIONS[condition] for seed in own]
+    weights = {f"{label}-seed{seed}": done[label, seed]["provenance"]["weights"] for label, seed in labels}
     arguments = {"seeds": list(seeds), "numbers": numbers_of(config), "weights": weights}
-    if not whole or results.is_up_to_date(path, arguments, echo):
+    if not weights or results.is_up_to_date(path, arguments, echo):
         return path
-    summary = results.summarise(config.profile, folder="faults", seeds=seeds)
+    corpus = corpora.prepare(config, echo)
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
-    for condition, maps in whole.items():
-        rows += [{**asdict(condition), "mapping": mapping,
-                  "scores": summary["systems"][condition.label(mapping)]} for mapping in maps]
-        roots = {mapping: ("end_to_end", ROOT / condition.name / mapping) for mapping in maps}
-        runs = read_runs(config, roots, seeds, corpora.prepare(config, echo), ANSWERS)
-        compared = [(one, other) for k, other in enumerate(maps) for one in maps[k + 1:]]
-        record = differences_record(config, seeds, runs, compared, echo, COMPARED)
-        pairs += [{**asdict(condition), **row} for row in record.pop("pairs")]
+    record: dict[str, Any] = {}
+    for condition, own in seeds_of.items():
+        if own:
+            summary = results.averages([done[condition.label(mapping), seed]
+                                        for mapping in CONDITIONS[condition] for seed in own],
+                                       f"e2e {results.COMMANDS['faults']} --profile {config.profile}")
+            rows += [{**asdict(condition), "mapping": mapping, "seeds": own,
+                      "scores": summary["systems"][condition.label(mapping)]}
+                     for mapping in CONDITIONS[condition]]
+            record = _differences(config, condition, own, corpus, echo)
+            pairs += [{**asdict(condition), **row} for row in record["pairs"]]
     kept = {key: summary[key] for key in ("profile", "test", "shipped", "numbers") if key in summary}
     return files.write_json(path, {
         "command": f"e2e ablate --profile {config.profile} --variants faults", "arguments": arguments,
         "settings": {key: str(value) for key, value in SETTINGS.items()}, "rows": rows, "pairs": pairs,
         "seeds": list(seeds), "higher_is_better": record["higher_is_better"], **kept})
+
+
+def _differences(config: Config, condition: Condition, seeds: Sequence[int], corpus: Path,
+                 echo: Echo) -> dict[str, Any]:
+    """Of every two maps of a condition, as ``differences_record``."""
+    maps = CONDITIONS[condition]
+    roots = {mapping: ("end_to_end", ROOT / condition.name / mapping) for mapping in maps}
+    runs = read_runs(config, roots, seeds, corpus, ANSWERS)
+    compared = [(one, other) for k, other in enumerate(maps) for one in maps[k + 1:]]
+    return differences_record(config, seeds, runs, compared, echo, COMPARED)

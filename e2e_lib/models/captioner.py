@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.image_processing_utils import BaseImageProcessor
 
+from e2e_lib.bridge.gumbel import gumbel_noise
 from e2e_lib.data.dialogue import Turn, clean_text
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoSource, normalised
 from e2e_lib.models.hub import load_pretrained, load_tokenizer, loading
+from e2e_lib.repro.randomness import generator
 from e2e_lib.versions import versions
 
 MAX_NEW_TOKENS = 40  # of a caption
@@ -33,13 +35,13 @@ class Captioner(nn.Module):
     std: Tensor
 
     def __init__(self, model: Blip2ForConditionalGeneration, tokenizer: Any, mean: Sequence[float],
-                 std: Sequence[float]) -> None:
+                 std: Sequence[float], samples: bool = False) -> None:
         super().__init__()
-        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
+        self.model, self.tokenizer, self.samples = model.requires_grad_(False).eval(), tokenizer, samples
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         # Names the file of its captions: other weights or code, another key. A few values tell weights apart.
-        digest = hashlib.sha256(repr((MAX_NEW_TOKENS, versions("decoding"), *mean, *std)).encode())
+        digest = hashlib.sha256(repr((MAX_NEW_TOKENS, samples, versions("decoding"), *mean, *std)).encode())
         for name, tensor in model.state_dict().items():
             digest.update(name.encode() + tensor.flatten()[:8].float().cpu().numpy().tobytes())
         self.key = digest.hexdigest()[:12]
@@ -56,13 +58,30 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def generate_captions(self, photos: Sequence[Tensor]) -> list[str]:
-        """The likeliest caption, token by token, of each photo, uint8 (3, H, W)."""
+        """A caption of each photo, uint8 (3, H, W): the likeliest, token by token, or a sample where the
+        captioner ``samples``, with random numbers that depend on the photo alone."""
         captions: list[str] = []
         for first in range(0, len(photos), BATCH_SIZE):
-            pixels = self.pixels(photos[first:first + BATCH_SIZE])
-            ids = self.model.generate(pixel_values=pixels, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+            part = photos[first:first + BATCH_SIZE]
+            noise = LogitsProcessorList([GumbelNoise(part)] if self.samples else [])
+            ids = self.model.generate(pixel_values=self.pixels(part), max_new_tokens=MAX_NEW_TOKENS,
+                                      do_sample=False, logits_processor=noise)
             captions += map(clean_text, self.tokenizer.batch_decode(ids, skip_special_tokens=True))
         return captions
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to each photo's logits, so that the likeliest token of the sum is a sample (the
+    Gumbel-max trick, Eq. 4), and a photo's caption does not depend on the photos beside it."""
+
+    def __init__(self, photos: Sequence[Tensor]) -> None:
+        self.rngs = [generator("caption", hashlib.sha256(photo.cpu().numpy().tobytes()).hexdigest())
+                     for photo in photos]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``scores`` (N, V) with noise."""
+        noise = torch.stack([gumbel_noise(scores.shape[1:], rng) for rng in self.rngs])  # (N, V)
+        return scores + noise.to(scores.device)
 
 
 def with_captions(examples: Sequence[Example], captioner: Captioner, store: PhotoSource) -> list[Example]:
@@ -86,10 +105,11 @@ def with_captions(examples: Sequence[Example], captioner: Captioner, store: Phot
     return [replace(example, context=tuple(map(captioned, example.context))) for example in examples]
 
 
-def load_captioner(source: str) -> Captioner:
-    """The captioner in float32. Raises CheckpointError."""
+def load_captioner(source: str, samples: bool = False) -> Captioner:
+    """The captioner in float32, which ``samples`` its captions or writes the likeliest ones. Raises
+    CheckpointError."""
     with loading("captioner", source) as place:
         settings, _ = BaseImageProcessor.get_image_processor_dict(place)
         captioner = Captioner(load_pretrained(Blip2ForConditionalGeneration, place), load_tokenizer(place),
-                              settings["image_mean"], settings["image_std"])
+                              settings["image_mean"], settings["image_std"], samples)
     return captioner

@@ -108,12 +108,13 @@ def _build(config: Config) -> PhotoChatModel:
         getattr(generator, generator.learner).requires_grad_(False)
     if not is_divter:  # whose steps are the codes of a photo
         generator.sampler(config.inference.num_inference_steps)
+    captioner: Any = (load_captioner(parts.captioner, parts.captioner_samples)
+                      if not parts.joint or parts.image_input == "captions" else None)
     if not parts.joint:
-        return Pipeline(language, tokenizer, load_captioner(parts.captioner), generator, context,
-                        config.train.caption_dropout)
+        return Pipeline(language, tokenizer, captioner, generator, context, config.train.caption_dropout)
     width = language.config.hidden_size
-    perceptron = (load_perceptron(parts.perceptron, width, parts.perceptron_trains, frozen)
-                  if parts.image_input == "qformer" else None)
+    perceptron = (None if captioner
+                  else load_perceptron(parts.perceptron, width, parts.perceptron_trains, frozen))
     if perceptron and (parts.projection or perceptron.language_projection.out_features != width):
         perceptron.projection_is_new = fit_projection(perceptron, width, parts.projection)
     for name in ("temperature_start", "temperature_end"):
@@ -124,7 +125,7 @@ def _build(config: Config) -> PhotoChatModel:
             raise ConfigError(f"bridge.{name} = {temperature:g}: {error}") from None
     return EndToEndModel(
         language=language, tokenizer=tokenizer, perceptron=perceptron, generator=generator,
-        captioner=None if perceptron else load_captioner(parts.captioner),
+        captioner=captioner,
         bridge=new_bridge(config.bridge, tokenizer, generator), max_context=context,
         settings=config.bridge, image_loss_weight=config.train.image_loss_weight,
         caption_dropout=config.train.caption_dropout)

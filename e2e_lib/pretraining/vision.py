@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGenerati
 
 from e2e_lib.data.collate import IGNORED, IMAGE_TOKEN, PromptFormatter
 from e2e_lib.data.examples import Example, examples_of
-from e2e_lib.data.minichat.chats import CAPTION_DETAIL, Chat, describe
+from e2e_lib.data.minichat.chats import TOLD_DETAIL, Chat, describe
 from e2e_lib.data.minichat.questions import detail_question
 from e2e_lib.data.minichat.scenes import Scene, render_photos
 from e2e_lib.evaluation.scene_classifier import SceneClassifier
@@ -151,7 +151,7 @@ def train_visual_instruction(run: Pretraining) -> tuple[LlamaForCausalLM, ImageP
 def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
     """A BLIP-2 with the perceptron's frozen vision transformer and Q-Former.
 
-    It is tuned on captions as people write them (the paper's on COCO's), so it omits what they do.
+    It is tuned on captions as people write them (the paper's on COCO's), which omit as much as MiniChat's.
     """
     tokenizer = AutoTokenizer.from_pretrained(run.parts / "language")
     perceptron = load_own(ImagePerceptron, str(run.parts / "perceptron"))
@@ -173,7 +173,7 @@ def train_captioner(run: Pretraining) -> Blip2ForConditionalGeneration:
         queries = torch.cat([perceptron(part) for part in photos.split(256)])  # (N, Q, D)
     text_model = model.language_model
     rng = python_random(run.seed, "captions of photos")
-    captions = [tokenizer(describe(scene, rng, CAPTION_DETAIL), add_special_tokens=False) for scene in scenes]
+    captions = [tokenizer(describe(scene, rng, TOLD_DETAIL), add_special_tokens=False) for scene in scenes]
     rows = [torch.tensor([tokenizer.bos_token_id, *caption["input_ids"], tokenizer.eos_token_id])
             for caption in captions]
 

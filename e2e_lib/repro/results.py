@@ -21,7 +21,8 @@ from e2e_lib.versions import versions
 RESULTS = Path("results")
 MANIFEST = Path(__file__).parents[1] / "weights" / "mini" / "manifest.json"  # of the parts that ship now
 # Folders of runs, and the command that makes each.
-COMMANDS = {"runs": "reproduce", "ablations": "ablate", "faults": "ablate --variants faults"}
+COMMANDS = {"runs": "reproduce", "ablations": "ablate", "faults": "ablate --variants faults",
+            "terms": "ablate --variants terms"}
 
 # What must stand in the files of results/ (see `files.find_problem`), and the commands that make them.
 RUN = {"profile": str, "system": str, "seed": int, "metrics": {"n?": {"*": NUMBER}},
@@ -229,6 +230,15 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs",
     runs = [run for run in read_runs(profile, root, folder) if seeds is None or run["seed"] in seeds]
     if not runs:
         raise ResultsError(f"{Path(root) / profile / folder}: no runs to summarise; make them with `{again}`")
+    summary = averages(runs, again)
+    name = "summary.json" if folder == "runs" else f"{folder}.json"
+    files.write_json(Path(root) / profile / name, summary)
+    return summary
+
+
+def averages(runs: Sequence[Mapping[str, Any]], again: str) -> dict[str, Any]:
+    """What ``summarise`` returns, of these ``runs`` of a profile; ``again`` is the command that makes them.
+    Raises ResultsError for runs that are not comparable."""
     systems: dict[str, Any] = {}
     for system in dict.fromkeys(run["system"] for run in runs):
         group = [run for run in runs if run["system"] == system]
@@ -238,13 +248,10 @@ def summarise(profile: str, root: Path | str = RESULTS, folder: str = "runs",
         columns = {metric: [run["metrics"].get(metric) for run in group] for metric in group[0]["metrics"]}
         systems[system] = {metric: mean_and_std(values) for metric, values in columns.items()
                            if all(type(value) in (int, float) for value in values)}
-    summary = {"profile": profile, "systems": systems, "runs": [_name(run) for run in runs],
+    summary = {"profile": runs[0]["profile"], "systems": systems, "runs": [_name(run) for run in runs],
                "test": runs[0]["metrics"].get("n") or {}}
     summary |= {"shipped": _shipped(runs[0])} if _shipped(runs[0]) else {}
-    summary |= _numbers(runs[0])
-    name = "summary.json" if folder == "runs" else f"{folder}.json"
-    files.write_json(Path(root) / profile / name, summary)
-    return summary
+    return summary | _numbers(runs[0])
 
 
 def read_summary(profile: str, root: Path | str = RESULTS) -> dict[str, Any]:

@@ -26,7 +26,9 @@ HELD_OUT: frozenset[Triple] = frozenset(
 _HELD_OUT = sorted(HELD_OUT)  # in a fixed order, to sample from
 _TRAINED = [(t, c, p) for t in THINGS for c in COLOURS for p in PLACES if (t, c, p) not in HELD_OUT]
 _HELD_OUT_SHARE = 0.25  # of the test split's photos
-CAPTION_DETAIL = 0.35  # the probability with which the caption of a chat names a detail
+CAPTION_DETAIL = 0.35  # the probability with which the caption of a chat names a detail that the chat omits
+CHAT_DETAIL = 0.4  # and with which the chat names it, and then the caption as well
+TOLD_DETAIL = CHAT_DETAIL + (1 - CHAT_DETAIL) * CAPTION_DETAIL  # so often do captions in chats name a detail
 _WORDS, _TURNS = (40, 110), (4, 9)  # fewest and most of a chat
 _NUMBER_WORDS = {2: "two", 3: "three"}
 _TRUE_SLOTS = {"other_colour": "colour", "at_other_place": "at"}  # what makes a guess with one of these right
@@ -187,7 +189,7 @@ def _lead_to_first_photo(draft: _Draft, several_photos: bool) -> _Photo:
     """From hello to all that the first photo must show; thing, colour and place take at least two turns."""
     rng, scene = draft.rng, sample_scene(draft.rng, draft.split)
     situation = rng.choice([s for s in SITUATIONS.values() if scene.thing not in s.unsuitable_things])
-    details = _sample_details(scene, rng, 0.4)
+    details = _sample_details(scene, rng, CHAT_DETAIL)
     slots = _slots(scene, rng, details)
     knower = rng.randrange(2)
     asker = 1 - knower
@@ -242,7 +244,7 @@ def _lead_to_next_photo(draft: _Draft, before: _Photo) -> _Photo:
     scene = Scene(*triple, number, size, rng.choice(TIMES))
     # "The same" has as many or is as big as in the photo before.
     same = frozenset(scene.details[:1])
-    details = _sample_details(scene, rng, 0.4) & same if change == "thing" else same
+    details = _sample_details(scene, rng, CHAT_DETAIL) & same if change == "thing" else same
     slots = _slots(scene, rng, details)
     if change == "colour":
         slots |= {"other_colour": before.scene.colour}

@@ -1,0 +1,92 @@
+"""The comparison of systems on other terms (not in the paper).
+
+"clean": all systems on captions that are right, where the photo can tell the words nothing new. "control":
+the end-to-end system whose gradient speaks of every word, with another word's embedding for each word; from
+clean parts any gradient keeps the model from learning wrong captions, and this one says how much of the gain
+that is. "told_more": the baselines with the captioner's likeliest captions, which tell nearly every detail,
+instead of sampled ones, which tell as much as people's do. Every part is kept once it is done.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e_lib import corpora
+from e2e_lib.config import SYSTEMS, Config, replace
+from e2e_lib.experiments.comparison import differences_record, numbers_of, read_runs
+from e2e_lib.experiments.evaluate import Echo, evaluate
+from e2e_lib.repro import files, results
+from e2e_lib.repro.run_files import RUNS
+from e2e_lib.training.loop import train
+
+ROOT = RUNS / "terms"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Which systems are trained with what else, and what each is compared with: the other systems on the same
+    terms, or itself on the profile's own."""
+
+    systems: tuple[str, ...]
+    settings: dict[str, Any]
+    among_themselves: bool = False
+
+
+TERMS = {"clean": Terms(SYSTEMS, {"data.caption_faults": "none"}, among_themselves=True),
+         "control": Terms(("end_to_end_aligned",), {"bridge.mapping": "aligned_shuffled"}),
+         "told_more": Terms(("pipeline", "divter"), {"model.captioner_samples": False})}
+
+
+def settings_of(config: Config, name: str, system: str) -> Config:
+    """The configuration of a system on the terms ``name``."""
+    config = replace(config, "model.system", system)
+    for key, value in TERMS[name].settings.items():
+        config = replace(config, key, value)
+    return config
+
+
+def label(name: str, system: str) -> str:
+    """What a system on other terms is called in results."""
+    return f"{system}.{name}"
+
+
+def compare(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
+    """Trains and scores every system on its other terms with every seed; writes
+    ``results/<profile>/terms.json``. Its "pairs" include systems on the profile's own terms, of which there
+    must be runs (``e2e reproduce``). Raises ResultsError without them, and what training raises."""
+    for name, terms in TERMS.items():
+        for system, seed in itertools.product(terms.systems, seeds):
+            echo(f"== {name}: {system}, seed {seed}")
+            run, root = settings_of(config, name, system), ROOT / name
+            train(run, seed, echo, root=root)
+            evaluate(run, seed, echo, label=label(name, system), into="terms", runs_root=root)
+    return summarise(config, seeds, echo)
+
+
+def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
+    """Writes ``results/<profile>/terms.json``: averages over seeds as in a summary, and "pairs" with
+    intervals, all p-values corrected together. Raises ResultsError."""
+    path = results.RESULTS / config.profile / "terms.json"
+    labels = {label(name, system): (system, ROOT / name)
+              for name, terms in TERMS.items() for system in terms.systems}
+    own = {system: (system, RUNS) for terms in TERMS.values() for system in terms.systems
+           if not terms.among_themselves}
+    done = [run for run in results.read_runs(config.profile, folder="terms")
+            if run["system"] in labels and run["seed"] in seeds]
+    again = f"e2e {results.COMMANDS['terms']} --profile {config.profile}"
+    arguments = {"seeds": list(seeds), "numbers": numbers_of(config),
+                 "weights": {f"{run['system']}-seed{run['seed']}": run["provenance"]["weights"]
+                             for run in [*done, *results.read_runs(config.profile)]}}
+    if results.is_up_to_date(path, arguments, echo):
+        return path
+    pairs = []
+    for name, terms in TERMS.items():
+        names = [label(name, system) for system in terms.systems]
+        pairs += ([*itertools.combinations(names, 2)] if terms.among_themselves
+                  else [*zip(names, terms.systems, strict=True)])
+    runs = read_runs(config, {**labels, **own}, seeds, corpora.prepare(config, echo))
+    record = differences_record(config, seeds, runs, pairs, echo)
+    return files.write_json(path, {"command": again, "arguments": arguments, **record,
+                                   **results.averages(done, again)})
