@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from e2e_lib import config as configuration
@@ -40,6 +40,9 @@ Out = Annotated[Path | None, Option(help="folder for the parts  [default: runs/p
 Baselines = Annotated[bool, Option("--baselines", help="the baselines' own parts, from the shipped ones")]
 Variants = Annotated[list[str], Option(help="groups, or single variants by name")]
 Publish = Annotated[bool, Option("--publish", help="put the executed notebooks into notebooks/")]
+Notebook = Annotated[str | None, Argument(help="one by number or name, such as 03  [default: all]")]
+Parameters = Annotated[list[str] | None, Option("-p", metavar="KEY=VALUE",
+                                                help="a parameter of the one notebook; repeatable")]
 Captions = Annotated[Path, Option(help="a file of one caption per line, or JSON lines")]
 Tokenizer = Annotated[str | None, Option(help="hub id, folder or pip:PACKAGE  [default: Llama's; CLIP's]")]
 Accelerator = Annotated[str, Option("--device", help="such as v100-32gb; an unknown one names them all")]
@@ -273,20 +276,22 @@ def figures(profile: Profile = "mini", seeds: Seeds = None) -> None:
 def readme() -> None:
     """Write the numbers of the README and of docs/ from results/."""
     require_root()
-    from e2e_lib.report.readme import update
-    for page in ("README.md", "docs/paper-scale.md"):
+    from e2e_lib.report.readme import PAGES, update
+    for page in PAGES:
         say(f"updated {update(page)}")
 
 
 @app.command()
-def notebooks(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None, fresh: Fresh = False,
+def notebooks(name: Notebook = None, profile: Profile = "mini", settings: Settings = None,
+              seeds: Seeds = None, parameters: Parameters = None, fresh: Fresh = False,
               publish: Publish = False) -> None:
-    """Run the numbered notebooks headlessly."""
+    """Run the numbered notebooks headlessly, or one of them."""
     require_root()
     config = load(profile, settings)
     from e2e_lib.repro import notebooks
     from e2e_lib.reproduce import run_numbered_notebooks
-    for executed in run_numbered_notebooks(config, seeds_of(seeds, profile), say, fresh):
+    for executed in run_numbered_notebooks(config, seeds_of(seeds, profile), say, fresh, name=name,
+                                           parameters=notebooks.read_parameters(parameters or [])):
         if publish:
             say(f"published {notebooks.publish(executed, Path('notebooks') / executed.name)}")
 

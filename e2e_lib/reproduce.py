@@ -95,17 +95,26 @@ def compare(config: Config, seeds: Sequence[int], echo: Echo) -> None:
     echo(lines)
 
 
-def run_numbered_notebooks(config: Config, seeds: Sequence[int], echo: Echo,
-                           fresh: bool = False) -> list[Path]:
-    """Runs the numbered notebooks, or keeps those whose inputs are unchanged; returns the executed copies."""
+def run_numbered_notebooks(config: Config, seeds: Sequence[int], echo: Echo, fresh: bool = False, *,
+                           name: str | None = None, parameters: Mapping[str, Any] = {}) -> list[Path]:
+    """Runs the numbered notebooks, or the one called ``name``, which may then have ``parameters`` of its own;
+    keeps those whose inputs are unchanged. Returns the executed copies. Raises NotebookError before anything
+    has run, and NotebookFailed."""
     inputs = {"numbers": repr(versions()), "corpus": str(named(config.data.name).version),
               "settings": hashlib.sha256(repr(config).encode()).hexdigest(),
-              **{name: sha256(WEIGHTS / name / "manifest.json") for name in ("mini", "mini-baselines")}}
+              **{part: sha256(WEIGHTS / part / "manifest.json") for part in ("mini", "mini-baselines")}}
+    common = {"profile": config.profile, "seeds": list(seeds), "overrides": overrides_of(config)}
+    if twice := [key for key in parameters if key in common]:
+        raise notebooks.NotebookError(f"parameter {twice[0]!r}: profile, seeds and overrides are options of "
+                                      "the command: --profile, --seeds and --set")
+    if parameters and name is None:
+        raise notebooks.NotebookError("parameters are those of one notebook: name it, such as "
+                                      "`e2e notebooks 02 -p draws=4000`")
+    names = NOTEBOOKS if name is None else (notebooks.find_notebook(name, NOTEBOOKS),)
     return notebooks.run_notebooks(
-        [Path("notebooks") / f"{name}.ipynb" for name in NOTEBOOKS],
-        results.RESULTS / config.profile / "notebooks",
-        parameters={"profile": config.profile, "seeds": list(seeds), "overrides": overrides_of(config)},
-        inputs=inputs, timeout_s=NOTEBOOK_SECONDS, fresh=fresh, echo=echo)
+        [Path("notebooks") / f"{stem}.ipynb" for stem in names],
+        results.RESULTS / config.profile / "notebooks", parameters=common | dict(parameters), inputs=inputs,
+        timeout_s=NOTEBOOK_SECONDS, fresh=fresh, echo=echo)
 
 
 def score_lines(summary: Mapping[str, Any], rows: str = "metric", columns: str = "system") -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 from e2e_lib.config import PROFILES
 from e2e_lib.data.minichat.corpus import count_triples
 from e2e_lib.report import tables
+from e2e_lib.report.findings import findings
 from e2e_lib.report.plots import markdown
 from e2e_lib.repro import files
 from e2e_lib.repro.files import ResultsError
@@ -116,9 +117,10 @@ def costs(profile: str, root: Path) -> str:
     return markdown(pd.DataFrame(rows), note)
 
 
-BLOCKS = {"README.md": {"results": results_table, "ablation": ablation_table, "reproduce": transcript,
-                        "minichat": held_out},
+BLOCKS = {"README.md": {"findings": findings, "results": results_table, "minichat": held_out},
+          "reproducing.md": {"reproduce": transcript, "ablation": ablation_table},
           "paper-scale.md": {"plans": plans, "costs": costs}}
+PAGES = ("README.md", "docs/reproducing.md", "docs/paper-scale.md")
 
 
 def update(path: Path | str = "README.md", profile: str = "mini", root: Path | str = RESULTS) -> Path:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from e2e_lib.corpora import DATA
 from e2e_lib.report import minichat_figures, photos, plots, tables, training_curves
+from e2e_lib.report.panels import interval_panels
 from e2e_lib.report.plots import ESTIMATOR_STYLES, MAP_STYLES, STYLES, Figure, footer, style_axes, style_of
 from e2e_lib.repro import files
 from e2e_lib.repro.results import ResultsError
@@ -17,34 +17,6 @@ from e2e_lib.repro.run_files import RUNS, read_answers, read_logs
 
 FIGURES = Path("figures")
 SCORES = ("scene_accuracy", "fid", "caption_bleu")
-
-
-def _interval_panels(frame: pd.DataFrame, metrics: Sequence[str], note: str, lines: int,
-                     units: Sequence[str]) -> Figure:
-    """A panel per metric (its label), with a row per ``label``: a dot at ``value``, a bar from ``low`` to
-    ``high``.
-
-    They have their ``colour``. ``by_seed`` holds single seeds' values, ticks below; ``units`` name the axes.
-    """
-    columns, rows = -(-len(metrics) // lines), frame.groupby("metric").size().max()
-    figure = Figure(10, lines * (1.46 + 0.28 * rows), note)
-    panels = figure.subplots(lines, columns, squeeze=False, sharey="row").ravel()
-    for ax, metric, unit in zip(panels, metrics, units, strict=False):
-        group = frame[frame.metric == metric].reset_index(drop=True)
-        for place, row in group.iterrows():
-            reach = [[max(0, row.value - row.low)], [max(0, row.high - row.value)]]
-            ax.errorbar(row.value, place, xerr=reach, marker="o", capsize=3, color=row.colour)
-        if "by_seed" in group:
-            seeds = group.explode("by_seed").reset_index(names="place")
-            sns.scatterplot(x=seeds.by_seed.astype(float), y=seeds.place + 0.28, hue=seeds.place, marker="|",
-                            palette=group.colour.to_dict(), linewidth=1, legend=False, ax=ax)
-        ax.locator_params(axis="x", nbins=4)
-        style_axes(ax, metric, unit, "")
-        ax.set_yticks(group.index, group.label, fontsize=8)
-        ax.set_ylim(len(group) - 0.5, -0.5)
-    for ax in panels[len(metrics):]:
-        ax.axis("off")
-    return figure
 
 
 def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (), lines: int = 2) -> Figure:
@@ -63,7 +35,7 @@ def differences_figure(comparison: Mapping[str, Any], metrics: Sequence[str] = (
     units = ["worse ← → better" if higher[metric] else "better ← → worse" for metric in metrics]
     note = tables.comparison_footer(comparison) + (
         f" · ticks: single seeds · grey: neither is better, p ≥ {tables.LEVEL} (Holm)")
-    figure = _interval_panels(frame, [known[metric].label for metric in metrics], note, lines, units)
+    figure = interval_panels(frame, [known[metric].label for metric in metrics], note, lines, units)
     for ax in figure.axes[:len(metrics)]:
         ax.axvline(0, color="black", linewidth=0.8)
     return figure
@@ -77,7 +49,7 @@ def variants_figure(ablations: Mapping[str, Any], metrics: Sequence[str] = SCORE
     frame = frame.assign(value=frame["mean"], low=frame["mean"] - sd, high=frame["mean"] + sd,
                          label=styles.str[0], colour=styles.str[1])
     note = tables.summary_footer(ablations) + " · bars: sd over seeds"
-    return _interval_panels(frame, [metric.label for metric in shown], note, 1,
+    return interval_panels(frame, [metric.label for metric in shown], note, 1,
                             [f"{metric.better} is better" for metric in shown])
 
 

@@ -28,6 +28,7 @@ from traitlets.config import Config
 
 from e2e_lib.repro import files
 from e2e_lib.repro.provenance import clock
+from e2e_lib.settings import did_you_mean
 
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
@@ -79,6 +80,37 @@ def _read(path: Path) -> Any:
         raise NotebookError(f"{path}: not a readable notebook ({error}); restore it, with git say") from error
 
 
+def find_notebook(name: str, stems: Sequence[str]) -> str:
+    """The one of ``stems`` that ``name`` means: "03", "3", "03_maps", "maps", each also with ".ipynb" or as a
+    path. Raises NotebookError where none is or several are meant."""
+    wanted = Path(name).name.removesuffix(".ipynb")
+    number = wanted.zfill(2) if wanted.isdecimal() else wanted
+    found = [stem for stem in stems if number in (stem, *stem.split("_", 1))]
+    if len(found) != 1:
+        raise NotebookError(f"no notebook is called {name!r}{did_you_mean(wanted, stems)}; "
+                            f"there are: {', '.join(stems)}")
+    return found[0]
+
+
+def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """Texts such as "draws=4000" or "logits=[0, 0, 2]" as names and values: Python's literals, or else texts.
+
+    Whether a notebook knows them is another matter. Raises NotebookError for a text without a name or "=",
+    and for a name given twice."""
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise NotebookError(f"parameter {assignment!r}: expected NAME=VALUE, such as draws=4000")
+        if (name := name.strip()) in parameters:
+            raise NotebookError(f"parameter {name!r} is given twice")
+        try:
+            parameters[name] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            parameters[name] = text
+    return parameters
+
+
 def _depends_on(path: Path, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The hash of all that decides a notebook's outputs, which is checked, not run. Raises NotebookError."""
     notebook = _read(path)
@@ -86,8 +118,9 @@ def _depends_on(path: Path, parameters: Mapping[str, Any], inputs: Mapping[str, 
     known = _parameters(path, [cell.source for cell in notebook.cells if "parameters" in _tags(cell)])
     for key, value in parameters.items():
         if key not in known:
-            raise NotebookError(f"{path}: unknown parameter {key!r} (value {value!r}); its cell with the tag "
-                                f"'parameters' sets: {', '.join(known) or 'none'}")
+            raise NotebookError(f"{path}: unknown parameter {key!r} (value {value!r})"
+                                f"{did_you_mean(key, known)}; its cell with the tag 'parameters' sets: "
+                                f"{', '.join(known) or 'none'}")
     try:
         content = json.dumps([cells, dict(parameters), dict(inputs)], sort_keys=True)
     except TypeError as error:

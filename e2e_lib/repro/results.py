@@ -44,10 +44,15 @@ _STEPS = {"threads": int, "arguments": {"rounds": int},
           "rows": [{"mapping": str, "over_none": NUMBER, "std": NUMBER}]}
 _REPRODUCE = {"transcript": [str], "cpu_count": int, "device": str, "wall_seconds": NUMBER,
               "peak_memory_bytes": int}
+_FAULTS = {"profile": str, "higher_is_better": {"*": bool}, "numbers?": {"*": int},
+           "rows": [{"kind": str, "mapping": str, "scores": {"*": {"mean": NUMBER}}}],
+           "pairs": _DIFFERENCES["pairs"]}
 _PUBLISHED = {"source": str, "caption": str, "columns": {"*": str}, "rows": [{}]}
 FILES: dict[str, tuple[str, Any]] = {
     "summary": ("e2e reproduce", _SUMMARY), "ablations": ("e2e ablate", _SUMMARY),
     "comparison": ("e2e reproduce", _DIFFERENCES), "ablation_differences": ("e2e ablate", _DIFFERENCES),
+    "faults": ("e2e ablate --variants faults", _FAULTS),
+    "terms": ("e2e ablate --variants terms", _SUMMARY | _DIFFERENCES),
     "propagation": ("e2e reproduce", _PROPAGATION), "gold_fid": ("e2e compare", _GOLD_FID),
     "gradients": ("e2e ablate", _GRADIENTS), "steps": ("e2e ablate", _STEPS),
     "polynomial": ("e2e ablate", {"rows": [{"estimator": str, "temperature": NUMBER, "end": NUMBER}]}),

@@ -1,0 +1,184 @@
+"""What was found, in sentences that follow the numbers of ``results/``: who is ahead, and in what.
+
+"Ahead" and "behind" have p < 0.05 after Holm's correction, "not told apart" has not. A sentence whose results
+are not there is left out, so that none says more than was measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from e2e_lib.evaluation.scores import Metric
+from e2e_lib.report import tables
+from e2e_lib.repro.files import ResultsError
+from e2e_lib.repro.results import load_json, read_summary, version_note
+
+METRICS = ("bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy")
+BASELINES = {"pipeline": "the pipeline", "divter": "Divter"}
+ALIGNED, PAPER = "end_to_end_aligned", "end_to_end"
+# What the aligned map is compared with in the experiment.
+MAPS = {"none": "no gradient from the photo", "sentence": "the paper's map (Eq. 10)",
+        "aligned_shuffled": "its control, which has another word's embedding for each word"}
+CONDITION = {"kind": "random", "rate": 0.6, "start": "adapted", "caption_source": "gold"}
+AHEAD, BEHIND, LEVEL = "ahead of", "behind", "not told apart from"
+Pairs = Sequence[Mapping[str, Any]]
+
+
+def findings(profile: str, root: Path) -> str:
+    """The findings of a profile as a numbered list, and what they were measured on.
+
+    Raises ResultsError where the systems have not been compared yet.
+    """
+    summary, comparison = read_summary(profile, root), load_json(root / profile / "comparison.json")
+    terms, faults = (load_json(path) if path.is_file() else None
+                     for path in (root / profile / f"{name}.json" for name in ("terms", "faults")))
+    sentences = [on_the_profiles_captions(summary, comparison), terms and on_right_captions(terms),
+                 faults and experiment(faults, terms), details(summary, comparison),
+                 limits(summary, comparison)]
+    said = [f"{number}. {text}" for number, text in enumerate(filter(None, sentences), 1)]
+    rule = (f"Ahead, behind: p < {tables.LEVEL} after Holm's correction; not told apart: all else. In "
+            "brackets: means over seeds. Of FID\\* less is better, of all else more")
+    earlier = [f"{name}.json: {note}" for name, content in (("terms", terms), ("faults", faults))
+               if content and (note := version_note(content))]
+    measured = [f"{rule}. {tables.comparison_footer(comparison)}", *earlier]
+    return "\n".join(said) + "\n\n" + " · ".join(measured)
+
+
+def relation(pairs: Pairs, higher: Mapping[str, bool], one: str, other: str, metric: str) -> str | None:
+    """How ``one`` stands to ``other`` in a metric; None where the two were not compared in it."""
+    for pair in pairs:
+        if pair["metric"] == metric and {pair["system"], pair["than"]} == {one, other}:
+            if pair["p_corrected"] >= tables.LEVEL:
+                return LEVEL
+            sign = (1 if higher[metric] else -1) * (1 if pair["system"] == one else -1)
+            return AHEAD if sign * pair["difference"] > 0 else BEHIND
+    return None
+
+
+def standing(content: Mapping[str, Any], one: str, others: Mapping[str, str],
+             metrics: Sequence[str]) -> dict[tuple[str, ...], list[str]]:
+    """The metrics by how ``one`` stands to each of the ``others`` in them, those without a pair left out."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for metric in metrics:
+        found = tuple(relation(content["pairs"], content["higher_is_better"], one, other, metric)
+                      for other in others)
+        if all(found):
+            groups.setdefault(tuple(map(str, found)), []).append(metric)
+    return groups
+
+
+def relations_in_words(relations: Sequence[str], names: Sequence[str]) -> str:
+    """ "ahead of both baselines", or "ahead of Divter and not told apart from the pipeline"."""
+    if len(names) == 2 and len(set(relations)) == 1:
+        return f"{relations[0]} {'either baseline' if relations[0] == LEVEL else 'both baselines'}"
+    kinds = [kind for kind in (AHEAD, LEVEL, BEHIND) if kind in relations]
+    return listed([f"{kind} {listed([n for n, r in zip(names, relations, strict=True) if r == kind])}"
+                   for kind in kinds])
+
+
+def listed(parts: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def compared(content: Mapping[str, Any], summary: Mapping[str, Any], one: str, others: Mapping[str, str],
+             metrics: Sequence[str] = METRICS) -> str:
+    """Where a system stands to others in each metric, with the values of all; "" where nothing is known."""
+    known, systems = tables.metrics_of(summary), summary["systems"]
+    groups = standing(content, one, others, metrics)
+    short = [name.removeprefix("the ") for name in others.values()]
+    parts = []
+    for relations, of in groups.items():
+        values = [f"{label(known[metric])} ({value(systems, one, metric)}; "
+                  + ", ".join(f"{name} {value(systems, other, metric)}"
+                              for name, other in zip(short, others, strict=True)) + ")" for metric in of]
+        parts.append(f"{relations_in_words(relations, [*others.values()])} in {listed(values)}")
+    return "; ".join(parts)
+
+
+def label(metric: Metric) -> str:
+    """A metric's name, whose star is no mark of emphasis."""
+    return metric.label.replace("*", "\\*")
+
+
+def value(systems: Mapping[str, Any], system: str, metric: str) -> str:
+    """The mean of a system's scores over seeds, as text; "–" where there is none."""
+    return tables.mean_and_sd(systems.get(system, {}).get(metric, {}).get("mean"))
+
+
+def on_the_profiles_captions(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """The aligned system and the baselines, trained on the captions of the profile."""
+    if not (found := compared(comparison, summary, ALIGNED, BASELINES)):
+        return ""
+    data = comparison["provenance"]["config"]["data"]
+    kind, rate = data.get("caption_faults", "none"), data.get("caption_fault_rate", 0)
+    on = {"none": "right captions",
+          "random": f"wrong captions (each of thing, colour and place is another one with probability {rate:g};"
+                    " photos and test set are as they were)"}.get(
+              kind, f"captions with faults ({kind.replace('_', ' ')}, {rate:g})")
+    return f"**Trained on {on}**, the end-to-end model with the aligned map is {found}."
+
+
+def on_right_captions(terms: Mapping[str, Any]) -> str:
+    """The same systems, trained on captions that are right."""
+    others = {f"{name}.clean": text for name, text in BASELINES.items()}
+    found = compared(terms, terms, f"{ALIGNED}.clean", others)
+    return found and f"**Trained on right captions**, it is {found}."
+
+
+def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> str:
+    """Whether the photo corrects the words, by the caption accuracy of each map on captions that are wrong.
+
+    What an outcome means is said in ``experiments.faults``."""
+    def of_condition(rows: Pairs) -> list[Mapping[str, Any]]:
+        return [row for row in rows if all(row.get(key) == wanted for key, wanted in CONDITION.items())]
+
+    pairs, metric = of_condition(faults["pairs"]), "caption_accuracy"
+    scores = {row["mapping"]: row["scores"] for row in of_condition(faults["rows"])}
+    stands = {name: relation(pairs, faults["higher_is_better"], "aligned", name, metric) for name in MAPS}
+    if not all(stands.values()):
+        return ""
+    texts = {name: f"{text} ({value(scores, name, metric)})" for name, text in MAPS.items()}
+    words = relations_in_words([str(kind) for kind in stands.values()], [*texts.values()])
+    if stands["none"] != AHEAD:
+        meaning = {LEVEL: "made no measurable difference", BEHIND: "did harm"}[str(stands["none"])]
+        meaning = f"so the photo's gradient {meaning}"
+    elif stands["aligned_shuffled"] != AHEAD:
+        meaning = "so any gradient would have done as well"
+    else:
+        meaning = "so the photo says which word would have been right"
+    return ("**The experiment**: language models adapted to such captions go on learning from them, and the "
+            "generator stays as it is. The caption accuracy of the aligned map is then "
+            f"{value(scores, 'aligned', metric)}: {words}, {meaning}{control(terms)}.")
+
+
+def control(terms: Mapping[str, Any] | None) -> str:
+    """How the systems' comparison, which begins from parts that met no wrong caption, stands to its control.
+    """
+    metric, name = "caption_accuracy", f"{ALIGNED}.control"
+    stands = terms and relation(terms["pairs"], terms["higher_is_better"], name, ALIGNED, metric)
+    if not terms or not stands:
+        return ""
+    return (f". In the comparison of 1, from parts that met no wrong caption, the control "
+            f"({value(terms['systems'], name, metric)}) is {stands} the aligned map in caption accuracy")
+
+
+def details(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """Whether the end-to-end system sees what captions leave out."""
+    found = compared(comparison, summary, PAPER, BASELINES, ["details"])
+    if not found:
+        return ""
+    aligned = value(summary["systems"], ALIGNED, "details")
+    return ("**What captions leave out**: asked what a photo shows and its caption does not tell, the "
+            f"end-to-end model with the paper's map (Eq. 10) is {found}"
+            + (f"; with the aligned map: {aligned}" if aligned != "–" else "") + ".")
+
+
+def limits(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """How the paper's own map stands to the pipeline, and what was not measured. Raises ResultsError."""
+    found = compared(comparison, summary, PAPER, {"pipeline": BASELINES["pipeline"]})
+    if not found:
+        raise ResultsError("comparison.json: end_to_end and pipeline are not compared; make it again with "
+                           f"`e2e compare --profile {comparison['profile']}`")
+    return (f"**With the paper's map** (Eq. 10), the end-to-end model is {found}. Nothing here was measured on "
+            "real photos or at the paper's scale.")
