@@ -4,7 +4,8 @@
 the end-to-end system whose gradient speaks of every word, with another word's embedding for each word; from
 clean parts any gradient keeps the model from learning wrong captions, and this one says how much of the gain
 that is. "told_more": the baselines with the captioner's likeliest captions, which tell nearly every detail,
-instead of sampled ones, which tell as much as people's do. Every part is kept once it is done.
+instead of sampled ones, which tell as much as people's do. "early_stopping": the best epoch on dev, as in the
+paper, which from clean parts is one that has learnt little of the captions. Every part is kept once done.
 """
 
 import itertools
@@ -36,6 +37,7 @@ class Terms:
 
 TERMS = {"clean": Terms(SYSTEMS, {"data.caption_faults": "none"}, among_themselves=True),
          "control": Terms(("end_to_end_aligned",), {"bridge.mapping": "aligned_shuffled"}),
+         "early_stopping": Terms(SYSTEMS, {"train.keep": "best"}, among_themselves=True),
          "told_more": Terms(("pipeline", "divter"), {"model.captioner_samples": False})}
 
 

@@ -1,10 +1,11 @@
-"""The captioner is greedy BLIP-2, and each photo is captioned once, before any batch."""
+"""The captioner is BLIP-2, greedy or sampling, and each photo is captioned once, before any batch."""
 
 import copy
 import os
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from model_helpers import MIXED, noise_photo
 from torch.utils.data import DataLoader
@@ -13,7 +14,7 @@ from e2e_lib.data.collate import Collator
 from e2e_lib.data.dialogue import SharedPhoto, Turn
 from e2e_lib.data.examples import Example
 from e2e_lib.data.photos import PhotoStore, stretched, to_image
-from e2e_lib.models.captioner import MAX_NEW_TOKENS, Captioner, with_captions
+from e2e_lib.models.captioner import MAX_NEW_TOKENS, Captioner, GumbelNoise, with_captions
 
 
 @pytest.fixture
@@ -50,7 +51,9 @@ def test_pixels_are_normalized_channel_by_channel(captioner):
 @torch.no_grad()
 def test_a_caption_is_the_likeliest_token_one_after_another(captioner):
     model, words, photos, lengths = captioner.model, captioner.tokenizer, [noise_photo(seed) for seed in range(3)], []
-    captions = captioner.generate_captions(photos)
+    likeliest = Captioner(model, words, [0.5] * 3, [0.5] * 3)
+    assert captioner.samples and not likeliest.samples and captioner.key != likeliest.key
+    captions = likeliest.generate_captions(photos)
     start = [words.convert_tokens_to_ids("<image>")] * model.config.num_query_tokens + [words.bos_token_id]
     for photo, caption in zip(photos, captions, strict=True):
         ids = list(start)
@@ -62,6 +65,23 @@ def test_a_caption_is_the_likeliest_token_one_after_another(captioner):
         lengths.append(len(ids) - len(start))
         assert caption == " ".join(words.decode(ids, skip_special_tokens=True).split())
     assert len(set(captions)) == 3 and min(lengths) < MAX_NEW_TOKENS == max(lengths)  # some end, some are cut off
+
+
+def test_noise_makes_the_likeliest_token_a_sample():
+    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]]).expand(2000, -1)
+    noise = GumbelNoise([noise_photo(seed)[:, :2, :2] for seed in range(2000)])
+    for _ in range(2):  # each token has noise of its own
+        counts = noise(None, logits).argmax(-1).bincount(minlength=4)
+        assert scipy.stats.chisquare(counts.numpy(), 2000 * logits[0].double().softmax(-1).numpy()).pvalue > 1e-4
+    first, again = (GumbelNoise([noise_photo(1)])(None, logits[:1]) for _ in range(2))
+    assert torch.equal(first, again)  # a photo has the same noise each time
+
+
+def test_sampled_captions_differ_from_the_likeliest_ones(captioner):
+    likeliest = Captioner(captioner.model, captioner.tokenizer, [0.5] * 3, [0.5] * 3)
+    photos = [noise_photo(seed) for seed in range(8)]
+    sampled = captioner.generate_captions(photos)
+    assert sampled != likeliest.generate_captions(photos) and sampled == captioner.generate_captions(photos)
 
 
 def test_captions_do_not_depend_on_the_batch_or_its_size(captioner, monkeypatch):
