@@ -60,7 +60,7 @@ class Condition:
 
 
 CONDITIONS: dict[Condition, tuple[str, ...]] = {
-    Condition("random", RATE): MAPS, Condition("systematic", RATE): MAPS,
+    Condition("random", RATE): MAPS, Condition("systematic", RATE): CONTROLLED,
     Condition("random", RATE, caption_source="predicted"): CONTROLLED,
     Condition("random", RATE, start="clean"): CONTROLLED,
     Condition("vague", RATE): CONTROLLED, Condition("other_photo", RATE): CONTROLLED,

@@ -23,7 +23,7 @@ from e2e_lib.evaluation.scores import Array
 from e2e_lib.experiments.comparison import numbers_of
 from e2e_lib.experiments.evaluate import Echo, versions_of_answers
 from e2e_lib.inference.respond import draw_photos
-from e2e_lib.models.systems import build, ready
+from e2e_lib.models.systems import build, origins, ready
 from e2e_lib.repro import files, results
 from e2e_lib.repro.provenance import provenance_record
 from e2e_lib.repro.randomness import generator, python_random, seed_of
@@ -97,18 +97,26 @@ def gold_fid(config: Config, seeds: Sequence[int], systems: Sequence[str], echo:
     def fid_of(photos: Tensor) -> float:
         return fid(features_of(list(photos), extractor), gold)
 
+    captions = [photo.caption for photo in shared]
+
+    def drawn(model: Any, seed: int) -> float:
+        return fid_of(draw_photos(model.generator, captions, config.inference, generator(seed, "gold")))
+
+    before: dict[str, list[float]] = {}  # by the part that draws, which several systems have
     fids_by_system: dict[str, dict[str, list[float]]] = {}
     for system in systems:
-        fids: dict[str, list[float]] = {"before": [], "from_gold": []}
         own = replace(config, "model.system", system)
-        untrained = ready(build(own))
-        for seed in seeds:
-            for name, model in (("before", untrained), ("from_gold", load_trained(own, seed))):
-                fids[name].append(fid_of(draw_photos(model.generator, [photo.caption for photo in shared],
-                                                     config.inference, generator(seed, "gold"))))
-            echo(f"gold captions, {system}, seed {seed}: FID* {fids['before'][-1]:.3f}, "
-                 f"trained {fids['from_gold'][-1]:.3f}")
-        fids_by_system[system] = {**fids, "from_own": [scored[system, seed] for seed in seeds]}
+        drawer = origins(own)["translator" if system == "divter" else "generator"]
+        if drawer not in before:
+            untrained = ready(build(own))
+            before[drawer] = [drawn(untrained, seed) for seed in seeds]
+        trained = []
+        for number, seed in enumerate(seeds):
+            trained.append(drawn(load_trained(own, seed), seed))
+            echo(f"gold captions, {system}, seed {seed}: FID* {before[drawer][number]:.3f}, "
+                 f"trained {trained[-1]:.3f}")
+        fids_by_system[system] = {"before": before[drawer], "from_gold": trained,
+                                  "from_own": [scored[system, seed] for seed in seeds]}
     anew = render_photos([scenes[photo.photo_id] for photo in shared],
                          [seed_of("drawn anew", i) for i in range(len(shared))])
     return files.write_json(path, {

@@ -21,12 +21,26 @@ from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json,
 # In the paper's order.
 SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end", "end_to_end_aligned")}
 ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follows by name
+# How systems on other terms are marked, `<system>.<term>` in results (see experiments.other_terms).
+TERMS = {"clean": "right captions", "control": "shuffled words", "told_more": "captions that tell more",
+         "early_stopping": "best epoch on dev"}
 OWN = "own"  # among columns: all that only the corpus of the results has
 COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid"),
            "further": (OWN, "intent_f1", "caption_bleu"),
+           "terms": ("bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy", "caption_accuracy",
+                     "details"),
+           "faults": ("caption_accuracy", "scene_accuracy", "is", "fid", "bleu2", "rougeL", "details"),
            "ablations": ("scene_accuracy", "fid", "caption_bleu", "bleu2", "rougeL")}
+FAULT_COLUMNS = ("kind", "rate", "start", "caption", "map")
 LEVEL = 0.05  # who is said to be ahead has a p-value below it, after Holm's correction
 LATEX = str.maketrans({"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$"})
+
+
+def system_label(name: str) -> str:
+    """What a system, or a system on other terms, is called in tables; a variant has its own name."""
+    system, _, term = name.partition(".")
+    return SYSTEMS.get(system, name) if not term or system not in SYSTEMS else (
+        f"{SYSTEMS[system]}, {TERMS.get(term, term)}")
 
 
 def mean_and_sd(mean: float | None, sd: float | None = None, digits: int | None = None) -> str:
@@ -61,7 +75,7 @@ def scores(summary: Mapping[str, Any], metrics: Iterable[str] = ()) -> pd.DataFr
         seeds = max((entry["n"] for entry in entries.values()), default=0)
         for key in metrics:
             entry = entries.get(key, {"mean": None, "std": None})
-            rows.append((SYSTEMS.get(name, name), known[key].label, entry["mean"], entry["std"], seeds))
+            rows.append((system_label(name), known[key].label, entry["mean"], entry["std"], seeds))
     frame = pd.DataFrame(rows, columns=["system", "metric", "mean", "sd", "seeds"])
     return frame.astype({"mean": float, "sd": float})
 
@@ -71,6 +85,36 @@ def score_table(frame: pd.DataFrame, rows: str = "system", columns: str = "metri
     texts = frame.assign(text=list(map(mean_and_sd, frame["mean"], frame.sd)))
     wide = texts.pivot(index=rows, columns=columns, values="text")
     return wide.loc[frame[rows].unique(), frame[columns].unique()].rename_axis(columns=None).reset_index()
+
+
+def of_term(terms: Mapping[str, Any], term: str) -> dict[str, Any]:
+    """Of ``terms.json``: the summary of the systems on one of TERMS, by their plain names."""
+    systems = {name.removesuffix(f".{term}"): entries for name, entries in terms["systems"].items()
+               if name.endswith(f".{term}")}
+    return {**terms, "systems": systems}
+
+
+def fault_scores(faults: Mapping[str, Any]) -> pd.DataFrame:
+    """Of ``faults.json``: one row per condition, map and metric, as ``scores``, the condition in the columns
+    kind, rate, start and caption."""
+    known, rows = metrics_of(faults), []
+    for row in faults["rows"]:
+        condition = (row["kind"], row["rate"], row["start"], row["caption_source"])
+        for key in COLUMNS["faults"]:
+            entry = row["scores"].get(key, {"mean": None, "std": None})
+            rows.append((*condition, row["mapping"], known[key].label, entry["mean"], entry["std"],
+                         len(row["seeds"])))
+    columns = [*FAULT_COLUMNS, "metric", "mean", "sd", "seeds"]
+    return pd.DataFrame(rows, columns=columns).astype({"mean": float, "sd": float})
+
+
+def fault_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The ``fault_scores`` as texts, a row per condition and map, a column per metric."""
+    texts = frame.assign(text=list(map(mean_and_sd, frame["mean"], frame.sd)))
+    index = [*FAULT_COLUMNS, "seeds"]
+    wide = texts.pivot(index=index, columns="metric", values="text")
+    order = frame[index].drop_duplicates().apply(tuple, axis=1)
+    return wide.loc[list(order), frame.metric.unique()].rename_axis(columns=None).reset_index()
 
 
 def score_numbers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,7 +171,7 @@ def differences(comparison: Mapping[str, Any]) -> pd.DataFrame:
     known, rows = metrics_of(comparison), []
     for pair in comparison["pairs"]:
         sign = 1 if comparison["higher_is_better"][pair["metric"]] else -1
-        one, other = (SYSTEMS.get(pair[side], pair[side]) for side in ("system", "than"))
+        one, other = (system_label(pair[side]) for side in ("system", "than"))
         ahead = one if sign * pair["difference"] > 0 else other
         better = ahead if pair["p_corrected"] < LEVEL else "neither"
         rows.append([one, other, known[pair["metric"]].label,
@@ -282,6 +326,13 @@ TABLES = {  # name: the JSON below results/ that it is made of, and its caption
     "ablation_differences": ("{}/ablation_differences.json", "Variants of joint training: maps and "
                              "estimators compared with no gradient from the image, other ingredients with "
                              f"the paper's way. {INTERVALS}"),
+    "terms": ("{}/terms.json", "The systems on other terms: trained on right captions, with the best epoch "
+              "on dev, with another word's embedding for each word (a control), or with a captioner that "
+              f"tells nearly every detail. {OVER_SEEDS}"),
+    "terms_differences": ("{}/terms.json", f"Differences between systems on other terms. {INTERVALS}"),
+    "faults": ("{}/faults.json", "The experiment with wrong captions: the language model learns from "
+               "captions that are wrong in a kind of way at a rate, from parts adapted to them or from clean "
+               f"ones, and draws gold captions or its own. {OVER_SEEDS}"),
     "ablations": ("{}/ablations.json", "Joint training with each map, estimator and ingredient; sentence is "
                   f"the paper's way (Eq. 10), none has no gradient from the image. {OVER_SEEDS}"),
 }
@@ -289,6 +340,11 @@ TABLES = {  # name: the JSON below results/ that it is made of, and its caption
 
 def forms(name: str, content: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """The numbers and the texts of a table of ``TABLES``, and what it was measured on."""
+    if name == "faults":
+        frame = fault_scores(content)
+        n = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in content["test"].items())
+        note = footer(content["profile"], content["seeds"], n)
+        return frame, fault_table(frame), " · ".join(filter(None, [note, version_note(content)]))
     if name in COLUMNS:
         frame = scores(content, COLUMNS[name])
         return score_numbers(frame), score_table(frame), summary_footer(content)

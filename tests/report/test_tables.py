@@ -196,3 +196,18 @@ def test_tables_without_results_are_named_and_damaged_ones_an_error(tmp_path):
     (tmp_path / "mini" / "summary.json").write_text("{")
     with pytest.raises(ResultsError, match=r"summary\.json"):
         tables.write_tables("mini", tmp_path, print)
+
+
+def test_the_experiment_has_a_row_per_condition_and_map():
+    def row(mapping, caption, mean):
+        return {"kind": "random", "rate": 0.6, "start": "adapted", "caption_source": caption, "mapping": mapping,
+                "seeds": [0, 1, 2], "scores": {"caption_accuracy": score(mean, 0.01), "fid": score(0.5, 0.1)}}
+
+    record = {"profile": "mini", "seeds": [0, 1, 2], "test": {"scenes": 389}, "pairs": [], "higher_is_better": {},
+              "rows": [row("none", "gold", 0.5), row("aligned", "gold", 0.8), row("aligned", "predicted", 0.7)]}
+    numbers, texts, note = tables.forms("faults", record)
+    assert texts["map"].tolist() == ["none", "aligned", "aligned"] and "389 scenes" in note
+    assert texts["caption accuracy"].tolist() == ["0.500 ± 0.010", "0.800 ± 0.010", "0.700 ± 0.010"]
+    assert texts["caption"].tolist() == ["gold", "gold", "predicted"] and set(texts["BLEU-2"]) == {"–"}
+    own = numbers[(numbers.metric == "caption accuracy") & (numbers.caption == "predicted")]
+    assert own["mean"].item() == 0.7 and own.seeds.item() == 3
