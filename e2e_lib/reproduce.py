@@ -79,7 +79,7 @@ def train_and_compare(config: Config, seeds: Sequence[int], stage: Echo, echo: E
     comparison.compare_systems(config, seeds, SYSTEMS, echo)
     tables.write_tables(config.profile, echo=echo)
     if named(config.data.name).knows_scenes:
-        propagation.propagate(config, seeds, SYSTEMS, echo)
+        propagation.propagate(config, seeds, SYSTEMS, echo, photos=8 if config.profile == "smoke" else 48)
     return score_lines(summary)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from e2e_lib.bridge.alignment import vocabulary_size
+from e2e_lib.bridge.gumbel import full_precision
 from e2e_lib.config import ConfigError
 from e2e_lib.data.photos import square, to_floats, to_pixels
 from e2e_lib.models.adapters import add_unet_lora, in_autocast
@@ -82,7 +83,7 @@ class ImageGenerator(nn.Module):
         pixels = to_floats(square(photos, self.photo_size)).to(self.vae.device, self.vae.dtype)
         encoded = self.vae.encode(pixels)
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return latents.float() * self.vae.config.scaling_factor
+        return full_precision(latents) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class ImageGenerator(nn.Module):
         predicts_noise = self.scheduler.config.prediction_type == "epsilon"
         target = noise if predicts_noise else self.scheduler.get_velocity(latents, noise, timesteps)
         predicted = self.unet(noisy, timesteps, encoder_hidden_states=text).sample  # (B, C, s, s)
-        return F.mse_loss(predicted.float(), target.float())
+        return F.mse_loss(full_precision(predicted), full_precision(target))
 
     def photo_loss(self, photos: Sequence[Tensor], text: Tensor, rngs: Sequence[torch.Generator],
                    caption_dropout: float) -> Tensor:

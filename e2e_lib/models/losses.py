@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from e2e_lib.bridge.gumbel import full_precision
 from e2e_lib.data.collate import Batch
 
 
@@ -50,7 +51,7 @@ def left_out(rngs: Sequence[torch.Generator], share: float) -> list[bool]:
 def response_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Eq. 2: mean cross-entropy of the tokens that have a loss, from their logits (N, V1), see
     ``language.response_logits``."""
-    return F.cross_entropy(logits.float(), batch.labels[batch.is_learnt])
+    return F.cross_entropy(full_precision(logits), batch.labels[batch.is_learnt])
 
 
 def misfit(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:

@@ -58,7 +58,7 @@ class ImageTranslator(nn.Module):
     @torch.no_grad()
     def to_codes(self, photos: Tensor | Sequence[Tensor]) -> Tensor:
         """B photos, uint8 (3, H, W) of any size, to codes (B, N) from 0 to K - 1."""
-        pixels = to_floats(square(photos, self.vqvae.config.sample_size))  # (B, 3, S, S)
+        pixels = to_floats(square(photos, self.vqvae.config.sample_size)).to(self.vqvae.dtype)  # (B, 3, S, S)
         return self.vqvae.quantize(self.vqvae.encode(pixels).latents)[2][2].view(len(pixels), -1)  # (B, N)
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ def other_weights(captioner):
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
-    return Captioner(other, captioner.tokenizer, [0.5] * 3, [0.5] * 3)
+    return Captioner(other, captioner.tokenizer, [0.5] * 3, [0.5] * 3, captioner.samples)
 
 
 def test_pixels_are_normalized_channel_by_channel(captioner):
