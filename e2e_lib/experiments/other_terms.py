@@ -69,26 +69,33 @@ def compare(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
 
 def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
     """Writes ``results/<profile>/terms.json``: averages over seeds as in a summary, and "pairs" with
-    intervals, all p-values corrected together. Raises ResultsError."""
+    intervals, all p-values corrected together. Terms without runs of all systems and ``seeds`` are left out,
+    and said. Raises ResultsError."""
     path = results.RESULTS / config.profile / "terms.json"
+    runs = {(run["system"], run["seed"]): run for run in results.read_runs(config.profile, folder="terms")}
+    whole = {name: terms for name, terms in TERMS.items()
+             if all((label(name, system), seed) in runs for system in terms.systems for seed in seeds)}
+    if missing := [name for name in TERMS if name not in whole]:
+        echo(f"without runs of all systems and seeds, and left out: {', '.join(missing)}")
     labels = {label(name, system): (system, ROOT / name)
-              for name, terms in TERMS.items() for system in terms.systems}
-    own = {system: (system, RUNS) for terms in TERMS.values() for system in terms.systems
+              for name, terms in whole.items() for system in terms.systems}
+    own = {system: (system, RUNS) for terms in whole.values() for system in terms.systems
            if not terms.among_themselves}
-    done = [run for run in results.read_runs(config.profile, folder="terms")
-            if run["system"] in labels and run["seed"] in seeds]
+    done = [runs[name, seed] for name in labels for seed in seeds]
+    compared = [run for run in results.read_runs(config.profile)
+                if run["system"] in own and run["seed"] in seeds]
     again = f"e2e {results.COMMANDS['terms']} --profile {config.profile}"
     arguments = {"seeds": list(seeds), "numbers": numbers_of(config),
                  "weights": {f"{run['system']}-seed{run['seed']}": run["provenance"]["weights"]
-                             for run in [*done, *results.read_runs(config.profile)]}}
-    if results.is_up_to_date(path, arguments, echo):
+                             for run in [*done, *compared]}}
+    if not done or results.is_up_to_date(path, arguments, echo):
         return path
     pairs = []
-    for name, terms in TERMS.items():
+    for name, terms in whole.items():
         names = [label(name, system) for system in terms.systems]
         pairs += ([*itertools.combinations(names, 2)] if terms.among_themselves
                   else [*zip(names, terms.systems, strict=True)])
-    runs = read_runs(config, {**labels, **own}, seeds, corpora.prepare(config, echo))
-    record = differences_record(config, seeds, runs, pairs, echo)
+    answers = read_runs(config, {**labels, **own}, seeds, corpora.prepare(config, echo))
+    record = differences_record(config, seeds, answers, pairs, echo)
     return files.write_json(path, {"command": again, "arguments": arguments, **record,
                                    **results.averages(done, again)})
