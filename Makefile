@@ -1,9 +1,11 @@
 # `make` alone lists the targets. Each installs what it needs into .venv first, so any of them is complete on a fresh machine.
 PROFILE ?= mini
-PYTHON ?= python3.11
+# The first of these that is here and starts.
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done),python3)
 PIP_ARGS ?=
 EXAMPLES ?= 10000
 KILLS ?= 1000
+SLIDES ?= notebooks/02_straight_through_gumbel.ipynb notebooks/03_vocabulary_matrix.ipynb
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -11,10 +13,10 @@ BIN := $(VENV)/bin
 PIP = $(VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check $(PIP_ARGS)
 # A pin, as pyproject.toml has it.
 pin = "$$(sed -n 's/^ *"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)"
-PYTHON_IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
+PYTHON_FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce compare test fuzz kills cluster browser mutants bench lint house clean FORCE
+.PHONY: help setup reproduce compare test fuzz kills cluster browser slides versions mutants bench lint house clean FORCE
 
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
@@ -25,6 +27,8 @@ help:
 	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and training a tenth as often: nothing is lost'
 	@echo 'make cluster     install Ray, and fetch photos on a cluster of two nodes on this machine'
 	@echo 'make browser     the chat window in a real Chromium (apt install chromium), as a page and in JupyterLab'
+	@echo 'make versions    the quick tests with each of Python 3.11, 3.12 and 3.13 that is on this machine; TESTS=...'
+	@echo 'make slides      slides of notebooks 02 and 03 in build/slides; SLIDES=... for others'
 	@echo 'make mutants     break the code in small ways, one at a time, and count what the tests notice; MUTANTS=...'
 	@echo 'make bench       measure speed; BENCH=name for one benchmark'
 	@echo 'make lint        check style, types and which module imports which'
@@ -63,6 +67,13 @@ browser: $(STAMP)
 	@npm install --silent --no-save --prefix $(VENV)/axe axe-core@4.14.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/window/test_browser.py
 
+versions: $(STAMP)
+	$(BIN)/python tests/versions.py $(TESTS)
+
+slides: $(STAMP)
+	$(BIN)/python -m nbconvert --to slides --no-input --output-dir build/slides --SlidesExporter.reveal_scroll=True \
+		--SlidesExporter.preprocessors=e2e_lib.lessons.slides.SlideTypes $(SLIDES)
+
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
@@ -82,11 +93,11 @@ clean:
 
 # The paths of its folder are written into a virtual environment, so one that was moved or copied, lost its Python or
 # was never finished is made anew; a sound one is kept, and pip changes only what differs from the pins.
-SOUND := $(shell grep -Fqs "$(CURDIR)/$(VENV)/bin/" $(VENV)/bin/pip && $(VENV)/bin/python $(PYTHON_IS_311) 2>/dev/null && echo yes)
+SOUND := $(shell grep -Fqs "$(CURDIR)/$(VENV)/bin/" $(VENV)/bin/pip && $(VENV)/bin/python $(PYTHON_FITS) 2>/dev/null && echo yes)
 
 define MAKE_VENV
-$(PYTHON) $(PYTHON_IS_311) 2>/dev/null || { echo 'Python 3.11 is needed, and $(PYTHON) is missing or is another version.' \
-	'Install Python 3.11, or say where it is: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }; \
+$(PYTHON) $(PYTHON_FITS) 2>/dev/null || { echo 'Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is missing or is another version.' \
+	'Install one of them, or say where it is: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }; \
 echo 'Making a virtual environment in $(VENV)'; $(PYTHON) -m venv --clear $(VENV)
 endef
 

@@ -246,6 +246,7 @@ def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = 
         ablation,
         faults,
         gradient_alignment,
+        one_word,
         other_terms,
         polynomial,
         replacing_words,
@@ -257,8 +258,8 @@ def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = 
         return
     say(score_lines(ablation.ablate(config, seeds, say, variants), "system", "metric"))
     for path in (ablation.differences(config, seeds, say), gradient_alignment.measure(config, seeds[0], say),
-                 replacing_words.measure(config, seeds[0], say), ablation.step_seconds(config, say),
-                 polynomial.measure(say)):
+                 replacing_words.measure(config, seeds[0], say), one_word.measure(config, seeds[0], say),
+                 ablation.step_seconds(config, say), polynomial.measure(say)):
         if path:
             say(f"wrote {path}")
 
@@ -333,21 +334,7 @@ def vocabularies(captions: Captions, source: Tokenizer = None, target: Tokenizer
     say(f"wrote {compare(captions, source, target, name, say)}")
 
 
-@app.command()
-def doctor() -> None:
-    """Versions, and whether the shipped weights are sound."""
-    from e2e_lib.models.hub import WEIGHTS
-    from e2e_lib.repro.files import CheckpointError, check
-    from e2e_lib.repro.provenance import library_versions
-    for name, version in library_versions().items():
-        say(f"{name:16s} {version or 'MISSING'}")
-    try:
-        for name in ("mini", "mini-baselines"):
-            say(f"{'weights':16s} {name}: {len(check(WEIGHTS / name))} files, sound")
-    except CheckpointError as error:
-        raise CheckpointError(f"the shipped weights are not sound ({error}); check out e2e_lib/weights anew, "
-                              "or run `e2e pretrain --profile mini`, and then with --baselines") from None
-    say("Ready: `make reproduce` does everything; `make reproduce PROFILE=smoke` is a quick look.")
+app.command()(model_commands.doctor)
 
 
 def main() -> None:

@@ -17,12 +17,14 @@ BASELINES = "shipped:mini-baselines"  # those that only the baselines have
 WORD_LIST = "shipped:word-lists/minichat.txt"  # the words of MiniChat's captions
 PAPER_SYSTEMS = ("end_to_end", "pipeline", "divter")
 SYSTEMS = ("end_to_end", "end_to_end_aligned", "pipeline", "divter")
-# What else changes with `model.system`: "end_to_end" is the paper's model, and this one is the same with a
-# map that speaks of every word, and a gradient long enough to be heard. Settings that come later may differ.
-# Chosen on dev: a ratio of 3 (of 1, 3, 10) and gold captions (own ones correct fewer words, or cost text).
-WITH_SYSTEM: dict[str, dict[str, Any]] = {"end_to_end_aligned": {
-    "bridge.mapping": "aligned", "bridge.gradient_ratio": 3.0, "bridge.estimator": "straight_through",
-    "bridge.temperature_end": 1.0}}
+# What else changes with a setting's value; settings that come later may differ. The model "end_to_end" is the
+# paper's; the aligned one is the same with a map that speaks of every word, and a gradient long enough to be
+# heard. Chosen on dev: a ratio of 3 (of 1, 3, 10), gold captions (own ones correct fewer words or cost text).
+CHANGED_WITH: dict[tuple[str, str], dict[str, Any]] = {
+    ("model.system", "end_to_end_aligned"): {
+        "bridge.mapping": "aligned", "bridge.gradient_ratio": 3.0, "bridge.estimator": "straight_through",
+        "bridge.temperature_end": 1.0},
+    **{("data.name", corpus): {"data.caption_faults": "none"} for corpus in ("photochat", "dialogcc")}}
 MAX_SEED = 2**63 - 1  # every seed is a whole number from 0 to this, which all generators take
 
 
@@ -356,7 +358,7 @@ def replace(config: Config, key: str, value: Any) -> Config:
     checked_value = checked(key, known[key], value)
     changed = dataclasses.replace(getattr(config, section), **{name: checked_value})
     config = dataclasses.replace(config, **{section: changed})
-    for other, with_it in WITH_SYSTEM.get(checked_value, {}).items() if key == "model.system" else ():
+    for other, with_it in CHANGED_WITH.get((key, checked_value), {}).items():
         config = replace(config, other, with_it)
     return config
 

@@ -1,4 +1,4 @@
-"""``e2e chat`` and ``e2e export``: what is done with a trained run."""
+"""``e2e chat``, ``export`` and ``doctor``: what is done with a trained run, and whether parts are sound."""
 
 import contextlib
 from pathlib import Path
@@ -13,7 +13,9 @@ from e2e_lib.config import MAX_SEED, Config, ConfigError
 Profile = Annotated[str | None, Option(help="smoke, mini, smol, small or paper  [default: mini]")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="a setting; repeatable")]
 Seed = Annotated[int, Option(min=0, max=MAX_SEED, help="seed of the sampled words and photos")]
-System = Annotated[str | None, Option(help="one of the systems that are compared, such as pipeline")]
+System = Annotated[str | None,
+                   Option(help="one of the systems that are compared, such as pipeline  [default: "
+                          "end_to_end_aligned if it is trained, else end_to_end]")]
 Run = Annotated[int | None,
                 Option(min=0, max=MAX_SEED, help="training seed of the run that answers  [default: 0]")]
 From = Annotated[Path | None, Option("--from", metavar="DIR", help="answer with a run that `e2e export` "
@@ -42,6 +44,9 @@ def chat(profile: Profile = None, settings: Settings = None, seed: Seed = 0, sys
         raise ConfigError("--from DIR says itself which run answers; leave out --profile, --system and --run")
     if not web and (port, host) != (None, None):
         raise ConfigError("--port and --host are the page's; add --web")
+    if not (system or export or any("model.system" in setting for setting in settings or [])):
+        from e2e_lib.repro.run_files import usual_system
+        system = usual_system(profile or "mini", run or 0)
     config = configuration.load(profile or "mini", [*([] if export else settings or []),
                                                     *([f"model.system={system}"] if system else [])])
     with contextlib.suppress(KeyboardInterrupt):  # a chat keeps nothing that could go on from there
@@ -90,3 +95,19 @@ def export(run: RunFolder, out: Folder, merged: Merged = False) -> None:
     """Write what a run trained as the stock libraries load it: peft, transformers, diffusers."""
     from e2e_lib.training.export import export as write
     say(f"wrote {write(run, out, merged, say)}; `e2e chat --from {out}` answers with it")
+
+
+def doctor() -> None:
+    """Versions, and whether the shipped weights are sound."""
+    from e2e_lib.models.hub import WEIGHTS
+    from e2e_lib.repro.files import CheckpointError, check
+    from e2e_lib.repro.provenance import library_versions
+    for name, version in library_versions().items():
+        say(f"{name:16s} {version or 'MISSING'}")
+    try:
+        for name in ("mini", "mini-baselines"):
+            say(f"{'weights':16s} {name}: {len(check(WEIGHTS / name))} files, sound")
+    except CheckpointError as error:
+        raise CheckpointError(f"the shipped weights are not sound ({error}); check out e2e_lib/weights anew, "
+                              "or run `e2e pretrain --profile mini`, and then with --baselines") from None
+    say("Ready: `make reproduce` does everything; `make reproduce PROFILE=smoke` is a quick look.")

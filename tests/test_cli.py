@@ -15,6 +15,7 @@ from e2e_lib.models.losses import trainable_weights
 from e2e_lib.models.systems import build
 from e2e_lib.repro import files
 from e2e_lib.repro.run_files import run_folder
+from e2e_lib.reproduce import NOTEBOOKS
 from e2e_lib.training import checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +190,30 @@ def test_the_module_runs_as_a_program_and_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
     done = subprocess.run([sys.executable, "-m", "e2e_lib", "doctor"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "torch-fidelity" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["09"], "no notebook is called '09'; there are: 00_quickstart, 01_data"), (["03_vocab"], "did you mean '03_vocabulary_matrix'?"),
+    (["02", "-p", "drawz=5"], "unknown parameter 'drawz' (value 5); did you mean 'draws'?; its cell"),
+    (["02", "-p", "profile=smoke"], "parameter 'profile': profile, seeds and overrides are options of the command"),
+    (["-p", "draws=5"], "parameters are those of one notebook: name it"), (["02", "-p", "draws"], "expected NAME=VALUE"),
+    (["02", "--set", "train.epoch=3"], "did you mean 'train.epochs'")])
+def test_a_notebook_or_parameter_that_is_not_there_is_one_clear_message(arguments, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("e2e_lib.repro.notebooks._run", lambda *_: pytest.fail("it ran"))
+    result = run("notebooks", "--profile", "smoke", *arguments)
+    assert result.exit_code == 1 and message in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_one_notebook_runs_with_settings_and_parameters_of_its_own(monkeypatch):
+    ran = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("e2e_lib.repro.notebooks.run_notebooks", lambda paths, output, **options: ran.append((paths, output, options)) or [])
+    assert run("notebooks", "2", "--profile", "smoke", "--set", "train.epochs=3", "-p", "draws=4000", "-p", "logits=[0, 1, 2]").exit_code == 0
+    ((paths, output, options),) = ran
+    assert paths == [Path("notebooks/02_straight_through_gumbel.ipynb")] and output == Path("results/smoke/notebooks")
+    assert options["parameters"] == {"profile": "smoke", "seeds": [0], "overrides": ["train.epochs=3"], "draws": 4000, "logits": [0, 1, 2]}
+    assert run("notebooks", "--profile", "smoke").exit_code == 0 and len(ran[1][0]) == len(NOTEBOOKS)
 
 
 def typed(content, *arguments):

@@ -24,6 +24,8 @@ RUNTIME = PYPROJECT["project"]["dependencies"]
 TEST = PYPROJECT["project"]["optional-dependencies"]["test"]
 NO_DEPS = PYPROJECT["tool"]["e2e"]["no-deps"]
 EXTRAS = [pin for extra in ("parquet", "cluster", "quantized") for pin in PYPROJECT["project"]["optional-dependencies"][extra]]
+versions = runpy.run_path(str(ROOT / "tests" / "versions.py"))
+PYTHONS = versions["supported"](PYPROJECT["project"]["requires-python"])
 OPTIONAL = {"torchvision"}  # used where it works, see e2e_lib/evaluation/fidelity.py
 
 
@@ -65,7 +67,7 @@ def test_environment_yml_carries_the_same_pins():
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    assert conda == ["python=3.11", "pip"] and PYPROJECT["project"]["requires-python"] == ">=3.11,<3.12"
+    assert conda == ["python=3.11", "pip"]
     assert pins(pip) == pins([*RUNTIME, *TEST])
 
 
@@ -79,6 +81,48 @@ def test_what_no_deps_leaves_out_is_listed():
         needed = [Requirement(line) for line in importlib.metadata.requires(name) or []]
         names = {canonicalize_name(r.name) for r in needed if not r.marker or r.marker.evaluate({"extra": ""})}
         assert names - OPTIONAL <= pins(RUNTIME).keys()
+
+
+# Versions of Python
+
+
+def test_every_file_says_the_same_versions_of_python():
+    assert (PYTHONS[0], PYTHONS[-1]) == ("3.11", "3.13")
+    makefile = (ROOT / "Makefile").read_text()
+    (low, high) = re.findall(r"\(3, (\d+)\) <= sys.version_info\[:2\] <= \(3, (\d+)\)", makefile)[0]
+    assert [f"3.{low}", f"3.{high}"] == [PYTHONS[0], PYTHONS[-1]] and f"for p in {' '.join(f'python{v}' for v in PYTHONS)};" in makefile
+    words = f"{', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}"
+    assert f"Python {words} is needed" in makefile and f"You need Python {words}," in (ROOT / "README.md").read_text()
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == PYTHONS[0] and PYPROJECT["tool"]["ruff"]["target-version"] == f"py{PYTHONS[0].replace('.', '')}"
+    assert sys.version_info[:2] in [tuple(map(int, version.split("."))) for version in PYTHONS]
+
+
+def stand_in_python(path, version):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{'echo ' + version if version else 'exit 127'}\n")
+    path.chmod(0o755)
+
+
+def test_versions_runs_those_that_start_and_says_which_are_missing(tmp_path, monkeypatch, capfd):
+    (tmp_path / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.11,<3.14"\n')
+    programs, installed = tmp_path / "programs", tmp_path / "installed"
+    stand_in_python(programs / "python3.11", "3.11")
+    stand_in_python(programs / "python3.12", "")  # as pyenv leaves one
+    stand_in_python(installed / "3.12.9" / "bin" / "python", "3.12")
+    (programs / "make").write_text(f"#!/bin/sh\necho \"$*\" >> {tmp_path}/log\ncase \"$*\" in *3.12*) exit $(cat {tmp_path}/code);; esac\n")
+    (programs / "make").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(shutil, "which", lambda name: str(programs / name) if (programs / name).exists() else None)
+    for code, outcome in ((0, "passed"), (1, "FAILED")):
+        (tmp_path / "code").write_text(str(code))
+        assert versions["main"](["tests/bridge"], tmp_path, installed) == code
+        assert capfd.readouterr().out.splitlines()[-3:] == ["Python 3.11: passed", f"Python 3.12: {outcome}", "Python 3.13: not on this machine"]
+    first, second = (tmp_path / "log").read_text().splitlines()[:2]
+    assert first == f"test VENV=.venvs/3.11 PYTHON={programs}/python3.11 TESTS=tests/bridge"
+    assert second == f"test VENV=.venvs/3.12 PYTHON={installed}/3.12.9/bin/python TESTS=tests/bridge"
+    (tmp_path / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.13,<3.14"\n')
+    assert versions["main"]([], tmp_path, installed) == 1  # none ran
+    assert all((ROOT / name).exists() for name in versions["QUICK"])
 
 
 # Imports
@@ -198,6 +242,9 @@ TARGETS = {
     "kills": ["-m pytest -q tests/download/test_photos.py tests/training/test_saving.py -k kills"],
     "cluster": [f"{PIP} --no-warn-conflicts --editable .[cluster]", "-m pytest -q tests/download/test_cluster.py"],
     "browser": [f"{PIP} --no-warn-conflicts --editable .[browser]", "-m pytest -q -m browser tests/window/test_browser.py"],
+    "versions": ["tests/versions.py"],
+    "slides": ["-m nbconvert --to slides --no-input --output-dir build/slides --SlidesExporter.reveal_scroll=True "
+               "--SlidesExporter.preprocessors=e2e_lib.lessons.slides.SlideTypes notebooks/02_straight_through_gumbel.ipynb notebooks/03_vocabulary_matrix.ipynb"],
     "mutants": ["tests/mutants/run.py"],
     "bench": ["tests/benchmarks/run.py"],
     "lint": ["-m ruff check e2e_lib tests", "-m mypy e2e_lib", "lint-imports --no-cache --no-logo"],
@@ -283,11 +330,30 @@ def test_the_environment_follows_its_pins_its_folder_and_interrupted_installs(cl
 
 
 @needs_make
-@pytest.mark.parametrize("python", ["no-such-python", "false"])  # missing, or there but not 3.11
-def test_without_python_311_it_says_what_to_do(clone, python):
+@pytest.mark.parametrize("python", ["no-such-python", "false"])  # missing, or there but none of them
+def test_without_a_python_that_fits_it_says_what_to_do(clone, python):
     done, calls = clone.make("reproduce", python=python)
     assert done.returncode != 0 and not calls and not (clone.folder / ".venv").exists()
-    assert f"Python 3.11 is needed, and {python} is missing" in done.stderr and "PYTHON=" in done.stderr
+    assert f"Python 3.11, 3.12 or 3.13 is needed, and {python} is missing" in done.stderr and "PYTHON=" in done.stderr
+
+
+def test_binder_installs_what_make_does_but_for_the_tests(clone):
+    shutil.copytree(ROOT / "binder", clone.folder / "binder")
+    (clone.folder / ".venv" / "bin").mkdir(parents=True)  # for the stand-in, which leaves commands there
+    (clone.folder.parent / "programs" / "python").symlink_to(clone.python)
+    done, calls = clone.run(["bash", "-c", f"cd / && bash '{clone.folder}/binder/postBuild'"])
+    bare = [call.replace("--no-cache-dir ", "") for call in calls]
+    assert done.returncode == 0 and bare == [*INSTALLS[:2], f"{PIP} --editable .", "-m e2e_lib doctor"]
+    environment = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())
+    assert environment["dependencies"] == [f"python={PYTHONS[0]}", "pip"] and os.access(ROOT / "binder" / "postBuild", os.X_OK)
+
+
+def test_the_citation_says_what_the_package_does():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PYPROJECT["project"]["version"], PYPROJECT["project"]["license"])
+    assert citation["authors"] == [{"name": "the authors of this repository"}] and "the authors of this repository" in (ROOT / "LICENSE").read_text()
+    (paper,) = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2408.08650" and paper["authors"][0]["family-names"] == "Guo"
 
 
 @needs_make

@@ -1,11 +1,13 @@
 """The problems and figures of notebook 02, on the straight-through Gumbel-softmax (section 2.4.1, Eq. 4-7).
 
-Axes: K samples, C caption positions, V words. The estimators are those of ``bridge.estimators``.
+Axes: K samples, C caption positions, V words. The estimators are those of ``bridge.estimators``. Where the
+words of ``PaintProblem`` are shown, their colours mean the words and nothing else.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 
 from e2e_lib.bridge.estimators import ESTIMATORS, Estimator, Objective, Rng, bias_and_variance
 from e2e_lib.bridge.gumbel import softmax_with_temperature, straight_through
-from e2e_lib.lessons.claims import observe
+from e2e_lib.lessons.claims import confirm, observe
 from e2e_lib.report import plots
 from e2e_lib.repro import randomness
 
@@ -124,6 +126,31 @@ def slopes_of_sampled_words(logits: Tensor, temperature: float, noise: Tensor) -
     return torch.autograd.grad(y.sum(), free)[0].gather(-1, ids).squeeze(-1)
 
 
+def check_choice(choose: Callable[[Tensor, Tensor, float], Tensor], logits: Tensor, draws: int,
+                 seed: int) -> None:
+    """Confirms that a reader's Eq. 4-7, of logits (…, V), uniform numbers (…, V) and τ, are the library's.
+
+    Raises AssertionError where the words differ, are not whole, or their gradient is another one.
+    """
+    rng = randomness.generator(seed, "choice")
+    words, whole, slopes = list[float](), list[float](), list[float]()
+    for temperature in (1.0, 0.3):
+        u, weights = torch.rand((2, draws, *logits.shape), dtype=logits.dtype, generator=rng).clamp(1e-9)
+        free, own = (logits.expand_as(u).clone().requires_grad_() for _ in range(2))  # each (K, …, V)
+        ours = straight_through(softmax_with_temperature(free, temperature, -(-u.log()).log()))
+        theirs = choose(own, u, temperature)
+        words.append(float((theirs.argmax(-1) == ours.argmax(-1)).double().mean()))
+        whole.append(float((theirs - ours).detach().abs().amax()))
+        gradient, = torch.autograd.grad((ours * weights).sum(), free)
+        found, = torch.autograd.grad((theirs * weights).sum(), own) if theirs.requires_grad else (free * 0,)
+        slopes.append(float((found - gradient).detach().abs().amax()))
+    confirm("forward, your words are those of the library's (Eq. 4, 6)", min(words) == 1,
+            f"{min(words):.1%} of {draws:,} samples at two temperatures")
+    confirm("and nothing but words, no mixtures (Eq. 7)", max(whole) < 1e-9, f"at most {max(whole):.0e} off")
+    confirm("backward, your gradient is that of y (Eq. 5, 7)", max(slopes) < 1e-9,
+            f"at most {max(slopes):.0e} off")
+
+
 def to_plane(points: Tensor) -> np.ndarray:
     """Mixtures of three words (…, 3) as points (…, 2) of a triangle of side 1: words left, right, above."""
     return (points @ torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]]).to(points)).numpy()
@@ -155,8 +182,8 @@ def choice_figure(problem: PaintProblem, logits: Tensor, note: str) -> plots.Fig
     left.text(*path[0] + (0, 0.05), "softmax(z)", fontsize=8, ha="center")
     first, losses = torch.linspace(-4, 4, 801, dtype=torch.float64), problem.losses()  # (801,), (V,)
     rows = torch.cat([first[:, None], logits[:, 1:].expand(801, -1)], 1)  # (801, V)
-    right.plot(first, losses[rows.argmax(-1)], color=plots.VERMILLION, label="loss of the likeliest word")
-    right.plot(first, F.softmax(rows, -1) @ losses, "--", color=plots.BLUE,
+    right.plot(first, losses[rows.argmax(-1)], color=plots.BLACK, label="loss of the likeliest word")
+    right.plot(first, F.softmax(rows, -1) @ losses, "--", color=plots.GREY,
                label="expected loss of a word sampled from softmax(z)")
     right.axvline(float(logits[0, 0]), color="black", linewidth=0.8, linestyle=":")
     plots.style_axes(right, "A step, and what we can differentiate instead",
@@ -169,26 +196,57 @@ def simplex_figure(problem: PaintProblem, logits: Tensor, temperatures: Sequence
                    note: str) -> plots.Figure:
     """Eq. 5 at each temperature for the same noise (K, 1, 3): a dot per sample, coloured by largest word."""
     figure = plots.Figure(2.6 * len(temperatures), 3, note)
-    for ax, temperature in zip(figure.subplots(1, len(temperatures)), temperatures, strict=True):
+    axes = figure.subplots(1, len(temperatures), squeeze=False)[0]
+    for ax, temperature in zip(axes, temperatures, strict=True):
         y = softmax_with_temperature(logits, temperature, noise)[:, 0]  # (K, 3)
         _triangle(ax, problem, f"τ = {temperature:g}")
         ax.scatter(*to_plane(y).T, s=7, c=[problem.hexes[i] for i in y.argmax(-1)], alpha=0.6, lw=0, zorder=2)
     return figure
 
 
+def temperature_slider(problem: PaintProblem, logits: Tensor, temperatures: Sequence[float], noise: Tensor,
+                       note: str) -> Any:
+    """A slider over the temperatures with the ``simplex_figure`` of the one chosen, for a running notebook.
+
+    A cell before it must have called ``panel.extension(inline=True)``.
+    """
+    import panel as pn  # which takes long to import, and whoever only reads does without
+
+    slider = pn.widgets.DiscreteSlider(label="temperature τ", options=sorted(temperatures), value=1)
+
+    @cache
+    def draw(temperature: float) -> plots.Figure:
+        return simplex_figure(problem, logits, (temperature,), noise, note)
+
+    def png(temperature: float) -> Any:
+        return draw(temperature).to_bytes("png")
+
+    def text(temperature: float) -> Any:
+        return draw(temperature).alternative_text()
+    picture = pn.pane.PNG(pn.bind(png, slider), alt_text=pn.bind(text, slider), width=300)
+    return pn.Column(slider, picture)
+
+
+def reported_slopes(problem: PaintProblem, temperature: float,
+                    leads: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Two words, noise included in the lead of the first: the loss of the chosen one, and the slope that
+    autograd reports through Eq. 7, both (L,) for L leads."""
+    lead = torch.tensor(leads, dtype=torch.float64).requires_grad_()  # (L,)
+    rows = torch.stack([lead, torch.zeros_like(lead), torch.full_like(lead, -1e4)], -1)[:, None]  # (L, 1, 3)
+    values = problem(straight_through(softmax_with_temperature(rows, temperature)))
+    return values.detach(), torch.autograd.grad(values.sum(), lead)[0]
+
+
 def tangent_figure(problem: PaintProblem, temperatures: Sequence[float], note: str) -> plots.Figure:
     """Two words: the loss of the one that leads, noise included, and the slope that autograd reports."""
     figure = plots.Figure(10, 2.9, note)
+    at = torch.linspace(-4, 4, 33, dtype=torch.float64)
     for ax, temperature in zip(figure.subplots(1, len(temperatures), sharey=True), temperatures, strict=True):
-        lead = torch.linspace(-4, 4, 33, dtype=torch.float64).requires_grad_()
-        rows = torch.stack([lead, torch.zeros_like(lead), torch.full_like(lead, -1e4)], -1)[:, None]
-        values = problem(straight_through(softmax_with_temperature(rows, temperature)))  # (33,)
-        slopes, = torch.autograd.grad(values.sum(), lead)
-        at, values = lead.detach(), values.detach()
+        values, slopes = reported_slopes(problem, temperature, at.tolist())
         ax.step(at, values, where="post", color=plots.GREY, lw=1, label="loss of the chosen word")
         width = 0.1 / (1 + (slopes / 5) ** 2).sqrt()  # about equally long however steep
         ends = torch.stack([values - slopes * width, values + slopes * width])  # (2, 33)
-        lines = ax.plot(torch.stack([at - width, at + width]), ends, color=plots.VERMILLION, lw=2)
+        lines = ax.plot(torch.stack([at - width, at + width]), ends, color=plots.BLACK, lw=2)
         lines[0].set_label("slope reported by autograd")
         numbers = f"steepest {float(slopes.abs().max()):.2g}; at a lead of 2, {float(slopes[24]):.2g}"
         plots.style_axes(ax, f"τ = {temperature:g}\n{numbers}",
@@ -214,7 +272,7 @@ def panels_figure(panels: Sequence[Panel], note: str, markers: bool = True) -> p
     """Panels in one row. Estimators have their own colour and marker; dashed if ", τ = …" follows."""
     figure = plots.Figure(4 * len(panels) + 3, 3.4, note)
     styles = {label: (colour, marker) for label, colour, marker in plots.ESTIMATOR_STYLES.values()}
-    spare = itertools.cycle(reversed(list(styles.values())))
+    spare = itertools.cycle(((plots.BLACK, "o"), (plots.GREEN, "^"), (plots.GREY, "s"), (plots.SKY, "v")))
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         ax.set(**{f"{axis}scale": "log" for axis in panel.log})
         for label, line in panel.lines.items():

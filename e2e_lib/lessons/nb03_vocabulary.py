@@ -1,14 +1,13 @@
 """The helpers and figures of notebook 03, on the vocabulary transformation matrix (section 2.4.2, Eq. 8-11).
 
-Here every map is a list of ``reference.DenseMap``, with matrices of V1 × V2 numbers, to be looked at.
+Every map is one of ``experiments.dense_maps``, with matrices of V1 × V2 numbers, to be looked at.
 Axes: C tokens of the language model, L of the text encoder, V1 and V2 their vocabularies, D2 embedding width.
 """
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from e2e_lib.bridge.alignment import (
-    Encoding,
-    encode_with_offsets,
-    overlap,
-    vocabulary_size,
-    without_undrawn,
-    word_spans,
-)
-from e2e_lib.bridge.reference import DenseMap, caption_matrix, dense_maps, static_matrix
-from e2e_lib.bridge.vocabulary import DYNAMIC, normalized_tokens
+from e2e_lib.bridge.alignment import Encoding, overlap, word_spans
+from e2e_lib.bridge.reference import DenseMap
 from e2e_lib.data.collate import Batch
+from e2e_lib.experiments.dense_maps import Map, Pair, gradient_to_h, pair
 from e2e_lib.experiments.gradient_alignment import image_losses
 from e2e_lib.experiments.vocabularies import load_tokenizer
 from e2e_lib.report import plots
@@ -38,38 +30,6 @@ KINDS = {"no token looks like it": plots.ORANGE, "looks like a token elsewhere i
          "looks like a token over the same characters": plots.SKY}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A caption in the tokens of both tokenizers, as texts and as encodings without a batch axis. ``shared``
-    and ``same_text`` (C, L): which tokens share a character, and which look the same."""
-
-    text: str
-    source_tokens: list[str]
-    target_tokens: list[str]
-    source: Encoding
-    target: Encoding
-    shared: Tensor
-    same_text: Tensor
-
-
-Map = Callable[[Pair], list[DenseMap]]
-
-
-def pair(source_tokenizer: Any, target_tokenizer: Any, text: str, length: int | None = None) -> Pair:
-    """``text`` in the tokens of both, the second with its marks and, if given, padded or cut to ``length``;
-    what is cut off there is no part of the caption (``source.token_mask``) either, as for the bridge."""
-    cut, truncated = encode_with_offsets(target_tokenizer, [text], special=True, length=length)
-    whole, _ = encode_with_offsets(source_tokenizer, [text], special=False)
-    batches = without_undrawn(whole, cut, truncated), cut
-    source, target = (Encoding(*(values[0] for values in vars(batch).values())) for batch in batches)
-    sides = ((source_tokenizer, source.input_ids.tolist()), (target_tokenizer, target.input_ids.tolist()))
-    tokens = [tokenizer.convert_ids_to_tokens(ids) for tokenizer, ids in sides]
-    texts = [np.array(normalized_tokens(tokenizer), object)[ids].tolist() for tokenizer, ids in sides]
-    shared = overlap(batches[0].spans, batches[1].spans)[0] & target.token_mask  # (C, L)
-    same_text = static_matrix(*texts).bool() & target.token_mask  # (C, L)
-    return Pair(text, tokens[0], tokens[1], source, target, shared, same_text)
-
-
 def words_drawn(caption: Pair) -> set[str]:
     """The different words of a caption of which the text encoder has a token."""
     spans, _ = word_spans([caption.text])  # (1, W, 2)
@@ -77,42 +37,10 @@ def words_drawn(caption: Pair) -> set[str]:
     return {caption.text[start:end] for start, end in spans[0][has_token].tolist()}
 
 
-def maps_of(source_tokenizer: Any, target_tokenizer: Any, words: Sequence[str]) -> dict[str, Map]:
-    """Every map of two tokenizers, by name; ``words`` is the word list of "static_word"."""
-    tokenizers = (source_tokenizer, target_tokenizer)
-    sizes = vocabulary_size(source_tokenizer), vocabulary_size(target_tokenizer)
-    ids = [tokenizer(list(words), add_special_tokens=False)["input_ids"] for tokenizer in tokenizers]
-    by_word = torch.zeros(sizes, dtype=torch.float64)
-    for source_ids, target_ids in zip(*ids, strict=True):
-        by_word += caption_matrix(torch.tensor(source_ids), torch.tensor(target_ids), *sizes)
-
-    def static(matrix: Tensor, caption: Pair) -> list[DenseMap]:
-        mean = caption.source.token_mask / caption.source.token_mask.sum().double()
-        return [DenseMap(matrix, mean, caption.target.token_mask.double())]
-
-    def dynamic(name: str, caption: Pair) -> list[DenseMap]:
-        spans = caption.source.spans * caption.source.token_mask[:, None]  # what is cut off is in no word
-        return dense_maps(name, caption.text, replace(caption.source, spans=spans), caption.target, *sizes)
-
-    return {"static_piece": partial(static, static_matrix(*map(normalized_tokens, tokenizers))),
-            "static_word": partial(static, by_word), **{name: partial(dynamic, name) for name in DYNAMIC}}
-
-
-def gradient_to_h(maps: Sequence[DenseMap], embedding_gradient: Tensor, embeddings: Tensor) -> Tensor:
-    """The gradient (C, V1) to h of Eq. 9 and 11: Σ_k pooling_k ⊗ M_k E (Σ_l scatter_k[l] g[l]).
-
-    g (L, D2) is the loss's gradient to the text encoder's embeddings, E (V2, D2) its table. Positive at [t,
-    i] means that the loss would grow if position t gave word i more probability.
-    """
-    return torch.stack([torch.outer(pooling, matrix @ (embeddings @ (scatter @ embedding_gradient)))
-                        for matrix, pooling, scatter in maps]).sum(0)
-
-
-def gradient_rank(maps: Sequence[DenseMap], embeddings: Tensor, rng: torch.Generator) -> int:
-    """How many numbers get through a map: the rank of gradients to h, of 128 random gradients g."""
-    g = torch.randn(128, len(maps[0].scatter), embeddings.shape[1], generator=rng, dtype=torch.float64)
-    to_h = torch.stack([gradient_to_h(maps, gradient, embeddings).flatten() for gradient in g])
-    return int(torch.linalg.matrix_rank(to_h))
+def tokens_per_word(caption: Pair, side: Encoding) -> Tensor:
+    """How many tokens of one side each word of a caption has, (W,)."""
+    spans, _ = word_spans([caption.text])  # (1, W, 2)
+    return (overlap(spans, side.spans[None])[0] & side.token_mask).sum(-1)  # (W,)
 
 
 def linked(maps: Sequence[DenseMap], caption: Pair) -> Tensor:
@@ -218,6 +146,30 @@ def word_substitutions(model: Any, batch: Batch, caption: Pair, logits: Tensor, 
     texts = [caption.text, *(model.tokenizer.decode(row).strip() for row in changed.flatten(0, 1))]
     losses, _ = image_losses(model, batch, texts, noises, rng)
     return losses[0] - (likely.values.softmax(-1) * losses[1:].reshape(-1, others)).sum(-1)
+
+
+def likeness(rows: Mapping[str, Tensor]) -> dict[str, float]:
+    """The correlation over positions of each row (C,) after the first with the first; 0 for one that is the
+    same everywhere, as Eq. 10's."""
+    first, *others = [values.double() - values.double().mean() for values in rows.values()]
+    found = {}
+    for name, values in zip([*rows][1:], others, strict=True):
+        flat = values.norm() <= 1e-9 * rows[name].double().norm()
+        found[name] = 0.0 if flat else float(torch.cosine_similarity(first, values, dim=0))
+    return found
+
+
+def captions_measured(gradients: Mapping[str, Any]) -> plots.Markdown:
+    """Of which captions ``gradients.json`` is: how they come about, in words."""
+    settings = gradients["arguments"]
+    return plots.Markdown(
+        f"**Of which captions?** Of {settings['captions']} captions of the dev split, which are right. All "
+        f"words are the gold ones but those at the {settings['positions']} positions that the model (seed "
+        f"{settings['seed']}) is least sure of. There every estimate samples one of the model's "
+        f"{settings['words']} likeliest words (straight-through argmax takes the likeliest), and the "
+        "image loss is that of the caption with these words. So these captions are partly the model's own, "
+        "sampled, whichever caption training draws. Where it draws gold captions, as by default, no sampled "
+        "word gets to the image generator.")
 
 
 def strips(caption: Pair, note: str,

@@ -38,6 +38,11 @@ def number(low: float, high: float) -> Allowed:
                    lambda x: type(x) in (int, float) and low <= x <= high)
 
 
+def flag() -> Allowed:
+    """True and False."""
+    return Allowed("True or False", lambda x: type(x) is bool)
+
+
 def text() -> Allowed:
     """Texts with at least one character that is not white space."""
     return Allowed("a text", lambda x: isinstance(x, str) and bool(x.strip()))

@@ -23,7 +23,8 @@ from e2e_lib.repro.run_files import RUNS, Rows, read_answers, seed_folder
 
 # How long each command takes in mini, on two CPU cores.
 DURATIONS = {"e2e reproduce": "about 25 minutes", "e2e compare": "about 40 minutes",
-             "e2e ablate": "several hours", "make bench": "about ten minutes"}
+             "e2e ablate": "several hours", "e2e ablate --variants faults": "several hours",
+             "e2e ablate --variants terms": "about an hour", "make bench": "about ten minutes"}
 
 
 def not_yet(path: Path, profile: str, seeds: Sequence[int] = (0,)) -> Markdown:

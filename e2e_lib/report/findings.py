@@ -20,7 +20,7 @@ ALIGNED, PAPER = "end_to_end_aligned", "end_to_end"
 MAPS = {"none": "no gradient from the photo", "sentence": "the paper's map (Eq. 10)",
         "aligned_shuffled": "its control, which has another word's embedding for each word"}
 CONDITION = {"kind": "random", "rate": 0.6, "start": "adapted", "caption_source": "gold"}
-AHEAD, BEHIND, LEVEL = "ahead of", "behind", "not told apart from"
+ORDER = AHEAD, LEVEL, BEHIND = ("ahead of", "not told apart from", "behind")
 Pairs = Sequence[Mapping[str, Any]]
 
 
@@ -71,7 +71,7 @@ def relations_in_words(relations: Sequence[str], names: Sequence[str]) -> str:
     """ "ahead of both baselines", or "ahead of Divter and not told apart from the pipeline"."""
     if len(names) == 2 and len(set(relations)) == 1:
         return f"{relations[0]} {'either baseline' if relations[0] == LEVEL else 'both baselines'}"
-    kinds = [kind for kind in (AHEAD, LEVEL, BEHIND) if kind in relations]
+    kinds = [kind for kind in ORDER if kind in relations]
     return listed([f"{kind} {listed([n for n, r in zip(names, relations, strict=True) if r == kind])}"
                    for kind in kinds])
 
@@ -86,12 +86,14 @@ def compared(content: Mapping[str, Any], summary: Mapping[str, Any], one: str, o
     """Where a system stands to others in each metric, with the values of all; "" where nothing is known."""
     known, systems = tables.metrics_of(summary), summary["systems"]
     groups = standing(content, one, others, metrics)
+    best_first = sorted(groups, key=lambda relations: sum(ORDER.index(kind) for kind in relations))
     short = [name.removeprefix("the ") for name in others.values()]
     parts = []
-    for relations, of in groups.items():
+    for relations in best_first:
         values = [f"{label(known[metric])} ({value(systems, one, metric)}; "
                   + ", ".join(f"{name} {value(systems, other, metric)}"
-                              for name, other in zip(short, others, strict=True)) + ")" for metric in of]
+                              for name, other in zip(short, others, strict=True)) + ")"
+                  for metric in groups[relations]]
         parts.append(f"{relations_in_words(relations, [*others.values()])} in {listed(values)}")
     return "; ".join(parts)
 
@@ -112,11 +114,11 @@ def on_the_profiles_captions(summary: Mapping[str, Any], comparison: Mapping[str
         return ""
     data = comparison["provenance"]["config"]["data"]
     kind, rate = data.get("caption_faults", "none"), data.get("caption_fault_rate", 0)
-    on = {"none": "right captions",
-          "random": f"wrong captions (each of thing, colour and place is another one with probability {rate:g};"
-                    " photos and test set are as they were)"}.get(
-              kind, f"captions with faults ({kind.replace('_', ' ')}, {rate:g})")
-    return f"**Trained on {on}**, the end-to-end model with the aligned map is {found}."
+    on = {"none": "**Trained on right captions**",
+          "random": "**Trained on wrong captions** (each of thing, colour and place is another one with "
+                    f"probability {rate:g}; photos and test set are as they were)"}.get(
+              kind, f"**Trained on captions with faults** ({kind.replace('_', ' ')}, {rate:g})")
+    return f"{on}, the end-to-end model with the aligned map is {found}."
 
 
 def on_right_captions(terms: Mapping[str, Any]) -> str:
@@ -180,5 +182,5 @@ def limits(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     if not found:
         raise ResultsError("comparison.json: end_to_end and pipeline are not compared; make it again with "
                            f"`e2e compare --profile {comparison['profile']}`")
-    return (f"**With the paper's map** (Eq. 10), the end-to-end model is {found}. Nothing here was measured on "
-            "real photos or at the paper's scale.")
+    return (f"**With the paper's map** (Eq. 10), the end-to-end model is {found}. Nothing here was measured "
+            "on real photos or at the paper's scale.")

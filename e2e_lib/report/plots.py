@@ -20,6 +20,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -209,13 +210,15 @@ def chats_html(dialogues: Sequence[Dialogue], photo_of: PhotoOf) -> Html:
 
 def tokens_html(rows: Mapping[str, Sequence[str]],
                 marked: Mapping[str, Sequence[bool]] | None = None) -> Html:
-    """Named rows of tokens as chips; those marked are coloured."""
+    """Named rows of tokens as chips; those marked are coloured and bold."""
     out = []
     for name, tokens in rows.items():
         flags = (marked or {}).get(name) or [False] * len(tokens)
         style = "color:#111;padding:1px 4px;border-radius:4px;background:"
-        chips = [f'<code style="{style}{"#ffd9a0" if flag else "#eeeeee"}">{html.escape(token)}</code>'
+        texts = [f"<b>{html.escape(token)}</b>" if flag else html.escape(token)
                  for token, flag in zip(tokens, flags, strict=True)]
+        chips = [f'<code style="{style}{"#ffd9a0" if flag else "#eeeeee"}">{text}</code>'
+                 for text, flag in zip(texts, flags, strict=True)]
         out.append(f'<p style="line-height:1.9"><b>{html.escape(name)}</b> ({len(tokens)} tokens)<br>'
                    f'{" ".join(chips)}</p>')
     return Html("\n".join(out))
@@ -248,7 +251,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
 
 
 def quiet() -> None:
-    """Keeps progress bars and warnings of the libraries out of a notebook's saved output."""
+    """Keeps progress bars and warnings of the libraries out of a notebook's saved output, and in it the
+    alternative texts of figures, which matplotlib's own display, once something wakes it, would drop."""
+    if shell := get_ipython():
+        shell.display_formatter.formatters["image/png"].for_type(Figure, Figure._repr_png_)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.filterwarnings("ignore")
     import diffusers

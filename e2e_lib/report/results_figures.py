@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 
 from e2e_lib.corpora import DATA
-from e2e_lib.report import minichat_figures, photos, plots, tables, training_curves
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.report import faults_figures, minichat_figures, photos, plots, tables, training_curves
 from e2e_lib.report.panels import interval_panels
 from e2e_lib.report.plots import ESTIMATOR_STYLES, MAP_STYLES, STYLES, Figure, footer, style_axes, style_of
 from e2e_lib.repro import files
-from e2e_lib.repro.results import ResultsError
+from e2e_lib.repro.results import RESULTS, ResultsError, load_json, read_runs
 from e2e_lib.repro.run_files import RUNS, read_answers, read_logs
 
 FIGURES = Path("figures")
@@ -132,6 +134,90 @@ def estimators_figure(gradients: Mapping[str, Any], key: str, title: str, log: b
     return figure
 
 
+def one_word_frame(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Of ``one_word.json``: how the image loss changes with each word (columns), exactly and as each map has
+    it (rows)."""
+    rows = {"exact: put it there": record["exact"]}
+    for name, values in record["said"].items():
+        count = record["numbers"][name]
+        rows[f"{MAP_STYLES[name][0]}: {count:,} number{'s' * (count > 1)}"] = values
+    return pd.DataFrame(rows, record["words"]).T
+
+
+def one_word_title(record: Mapping[str, Any]) -> str:
+    """What the figure of ``one_word.json`` shows, as far as it shows it."""
+    def named(name: str) -> str:
+        best = [word for word, value in zip(record["words"], record["said"][name], strict=True)
+                if value <= min(record["said"][name]) + 1e-9]
+        return f"“{best[0]}”" if len(best) == 1 else "no word"
+    true, best = record["true"], named("aligned")
+    return ("One number gets through Eq. 10, and all other words look alike; of all colours the aligned map "
+            f"would put {best}{', the right one' if best == f'“{true}”' else f' (right: “{true}”)'}")
+
+
+def one_word_figure(record: Mapping[str, Any], photo: Any, note: str) -> Figure:
+    """The photo (None: not there), and what each map lets it say of any other word in the wrong one's place:
+    each row is scaled to its largest number. The written word is framed, the true one is starred."""
+    frame = one_word_frame(record)
+    figure = Figure(10, 1.9 + 0.3 * len(frame), note)
+    figure.suptitle(plots.escape_mathtext(one_word_title(record), 118), fontsize=10, x=0.01, ha="left")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 4.2))
+    if photo is None:
+        plots.annotate_empty(left, "the photo is not in this corpus")
+    else:
+        left.imshow(np.asarray(photo), interpolation="nearest")
+    left.set_title("the photo shared", fontsize=9)
+    left.axis("off")
+    scaled = frame.div(frame.abs().max(axis=1), axis=0).fillna(0)
+    scaled.columns = [f"{word} ★" if word == record["true"] else word for word in frame]
+    texts = scaled.map(lambda value: "0" if abs(value) < 0.005 else f"{value:+.2f}")
+    image = plots.heat_map(right, scaled, f"“{record['caption']}”: another word than “{record['written']}”?",
+                           texts, vmin=-1.4, vmax=1.4)
+    right.axhline(1, color="black", linewidth=1)
+    right.tick_params("x", rotation=0)
+    at = record["words"].index(record["written"])
+    right.axvspan(at, at + 1, fill=False, linewidth=3)
+    figure.colorbar(image, ax=right, label="← better   worse →", ticks=[-1, 0, 1],
+                    boundaries=np.linspace(-1, 1, 101))
+    return figure
+
+
+def replacements_figure(rows: Sequence[Mapping[str, Any]], note: str) -> Figure:
+    """Of ``replacements.json``: the change of the image loss that the gradient predicts for another word, and
+    the exact one, in the caption's own units. A line through the cloud has the least squares."""
+    frame = pd.DataFrame(rows)
+    figure = Figure(7, 3.9, note)
+    ax = figure.subplots()
+    sns.regplot(frame, x="predicted", y="exact", ax=ax, ci=None, scatter_kws={"s": 12, "alpha": 0.5},
+                color=plots.BLUE, line_kws={"color": plots.ORANGE})
+    ax.margins(x=0.05)
+    ax.autoscale()
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.axvline(0, color="black", linewidth=0.8)
+    agree = float(np.mean(np.sign(frame.predicted) == np.sign(frame.exact)))
+    style_axes(ax, f"One word replaced at a time: correlation {frame.predicted.corr(frame.exact):.2f}, the "
+               f"same sign in {agree:.0%}", "change of the image loss, first order (aligned map)",
+               "exact change")
+    return figure
+
+
+def measured_figures(profile: str, corpus: Path, root: Path = RESULTS) -> dict[str, Figure]:
+    """By file name, the figures of experiments that a profile need not have: of ``one_word.json`` and of
+    ``faults.json``, where they are there. Raises ResultsError if one is damaged."""
+    figures: dict[str, Figure] = {}
+    if (path := root / profile / "one_word.json").is_file():
+        record = load_json(path)
+        note = footer(profile, [record["arguments"]["seed"]],
+                      f"1 dev caption, {record['arguments']['noises']} noises")
+        store, photo_id = PhotoStore(corpus / "photos"), record["photo_id"]
+        photo = store.load(photo_id) if store.path(photo_id).is_file() else None
+        figures["one_number"] = one_word_figure(record, photo, note)
+    if (path := root / profile / "faults.json").is_file():
+        runs = read_runs(profile, root, "faults")
+        figures["picture_corrects"] = faults_figures.correction_figure(load_json(path), runs)
+    return figures
+
+
 def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Path = DATA,
              out: Path = FIGURES) -> list[Path]:
     """Draws every figure of a profile's runs into ``out``/<profile>, as PNG and PDF; returns the files.
@@ -148,5 +234,6 @@ def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Pat
         figures["errors"] = minichat_figures.causes_figure({"end_to_end": answers}, profile)
     figures["gallery"] = photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0])
     figures["gallery_over_epochs"] = photos.gallery_over_epochs(profile, seeds[0], corpus, runs)
+    figures |= measured_figures(profile, corpus)
     return [files.write_bytes(out / profile / f"{name}.{kind}", figure.to_bytes(kind))
             for name, figure in figures.items() for kind in ("png", "pdf")]

@@ -44,9 +44,16 @@ _STEPS = {"threads": int, "arguments": {"rounds": int},
           "rows": [{"mapping": str, "over_none": NUMBER, "std": NUMBER}]}
 _REPRODUCE = {"transcript": [str], "cpu_count": int, "device": str, "wall_seconds": NUMBER,
               "peak_memory_bytes": int}
-_FAULTS = {"profile": str, "higher_is_better": {"*": bool}, "numbers?": {"*": int},
-           "rows": [{"kind": str, "mapping": str, "scores": {"*": {"mean": NUMBER}}}],
-           "pairs": _DIFFERENCES["pairs"]}
+_CONDITION = {"kind": str, "rate": NUMBER, "start": str, "caption_source": str}
+_FAULTS = {"profile": str, "seeds": [int], "higher_is_better": {"*": bool}, "numbers?": {"*": int},
+           "rows": [{**_CONDITION, "mapping": str, "seeds": [int], "scores": {"*": {"mean": NUMBER}}}],
+           "pairs": [{**_CONDITION, **_DIFFERENCES["pairs"][0]}]}  # type: ignore[index]
+_REPLACEMENTS = {"rows": list, "correlation": NUMBER, "same_sign": NUMBER,
+                 "correlation_by_caption": {"mean": NUMBER},
+                 "arguments": {"captions": int, "noises": int, "seed": int}}
+_ONE_WORD = {"caption": str, "written": str, "true": str, "words": [str], "exact": [NUMBER],
+             "said": {"*": [NUMBER]}, "numbers": {"*": int}, "photo_id": str,
+             "arguments": {"seed": int, "noises": int}}
 _PUBLISHED = {"source": str, "caption": str, "columns": {"*": str}, "rows": [{}]}
 FILES: dict[str, tuple[str, Any]] = {
     "summary": ("e2e reproduce", _SUMMARY), "ablations": ("e2e ablate", _SUMMARY),
@@ -55,6 +62,8 @@ FILES: dict[str, tuple[str, Any]] = {
     "terms": ("e2e ablate --variants terms", _SUMMARY | _DIFFERENCES),
     "propagation": ("e2e reproduce", _PROPAGATION), "gold_fid": ("e2e compare", _GOLD_FID),
     "gradients": ("e2e ablate", _GRADIENTS), "steps": ("e2e ablate", _STEPS),
+    "replacements": ("e2e ablate", _REPLACEMENTS), "one_word": ("e2e ablate", _ONE_WORD),
+    "cost": ("e2e cost", {"rows": list}),
     "polynomial": ("e2e ablate", {"rows": [{"estimator": str, "temperature": NUMBER, "end": NUMBER}]}),
     "benchmarks": ("make bench", {"measured": [{"benchmark": str}]}),
     "reproduce": ("e2e reproduce", _REPRODUCE), "pretraining": ("e2e pretrain", {}),

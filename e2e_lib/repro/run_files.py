@@ -30,6 +30,13 @@ def seed_folder(root: Path, profile: str, system: str, seed: int) -> Path:
     return root / profile / system / f"seed-{check_seed(seed)}"
 
 
+def usual_system(profile: str, seed: int, root: Path = RUNS) -> str:
+    """The end-to-end system that is chatted with unless another is asked for: the first one that is trained,
+    the aligned one first, which more often draws what is meant; "end_to_end" where none is."""
+    return next((name for name in ("end_to_end_aligned", "end_to_end")
+                 if (seed_folder(root, profile, name, seed) / "done.json").is_file()), "end_to_end")
+
+
 def read_done(folder: Path) -> dict[str, Any] | None:
     """What a run's ``done.json`` holds, its "config" with defaults; None where the run is not done.
     Raises ResultsError if it is damaged."""

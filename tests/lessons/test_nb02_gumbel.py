@@ -106,6 +106,43 @@ def test_short_polynomial_programming_ends_near_long_training():
     assert polynomial.polynomial("decoupled", 1.0, steps=80)[-1] == pytest.approx(long["decoupled", 1.0], abs=0.001)
 
 
+# --------------------------------------------------------------------------------------------------- the reader's Eq. 4-7
+
+def choice(noise=lambda u: -(-u.log()).log(), divide=True, straight=True, detached=False):
+    """A reader's Eq. 4-7, right or with one fault."""
+    def choose(z, u, temperature):
+        y = F.softmax((z + noise(u)) / (temperature if divide else 1), -1)
+        one_hot = F.one_hot(y.argmax(-1), 3).to(y)
+        return one_hot if detached else one_hot + (y - y.detach()) if straight else y
+    return choose
+
+
+def test_a_right_choice_passes_the_check_in_three_lines(capsys):
+    nb02_gumbel.check_choice(choice(), LOGITS, 50, 0)
+    assert capsys.readouterr().out.count("✓") == 3
+
+
+@pytest.mark.parametrize(("fault", "says"), [
+    ({"noise": lambda u: u}, "forward, your words"), ({"noise": lambda u: u.log()}, "forward, your words"),
+    ({"straight": False}, "no mixtures"), ({"divide": False}, "backward"), ({"detached": True}, "backward")])
+def test_each_fault_of_a_choice_is_named(fault, says):
+    with pytest.raises(AssertionError, match=says):
+        nb02_gumbel.check_choice(choice(**fault), LOGITS, 50, 0)
+
+
+def test_the_reported_slope_has_its_closed_form():
+    """Two words: (∂f/∂h)·(e1 - e2) at the chosen word, times σ(x/τ) σ(-x/τ)/τ."""
+    problem, leads = nb02_gumbel.PaintProblem(), [-1.5, -0.2, 0.4, 2.0]
+    values, slopes = nb02_gumbel.reported_slopes(problem, 0.5, leads)
+    for lead, value, slope in zip(leads, values, slopes, strict=True):
+        word = 0 if lead >= 0 else 1
+        one_hot = torch.eye(3, dtype=torch.float64)[word][None].requires_grad_()
+        along, = torch.autograd.grad(problem(one_hot), one_hot)
+        share = 1 / (1 + np.exp(-lead / 0.5))
+        assert float(value) == pytest.approx(float(problem.losses()[word]))
+        assert float(slope) == pytest.approx(float(along[0, 0] - along[0, 1]) * share * (1 - share) / 0.5)
+
+
 # --------------------------------------------------------------------------------------------------------------- captions
 
 def test_the_words_of_a_caption_are_its_tokens_as_text(config, examples):
@@ -162,6 +199,15 @@ def test_what_has_no_variance_is_left_out_of_a_logarithmic_chart():
     panel = nb02_gumbel.sweep_panel(reports, "relative_variance", "t", "y", log="xy")
     label = plots.ESTIMATOR_STYLES["gumbel"][0]
     assert list(panel.lines) == [label] and panel.lines[label].dropna().to_dict() == {1: 2.0}
+
+
+def test_the_slider_shows_the_figure_of_its_temperature():
+    noise = gumbel_noise((20, 1, 3), generator("slider"))
+    slider, shown = nb02_gumbel.temperature_slider(nb02_gumbel.PaintProblem(), LOGITS, (10, 1, 0.05), noise, "N = 20")
+    assert slider.options == [0.05, 1, 10] and slider.value == 1
+    for temperature in (1, 10):
+        slider.value = temperature
+        assert shown.alt_text == f"τ = {temperature} · N = 20" and shown.object.startswith(b"\x89PNG")
 
 
 def test_the_tangents_lie_on_the_loss_of_the_chosen_word_and_have_its_slope():

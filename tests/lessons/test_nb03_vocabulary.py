@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from e2e_lib.bridge.caption_bridge import CaptionBridge
-from e2e_lib.bridge.gumbel import gumbel_noise, softmax_with_temperature
-from e2e_lib.bridge.reference import DenseMap, added_embeddings
-from e2e_lib.bridge.vocabulary import DYNAMIC, STATIC, normalized_tokens
+from e2e_lib.bridge.reference import DenseMap
+from e2e_lib.bridge.vocabulary import DYNAMIC, STATIC
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.minichat.chats import caption_words
-from e2e_lib.experiments import gradient_alignment
+from e2e_lib.experiments import dense_maps, gradient_alignment
 from e2e_lib.lessons import nb03_vocabulary as lesson
 from e2e_lib.models.systems import build
 from e2e_lib.report.plots import Html, Markdown
@@ -36,7 +34,7 @@ def sides(model):
 
 @pytest.fixture(scope="module")
 def maps(sides):
-    return lesson.maps_of(sides[0], sides[1], caption_words())
+    return dense_maps.maps_of(sides[0], sides[1], caption_words())
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +43,14 @@ def table(model):
 
 
 def pairs_of(sides):
-    return [lesson.pair(sides[0], sides[1], text, sides[2]) for text in SENTENCES]
+    return [dense_maps.pair(sides[0], sides[1], text, sides[2]) for text in SENTENCES]
 
 
 # ------------------------------------------------------------------------------------------------------------------- pairs
 
-@pytest.mark.parametrize("text", SENTENCES)
-def test_a_pair_has_shared_characters_and_equal_texts(sides, text):
-    pair = lesson.pair(*sides[:2], text, sides[2])
-    texts = [normalized_tokens(tokenizer) for tokenizer in sides[:2]]
-    assert len(pair.target_tokens) == sides[2] and "".join(pair.source_tokens).replace("▁", " ").strip() == text
-    for t, j in itertools.product(range(len(pair.source_tokens)), range(len(pair.target_tokens))):
-        characters = [set(range(*side.spans[n].tolist())) for side, n in ((pair.source, t), (pair.target, j))]
-        assert pair.shared[t, j] == bool(characters[0] & characters[1])
-        one, other = texts[0][pair.source.input_ids[t]], texts[1][pair.target.input_ids[j]]
-        assert pair.same_text[t, j] == (one == other != "" and bool(pair.target.token_mask[j]))
-
-
 def test_what_the_text_encoder_cuts_off_is_no_part_of_the_caption(sides):
     text = SENTENCES[1]
-    whole, cut = (lesson.pair(*sides[:2], text, length) for length in (sides[2], 10))
+    whole, cut = (dense_maps.pair(*sides[:2], text, length) for length in (sides[2], 10))
     assert lesson.words_drawn(whole) == set(re.findall(r"\S+", text)) and whole.source.token_mask.all()
     end = max(last for first, last in cut.target.spans.tolist())
     assert 0 < end < len(text)
@@ -94,45 +80,6 @@ def test_real_tokenizers_that_cannot_be_loaded_are_named(tmp_path, sides):
 
 # ---------------------------------------------------------------------------------------------------------------- matrices
 
-@pytest.mark.parametrize(("sentence", "length"), [(0, None), (1, None), (2, None), (0, 7), (1, 10)])  # with a length, cut
-@pytest.mark.parametrize("mapping", MAPS)
-def test_the_gradient_through_the_matrices_is_the_bridges(sides, maps, table, mapping, sentence, length):
-    sides = (*sides[:2], length or sides[2])
-    pair = pairs_of(sides)[sentence]
-    shape = (1, len(pair.source_tokens), len(sides[0]))
-    z = torch.randn(shape, generator=generator("z"), dtype=torch.float64).requires_grad_()
-    noise = gumbel_noise(z.shape, generator("g"))
-    gradient = torch.randn((sides[2], table.shape[1]), generator=generator("p"), dtype=torch.float64)
-    bridge = CaptionBridge(*sides[:2], mapping, words=caption_words(), length=sides[2])
-    out = bridge([pair.text], z, torch.nn.Embedding.from_pretrained(table), 0.7, noise)
-    ours, = torch.autograd.grad((out.embeddings[0] * gradient).sum(), z)
-    to_h = lesson.gradient_to_h(maps[mapping](pair), gradient, table)
-    dense, = torch.autograd.grad((softmax_with_temperature(z, 0.7, noise)[0] * to_h).sum(), z)
-    torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-12)
-    assert to_h.shape == z.shape[1:] and to_h.abs().max() > 0
-
-
-@pytest.mark.parametrize("mapping", MAPS)
-def test_the_gradient_to_h_is_that_of_eq_9_and_11(sides, maps, table, mapping):
-    pair = pairs_of(sides)[1]
-    dense = maps[mapping](pair)
-    h = torch.rand((len(pair.source_tokens), len(sides[0])), generator=generator("h"), dtype=torch.float64).requires_grad_()
-    gradient = torch.randn((sides[2], table.shape[1]), generator=generator("p"), dtype=torch.float64)
-    expected, = torch.autograd.grad((added_embeddings(h, dense, table) * gradient).sum(), h)
-    torch.testing.assert_close(lesson.gradient_to_h(dense, gradient, table), expected)
-
-
-def test_the_word_list_matrix_counts_the_words_that_two_tokens_share(sides):
-    words = ["hats", "hat", "tents", "an"]
-    (matrix, _, _), = lesson.maps_of(*sides[:2], words)["static_word"](pairs_of(sides)[0])
-    expected = torch.zeros_like(matrix)
-    for word in words:
-        one, other = (set(tokenizer(word, add_special_tokens=False)["input_ids"]) for tokenizer in sides[:2])
-        for i, j in itertools.product(one, other):
-            expected[i, j] += 1
-    assert torch.equal(matrix, expected)
-
-
 def words_of(pair, side, n):
     """The numbers of the words that token ``n`` of one side occurs in."""
     spans = [span for i, span in zip(side.input_ids.tolist(), side.spans.tolist(), strict=True) if i == side.input_ids[n]]
@@ -152,14 +99,6 @@ def test_links_are_what_each_map_promises(sides, maps):
         assert lesson.count_links(links["sentence"], pair) == (shared, count - shared, 0)
         right, wrong, missing = lesson.count_links(links["static_piece"], pair)
         assert right + missing == shared and right + wrong == int(pair.same_text.sum())
-
-
-def test_as_many_numbers_get_through_as_there_are_terms(sides, maps, table):
-    pair = pairs_of(sides)[0]
-    rank = {name: lesson.gradient_rank(of(pair), table, generator("rank")) for name, of in maps.items()}
-    assert rank["sentence"] == 1 and rank["word"] == len(set(pair.text.split()))
-    assert rank["span"] == len({tuple(column) for column in pair.shared.T.tolist() if any(column)})
-    assert rank["static_piece"] == min(128, table.shape[1])  # all that fits
 
 
 # ------------------------------------------------------------------------------------------------------ corrupted captions
@@ -217,7 +156,7 @@ def test_the_two_parts_of_eq_10s_number_add_up_to_it(corrupted, maps, table):
     _, caption = corrupted
     parts = lesson.parts_of_eq_10(caption, table)
     for row, side, gradient in zip(parts, caption.pairs, caption.gradients, strict=True):
-        own = lesson.at_own_tokens(lesson.gradient_to_h(maps["sentence"](side), gradient, table), side)
+        own = lesson.at_own_tokens(dense_maps.gradient_to_h(maps["sentence"](side), gradient, table), side)
         torch.testing.assert_close(own, (row.sum() / len(own)).expand(len(own)))
 
 

@@ -13,6 +13,7 @@ from e2e_lib.lessons import parameters
 from e2e_lib.lessons.parameters import (
     ParameterError,
     check_parameters,
+    flag,
     injected_names,
     listed,
     number,
@@ -29,6 +30,7 @@ COMMON = {"profile": "smoke", "seeds": [0], "overrides": []}
 @pytest.mark.parametrize(("rule", "good", "bad"), [
     (whole(1, 100), [1, 100], [0, 101, 1.0, True, "1", None, [1], math.nan]),
     (number(0.5, 2), [0.5, 1, 2], [0.4999, 2.1, math.nan, math.inf, "1", True, None, [1]]),
+    (flag(), [True, False], [0, 1, None, "True", [True]]),
     (text(), ["a", " a "], ["", " \n", None, 1, ["a"]]),
     (listed(whole(0, 9)), [[3], [1, 1]], [[], [10], [1, "2"], 3, (1, 2), None, "12"]),
     (listed(number(0, 9), 2, different=True), [[1, 0.5]], [[1], [1, 1], [1, 2, 3], [1, math.nan]]),

@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from PIL import Image
 
 from e2e_lib.data.dialogue import Dialogue, SharedPhoto, Turn
@@ -120,3 +122,15 @@ def test_variants_have_the_colour_of_their_map():
     assert plots.style_of("span_gumbel_rao") == ("span gumbel rao", plots.GREEN)
     assert plots.style_of("sentence") == ("sentence (Eq. 10)", plots.VERMILLION)
     assert plots.style_of("static_word")[1] == plots.BLUE and plots.style_of("no_noise")[1] == plots.PURPLE
+
+
+def test_notebooks_keep_the_alternative_text_once_matplotlibs_own_display_is_awake():
+    shell = InteractiveShell.instance()
+    try:
+        plots.quiet()
+        select_figure_formats(shell, {"png"})  # as matplotlib's inline backend does when pyplot first draws
+        figure = plots.Figure(3, 2, "N = some")
+        plots.style_axes(figure.subplots(), "A title", "x", "y")
+        assert shell.display_formatter.format(figure)[1] == {"image/png": {"alt": "A title · N = some"}}
+    finally:
+        InteractiveShell.clear_instance()

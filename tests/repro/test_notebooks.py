@@ -13,7 +13,9 @@ from e2e_lib.repro.notebooks import (
     NotebookFailed,
     _depends_on,
     _remaining,
+    find_notebook,
     publish,
+    read_parameters,
     run_notebooks,
 )
 from e2e_lib.repro.repository import enter_repository
@@ -178,6 +180,8 @@ def test_mistakes_are_found_before_anything_runs(run):
         run("01_data", "03_broken")
     with pytest.raises(NotebookError, match=r"01_data\.ipynb: unknown parameter 'STEP' \(value 5\); .* sets: PROFILE, LIMITS, LOG"):
         run("01_data", parameters={"PROFILE": "smoke", "STEP": 5})
+    with pytest.raises(NotebookError, match=r"'PROFIL' \(value 5\); did you mean 'PROFILE'\?; its cell"):
+        run("01_data", parameters={"PROFIL": 5})
     with pytest.raises(NotebookError, match="values that JSON can hold"):
         run("01_data", parameters={"PROFILE": {1, 2}})
     assert run.ran() == [] and not run.output.exists() and run.lines == []
@@ -230,3 +234,33 @@ def test_notebooks_find_the_repository_from_any_folder_in_it(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="not inside the repository"):
         enter_repository()
+
+
+STEMS = ("00_quickstart", "02_straight_through_gumbel", "03_vocabulary_matrix")
+
+
+@pytest.mark.parametrize("name", ["03", "3", "03_vocabulary_matrix", "vocabulary_matrix", "03_vocabulary_matrix.ipynb", "notebooks/03_vocabulary_matrix.ipynb"])
+def test_a_notebook_is_meant_by_number_name_or_path(name):
+    assert find_notebook(name, STEMS) == "03_vocabulary_matrix" and find_notebook("0", STEMS) == "00_quickstart"
+
+
+@pytest.mark.parametrize(("name", "hint"), [("03_vocabulary", "; did you mean '03_vocabulary_matrix'?"), ("7", ""), ("09", "")])
+def test_a_notebook_that_is_not_there_is_named_with_those_that_are(name, hint):
+    with pytest.raises(NotebookError) as error:
+        find_notebook(name, STEMS)
+    assert str(error.value) == f"no notebook is called {name!r}{hint}; there are: {', '.join(STEMS)}"
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("4000", 4000), ("0.5", 0.5), ("[0, 0, 2]", [0, 0, 2]), ("True", True), ("None", None), ("'3'", "3"), ("two kites", "two kites"), ("", ""),
+    ("a=b", "a=b"), ("(", "("), ("true", "true")])
+def test_parameters_are_literals_or_texts(text, value):
+    assert read_parameters([f"draws={text}", "other = 1"]) == {"draws": value, "other": 1}
+
+
+@pytest.mark.parametrize(("texts", "message"), [
+    (["draws"], "parameter 'draws': expected NAME=VALUE, such as draws=4000"), (["=3"], "parameter '=3': expected NAME=VALUE"),
+    (["two words=3"], "expected NAME=VALUE"), (["a=1", "a=2"], "parameter 'a' is given twice")])
+def test_what_is_no_parameter_is_refused(texts, message):
+    with pytest.raises(NotebookError, match=message):
+        read_parameters(texts)

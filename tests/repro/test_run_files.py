@@ -131,3 +131,14 @@ def test_what_a_run_says_once_done_is_read_or_named(tmp_path):
         (folder / "done.json").write_bytes(content)
         with pytest.raises(ResultsError, match=rf"done\.json: {message}.*; delete {folder} and make it again with `e2e train --profile smoke --seeds 0 --system divter`"):
             run_files.read_done(folder)
+
+
+def test_the_usual_system_is_the_aligned_one_if_it_is_trained(tmp_path):
+    assert run_files.usual_system("mini", 0, tmp_path) == "end_to_end"
+    for name in ("end_to_end", "end_to_end_aligned"):
+        folder = tmp_path / "mini" / name / "seed-0"
+        folder.mkdir(parents=True)
+        assert run_files.usual_system("mini", 0, tmp_path) == "end_to_end"  # it is not done yet
+        (folder / "done.json").write_text("{}")
+        assert run_files.usual_system("mini", 0, tmp_path) == name and run_files.usual_system("mini", 1, tmp_path) == "end_to_end"
+        assert run_files.usual_system("smoke", 0, tmp_path) == "end_to_end"

@@ -1,0 +1,200 @@
+"""Can the picture correct the words? ``results/<profile>/faults.json`` in figures, tables and one sentence.
+
+A condition says how captions are wrong ("kind", "rate"), what training begins from ("start") and which
+caption is drawn ("caption_source"), as ``experiments.faults`` has it. What is not measured yet is said in its
+place.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from e2e_lib.report import plots, tables
+from e2e_lib.report.panels import interval_panels
+from e2e_lib.report.plots import MAP_STYLES, Figure, Markdown, footer, style_axes
+from e2e_lib.repro import results
+
+Condition = Mapping[str, Any]
+MAIN: Condition = {"kind": "random", "rate": 0.6, "start": "adapted", "caption_source": "gold"}
+KINDS: dict[str, Condition] = {
+    "each colour called the next one": {**MAIN, "kind": "systematic"},
+    "one word left out": {**MAIN, "kind": "vague"},
+    "another photo's caption": {**MAIN, "kind": "other_photo"}}
+OWN: dict[str, Condition] = {"training draws its own captions": {**MAIN, "caption_source": "predicted"},
+                             "from clean parts": {**MAIN, "start": "clean"}}
+RANDOM = "wrong words at random"
+CONDITIONS: dict[str, Condition] = {
+    RANDOM: MAIN, **KINDS, **OWN,
+    **{f"{RANDOM}, rate {rate:g}": {**MAIN, "rate": rate} for rate in (0.0, 0.2, 0.4, 0.8)}}
+LABELS = {"none": ("no gradient from the photo", plots.PURPLE),
+          **{name: MAP_STYLES[name] for name in ("sentence", "static_piece", "span", "aligned")},
+          "aligned_shuffled": ("control: aligned, shuffled words", plots.GREY)}
+CORE = ("none", "sentence", "aligned", "aligned_shuffled")
+# What the aligned map is compared with.
+RIVALS = {"none": "no gradient", "sentence": "Eq. 10", "aligned_shuffled": "the control"}
+SCORES = ("caption_accuracy", "scene_accuracy")
+
+# What the aligned map's differences from its rivals mean; the first that fits.
+OUTCOMES: tuple[tuple[set[str], str], ...] = (
+    ({"none", "sentence", "aligned_shuffled"}, "The picture corrects the words"),
+    ({"none", "aligned_shuffled"}, "The picture corrects the words, and Eq. 10 is not behind"),
+    ({"none", "sentence"}, "The aligned map helps, but so does its control: nothing is learnt about words"),
+    ({"none"}, "Any gradient helps: the control and Eq. 10 do as well"),
+    (set(), "The picture does not correct the words here"))
+
+
+def score_frame(record: Mapping[str, Any], metric: str, condition: Condition,
+                runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """A row per map of LABELS in a condition: mapping, label, colour, value, low and high (mean and standard
+    deviation over seeds, NaN where it was not measured), seeds, and by_seed, their scores in ``runs``, those
+    of ``results/<profile>/faults``, None for one that is not among them."""
+    measured = {row["mapping"]: row for row in record["rows"]
+                if all(row[key] == value for key, value in condition.items()) and metric in row["scores"]}
+    scores = {(run["system"], run["seed"]): run["metrics"].get(metric) for run in runs}
+    name = "{kind}_{rate:g}_{start}_{caption_source}".format_map(condition)
+    rows = []
+    for mapping, (label, colour) in LABELS.items():
+        row = measured.get(mapping, {"seeds": [], "scores": {metric: {"mean": np.nan, "std": None}}})
+        mean, sd = row["scores"][metric]["mean"], row["scores"][metric]["std"] or 0.0
+        by_seed = [scores.get((f"{name}_{mapping}", seed)) for seed in row["seeds"]]
+        rows.append((mapping, label, colour, mean, mean - sd, mean + sd, by_seed, row["seeds"]))
+    return pd.DataFrame(rows, columns="mapping label colour value low high by_seed seeds".split())
+
+
+def difference(record: Mapping[str, Any], condition: Condition, one: str, other: str,
+               metric: str) -> dict[str, Any] | None:
+    """Map ``one`` minus ``other``: "difference", "low", "high", "p_corrected", and whether it is "ahead",
+    with a p-value below 0.05 after correction. None where they are not compared."""
+    for row in record["pairs"]:
+        names = {"system": row["system"], "than": row["than"]}
+        if row["metric"] != metric or any(row[key] != value for key, value in condition.items()):
+            continue
+        if names not in ({"system": one, "than": other}, {"system": other, "than": one}):
+            continue
+        sign = 1 if row["system"] == one else -1
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        better = sign * row["difference"] * (1 if record["higher_is_better"][metric] else -1) > 0
+        return {"difference": sign * row["difference"], "low": low, "high": high,
+                "p_corrected": row["p_corrected"], "ahead": better and row["p_corrected"] < tables.LEVEL}
+    return None
+
+
+def outcome(record: Mapping[str, Any], condition: Condition, metric: str = "caption_accuracy") -> str | None:
+    """The one of OUTCOMES that the aligned map's differences have, None where any is not measured yet."""
+    found = {rival: difference(record, condition, "aligned", rival, metric) for rival in RIVALS}
+    if not all(found.values()):
+        return None
+    behind = {rival for rival, row in found.items() if row and row["ahead"]}
+    return next(sentence for needed, sentence in OUTCOMES if needed <= behind)
+
+
+def answer(record: Mapping[str, Any], condition: Condition, metric: str = "caption_accuracy") -> Markdown:
+    """The outcome of a condition in one line, with the scores and the differences that decide it."""
+    sentence = outcome(record, condition, metric)
+    if sentence is None:
+        return Markdown("*Not measured yet in this condition: `e2e ablate --variants faults` goes on where "
+                        "it was stopped.*")
+    means = score_frame(record, metric, condition).set_index("mapping")
+    scores = ", ".join(f"{name} {means.value[mapping]:.3f}" for mapping, name in
+                       {"none": "no gradient", "sentence": "Eq. 10", "aligned_shuffled": "control",
+                        "aligned": "**aligned"}.items())
+    ahead = "; ".join(f"{name} {_text(difference(record, condition, 'aligned', rival, metric))}"
+                      for rival, name in RIVALS.items())
+    seeds = ", ".join(map(str, means.seeds["aligned"]))
+    label = tables.metrics_of(record)[metric].label
+    return Markdown(f"**{sentence}.** {label[0].upper()}{label[1:]}: {scores}** (seeds {seeds}). The aligned "
+                    f"map minus {ahead}.")
+
+
+def outcomes(record: Mapping[str, Any], conditions: Mapping[str, Condition]) -> Markdown:
+    """The outcome of each condition by its name, in one line."""
+    found = (f"*{name}*: **{outcome(record, condition) or 'not measured yet'}**"
+             for name, condition in conditions.items())
+    return Markdown("; ".join(found) + ".")
+
+
+def _text(row: Mapping[str, Any] | None) -> str:
+    """A difference, its interval and its corrected p-value; ✓ where the first one is ahead."""
+    if row is None:
+        return "–"
+    p = "p < 0.001" if row["p_corrected"] < 0.001 else f"p = {row['p_corrected']:.3f}"
+    numbers = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format_map(row).replace("-", "−")
+    return f"{numbers}, {p}{' ✓' if row['ahead'] else ''}"
+
+
+def differences_table(record: Mapping[str, Any], cases: Mapping[str, tuple[Condition, str]]) -> Markdown:
+    """The aligned map minus each rival, a row per case: a condition and a metric."""
+    rows = [[name, *(_text(difference(record, condition, "aligned", rival, metric)) for rival in RIVALS)]
+            for name, (condition, metric) in cases.items()]
+    frame = pd.DataFrame(rows, columns=["", *(f"aligned minus {name}" for name in RIVALS.values())])
+    return plots.markdown(frame, f"{note(record)} · 95 % intervals over test dialogues, of these seeds; ✓: "
+                          f"ahead with p < {tables.LEVEL} (Holm, within a condition)")
+
+
+def conditions_figure(record: Mapping[str, Any], conditions: Mapping[str, Condition], title: str,
+                      metrics: Sequence[str] = ("caption_accuracy",),
+                      runs: Sequence[Mapping[str, Any]] = (), maps: Sequence[str] = tuple(LABELS)) -> Figure:
+    """A panel per condition and metric: every map's mean and standard deviation, ticks for single seeds; the
+    dotted line is training without a gradient from the photo."""
+    known, frames, units = tables.metrics_of(record), [], []
+    for name, condition in conditions.items():
+        for metric in metrics:
+            panel = name if len(metrics) == 1 else known[metric].label
+            frame = score_frame(record, metric, condition, runs)
+            frames.append(frame[frame.mapping.isin(maps)].assign(metric=panel))
+            units.append(f"{known[metric].label}, {known[metric].better} is better")
+    labels, together = [frame.metric.iloc[0] for frame in frames], pd.concat(frames)
+    text = f"{note(record, together)} · bars: sd over seeds; ticks: single seeds; dotted: no gradient"
+    figure = interval_panels(together, labels, text, 1, units)
+    figure.suptitle(plots.escape_mathtext(title, 110), fontsize=11, x=0.01, ha="left")
+    for ax, frame in zip(figure.axes, frames, strict=True):
+        ax.axvline(frame.set_index("mapping").value["none"], color=plots.PURPLE, linestyle=":", zorder=0)
+    return figure
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """What the main condition showed, for the head of a figure."""
+    sentence = outcome(record, MAIN)
+    if sentence is None:
+        return "Can the picture correct the words? Not measured yet"
+    values = score_frame(record, "caption_accuracy", MAIN).set_index("mapping").value
+    return (f"{sentence}: {values['aligned']:.0%} right with the aligned map, {values['none']:.0%} without a "
+            f"gradient, {values['sentence']:.0%} with Eq. 10, {values['aligned_shuffled']:.0%} with the "
+            "control")
+
+
+def correction_figure(record: Mapping[str, Any], runs: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Caption and scene accuracy of every map where 60 % of the words that name something are wrong."""
+    return conditions_figure(record, {RANDOM: MAIN}, headline(record), SCORES, runs)
+
+
+def rates_figure(record: Mapping[str, Any]) -> Figure:
+    """Caption and scene accuracy by the rate of wrong words, a line per map of CORE with its standard
+    deviation; dotted: the share of right words in the captions that were learnt from."""
+    known, rates = tables.metrics_of(record), (0.0, 0.2, 0.4, 0.6, 0.8)
+    frames = {metric: pd.concat([score_frame(record, metric, {**MAIN, "rate": rate}).assign(rate=rate)
+                                 for rate in rates]) for metric in SCORES}
+    figure = Figure(9.5, 3.7, f"{note(record, frames[SCORES[0]])} · bars: sd over seeds; dotted: share of "
+                    "right words in the training captions")
+    for ax, (metric, frame) in zip(figure.subplots(1, 2), frames.items(), strict=True):
+        for mapping in CORE:
+            line = frame[(frame.mapping == mapping) & frame.value.notna()]
+            ax.errorbar(line.rate, line.value, line.high - line.value, marker="o", capsize=3,
+                        color=LABELS[mapping][1], label=LABELS[mapping][0])
+        ax.plot(rates, [1 - rate for rate in rates], color="black", linestyle=":", linewidth=1)
+        label = known[metric].label
+        style_axes(ax, label[0].upper() + label[1:], "rate of wrong words in the training captions", label)
+        if frame.value.isna().all():
+            plots.annotate_empty(ax, "not measured yet")
+    plots.legend_on_the_right(figure)
+    return figure
+
+
+def note(record: Mapping[str, Any], frame: pd.DataFrame | None = None) -> str:
+    """Profile, N and seeds, those of a frame's rows by default all, and whether earlier code made them."""
+    seeds = record["seeds"] if frame is None else sorted({seed for row in frame.seeds for seed in row})
+    n = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in record.get("test", {}).items())
+    parts = [footer(record["profile"], seeds, n or "test answers"), results.version_note(record)]
+    return " · ".join(filter(None, parts))
