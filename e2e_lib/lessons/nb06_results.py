@@ -28,7 +28,7 @@ def best_means(summary: Mapping[str, Any]) -> Markdown:
 
 
 def with_aligned(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of ``tables.differences``: the rows with the aligned system on a side, or with itself on other terms."""
+    """Of ``tables.differences``: the rows with the aligned system, and of baselines on terms of their own."""
     told_more = frame.system.str.endswith(tables.TERMS["told_more"])
     return frame[frame.system.str.startswith(ALIGNED) | frame.than.str.startswith(ALIGNED) | told_more]
 

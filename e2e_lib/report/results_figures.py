@@ -15,9 +15,10 @@ from e2e_lib.report.panels import interval_panels
 from e2e_lib.report.plots import ESTIMATOR_STYLES, MAP_STYLES, STYLES, Figure, footer, style_axes, style_of
 from e2e_lib.repro import files
 from e2e_lib.repro.results import RESULTS, ResultsError, load_json, read_runs
-from e2e_lib.repro.run_files import RUNS, read_answers, read_logs
+from e2e_lib.repro.run_files import RUNS, read_answers, read_logs, seed_folder
 
 FIGURES = Path("figures")
+ALIGNED = "end_to_end_aligned"
 SCORES = ("scene_accuracy", "fid", "caption_bleu")
 
 
@@ -222,17 +223,21 @@ def draw_all(profile: str, seeds: Sequence[int], *, runs: Path = RUNS, data: Pat
              out: Path = FIGURES) -> list[Path]:
     """Draws every figure of a profile's runs into ``out``/<profile>, as PNG and PDF; returns the files.
 
-    The corpus is that of the first seed. Raises ResultsError where a run or its answers are missing.
+    The end-to-end system's, and beside it the aligned one's where they are there. The corpus is that of the
+    first seed. Raises ResultsError where a run or its answers are missing.
     """
     if not seeds:
         raise ResultsError("no seeds were given; figures need at least one trained run")
-    logs, answers = read_logs(profile, seeds, runs), read_answers(profile, seeds, runs)
+    logs, answers = read_logs(profile, seeds, runs), {"end_to_end": read_answers(profile, seeds, runs)}
+    if all((seed_folder(runs, profile, ALIGNED, seed) / "answers").is_dir() for seed in seeds):
+        answers[ALIGNED] = read_answers(profile, seeds, runs, ALIGNED)
     corpus = photos.corpus_of(profile, seeds[0], runs, data)
     figures = {name: training_curves.curves(name, logs, profile) for name in training_curves.PANELS}
-    if any(row.get("scenes") for rows in answers.values() for row in rows):
-        figures["scene_accuracy"] = minichat_figures.scene_bars({"end_to_end": answers}, profile)
-        figures["errors"] = minichat_figures.causes_figure({"end_to_end": answers}, profile)
-    figures["gallery"] = photos.gallery({"end_to_end": answers[seeds[0]]}, corpus, profile, seeds[0])
+    if any(row.get("scenes") for rows in answers["end_to_end"].values() for row in rows):
+        figures["scene_accuracy"] = minichat_figures.scene_bars(answers, profile)
+        figures["errors"] = minichat_figures.causes_figure(answers, profile)
+    first = {system: rows[seeds[0]] for system, rows in answers.items()}
+    figures["gallery"] = photos.gallery(first, corpus, profile, seeds[0], count=8)
     figures["gallery_over_epochs"] = photos.gallery_over_epochs(profile, seeds[0], corpus, runs)
     figures |= measured_figures(profile, corpus)
     return [files.write_bytes(out / profile / f"{name}.{kind}", figure.to_bytes(kind))
