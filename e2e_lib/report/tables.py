@@ -5,7 +5,7 @@ where there is no score. A CSV has the numbers as they are. Ours and the paper's
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,13 @@ def fault_table(frame: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[list(order), frame.metric.unique()].rename_axis(columns=None).reset_index()
 
 
-def score_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The ``scores`` as numbers: a row per system, with its number of seeds and two columns per metric."""
-    rows: dict[str, dict[str, Any]] = {}
+def score_numbers(frame: pd.DataFrame, index: Sequence[str] = ("system",)) -> pd.DataFrame:
+    """The ``scores`` as numbers: a row per system, with its number of seeds and two columns per metric; of
+    ``fault_scores``, a row per value of FAULT_COLUMNS."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in frame.to_dict("records"):
-        line = rows.setdefault(row["system"], {"system": row["system"], "seeds": row["seeds"]})
+        of = {name: row[name] for name in index}
+        line = rows.setdefault(tuple(of.values()), {**of, "seeds": row["seeds"]})
         line |= {row["metric"]: row["mean"], f"{row['metric']} sd": row["sd"]}
     return pd.DataFrame(rows.values())
 
@@ -344,7 +346,8 @@ def forms(name: str, content: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataF
         frame = fault_scores(content)
         n = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in content["test"].items())
         note = footer(content["profile"], content["seeds"], n)
-        return frame, fault_table(frame), " · ".join(filter(None, [note, version_note(content)]))
+        numbers = score_numbers(frame, FAULT_COLUMNS)
+        return numbers, fault_table(frame), " · ".join(filter(None, [note, version_note(content)]))
     if name in COLUMNS:
         frame = scores(content, COLUMNS[name])
         return score_numbers(frame), score_table(frame), summary_footer(content)

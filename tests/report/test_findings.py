@@ -127,7 +127,7 @@ def faults_of(ahead, **condition):
     rows = [{**condition, "mapping": name, "seeds": [0], "scores": scores({"caption_accuracy": value})} for name, value in values.items()]
     pairs = [pair(*names, "caption_accuracy", 0.2 if names[0] == "aligned" else -0.2, 0.001 if name in ahead else 0.5, **condition)
              for name in MAPS for names in [("aligned_shuffled", "aligned") if name == "aligned_shuffled" else ("aligned", name)]]
-    return {"profile": "mini", "rows": rows, "pairs": pairs, "higher_is_better": {"caption_accuracy": True}, "numbers": {}}
+    return {"profile": "mini", "seeds": [0], "rows": rows, "pairs": pairs, "higher_is_better": {"caption_accuracy": True}, "numbers": {}}
 
 
 @pytest.mark.parametrize(("ahead", "words"), [

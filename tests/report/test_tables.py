@@ -169,7 +169,7 @@ def test_latex_escapes_breaks_long_texts_and_aligns_numbers():
 
 def test_all_committed_tables_are_what_results_say(tmp_path):
     """Three forms with the same rows; and writing them anew, from results/ alone, changes nothing."""
-    for name in ("summary", "comparison", "ablation_differences", "ablations"):
+    for name in ("summary", "comparison", "ablation_differences", "ablations", "terms", "faults"):
         (tmp_path / "mini").mkdir(exist_ok=True)
         shutil.copy(RESULTS / "mini" / f"{name}.json", tmp_path / "mini")
     for name in ("published", "mini/runs", "mini/ablations"):
@@ -192,7 +192,7 @@ def test_tables_without_results_are_named_and_damaged_ones_an_error(tmp_path):
     (tmp_path / "mini" / "ablations.json").write_text(json.dumps(summary(none={"fid": score(0.25)})))
     lines = []
     assert {path.stem for path in tables.write_tables("mini", tmp_path, lines.append)} == {"ablations"}
-    assert len(lines) == 5 and "'main'" in lines[0] and "summary.json is not there yet" in lines[0]
+    assert len(lines) == 8 and "'main'" in lines[0] and "summary.json is not there yet" in lines[0]
     (tmp_path / "mini" / "summary.json").write_text("{")
     with pytest.raises(ResultsError, match=r"summary\.json"):
         tables.write_tables("mini", tmp_path, print)
@@ -209,5 +209,5 @@ def test_the_experiment_has_a_row_per_condition_and_map():
     assert texts["map"].tolist() == ["none", "aligned", "aligned"] and "389 scenes" in note
     assert texts["caption accuracy"].tolist() == ["0.500 ± 0.010", "0.800 ± 0.010", "0.700 ± 0.010"]
     assert texts["caption"].tolist() == ["gold", "gold", "predicted"] and set(texts["BLEU-2"]) == {"–"}
-    own = numbers[(numbers.metric == "caption accuracy") & (numbers.caption == "predicted")]
-    assert own["mean"].item() == 0.7 and own.seeds.item() == 3
+    own = numbers[numbers.caption == "predicted"]
+    assert own["caption accuracy"].item() == 0.7 and own["caption accuracy sd"].item() == 0.01 and own.seeds.item() == 3
