@@ -114,7 +114,8 @@ def fault_table(frame: pd.DataFrame) -> pd.DataFrame:
     index = [*FAULT_COLUMNS, "seeds"]
     wide = texts.pivot(index=index, columns="metric", values="text")
     order = frame[index].drop_duplicates().apply(tuple, axis=1)
-    return wide.loc[list(order), frame.metric.unique()].rename_axis(columns=None).reset_index()
+    wide = wide.loc[list(order), frame.metric.unique()].rename_axis(columns=None).reset_index()
+    return wide.astype({"rate": str, "seeds": str})
 
 
 def score_numbers(frame: pd.DataFrame, index: Sequence[str] = ("system",)) -> pd.DataFrame:
@@ -243,7 +244,7 @@ def gold_fid_table(gold_fid: Mapping[str, Any]) -> Markdown:
     means["MiniChat itself, the same scenes"] = {kinds["before"]: anew}
     frame = pd.DataFrame(means).T.fillna("–").rename_axis("FID* of photos drawn by").reset_index()
     note = footer(gold_fid["profile"], gold_fid["arguments"]["seeds"], f"{gold_fid['photos']} gold photos")
-    return markdown(frame, note)
+    return markdown(frame, " · ".join(filter(None, [note, version_note(gold_fid)])))
 
 
 def _benchmark(benchmarks: Mapping[str, Any], name: str) -> Mapping[str, Any]:

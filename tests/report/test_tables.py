@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import io
 import json
 import re
@@ -179,7 +180,7 @@ def test_all_committed_tables_are_what_results_say(tmp_path):
     assert [path.name for path in paths] == [f"{name}.{kind}" for name in tables.TABLES for kind in ("csv", "md", "tex")]
     assert lines == []
     for comma, page, source in zip(paths[::3], paths[1::3], paths[2::3], strict=True):
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()
+        rows = [[html.unescape(cell.strip()) for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()
                 if line.startswith("| ")]
         assert cells_of(source.read_text()) == rows
         assert len(pd.read_csv(io.StringIO(comma.read_text()))) == len(rows) - 1
