@@ -97,5 +97,5 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
                   else [*zip(names, terms.systems, strict=True)])
     answers = read_runs(config, {**labels, **own}, seeds, corpora.prepare(config, echo))
     record = differences_record(config, seeds, answers, pairs, echo)
-    return files.write_json(path, {"command": again, "arguments": arguments, **record,
-                                   **results.averages(done, again)})
+    return files.write_json(path, {"command": again, "arguments": arguments,
+                                   **results.averages(done, again), **record})
