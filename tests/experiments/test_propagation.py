@@ -163,7 +163,8 @@ def test_fid_from_gold_captions_before_and_after_training(runs, drawn):
     record, extractor = json.loads(path.read_text()), corpora.extractor_of(config.data)
     _, store = split_examples(corpora.folder_of(config.data), "test")
     gold = features_of([store.tensor(photo.photo_id) for photo in shared], extractor)
-    assert drawn.captions == [captions] * 8 and record["photos"] == len(shared) >= 4  # systems by seeds, before and after
+    # Systems by seeds after training; before it, both draw with the same part, so each seed once.
+    assert drawn.captions == [captions] * 6 and record["photos"] == len(shared) >= 4
     for system in SYSTEMS:
         fids = record["systems"][system]
         assert fids["from_own"] == [SYSTEMS.index(system) + seed / 4 for seed in SEEDS]
