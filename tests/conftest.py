@@ -42,7 +42,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 # How many inputs a test marked "fuzz" makes up: a few in the tests, as many as E2E_FUZZ_EXAMPLES says with HYPOTHESIS_PROFILE=fuzz.
-for name, how in {"default": {"max_examples": 25, "derandomize": True},
+for name, how in {"default": {"max_examples": 15, "derandomize": True},
                   "fuzz": {"max_examples": int(os.environ.get("E2E_FUZZ_EXAMPLES", "10000")), "derandomize": False}}.items():
     hypothesis_settings.register_profile(name, deadline=None, suppress_health_check=[HealthCheck.too_slow], **how)
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
