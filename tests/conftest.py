@@ -201,6 +201,19 @@ def systems(config):
 
 
 @pytest.fixture(scope="session")
+def sides(systems):
+    """The tokenizers of the language model and of the text encoder, and the text encoder's limit in tokens."""
+    generator = systems["end_to_end"].generator
+    return systems["end_to_end"].tokenizer, generator.tokenizer, generator.text_encoder.config.max_position_embeddings
+
+
+@pytest.fixture(scope="session")
+def table(systems):
+    """The text encoder's embeddings (V2, D2) in double precision."""
+    return systems["end_to_end"].generator.text_encoder.get_input_embeddings().weight.detach().double()
+
+
+@pytest.fixture(scope="session")
 def examples(corpus):
     """All training examples of the tiny corpus and their photo store."""
     dialogues, store, _ = load_split(corpus, "train")

@@ -2,6 +2,7 @@
 
 import torch
 
+from e2e_lib.experiments import dense_maps
 from e2e_lib.repro import randomness
 
 # Where the parts are that stand in for the shipped ones.
@@ -34,6 +35,15 @@ def noise_photo(seed, height=64, width=64):
     """A photo, uint8 (3, height, width), of one tone (by its seed) and much noise."""
     noise = torch.randint(0, 100, (3, height, width), generator=randomness.generator(seed))
     return (20 * seed % 150 + noise).to(torch.uint8)
+
+
+# Captions whose tokens differ between the two tokenizers.
+SENTENCES = ["an orange umbrella standing in the garden", "here is a red hat, a red hat at the beach", "two kites"]
+
+
+def pairs_of(sides):
+    """The SENTENCES in the tokens of both of ``sides``, as a fixture has them."""
+    return [dense_maps.pair(*sides[:2], text, sides[2]) for text in SENTENCES]
 
 
 MIXED = [noise_photo(0), noise_photo(1, 120, 200), noise_photo(2, 33, 20), noise_photo(3, 70, 300)]  # of any size

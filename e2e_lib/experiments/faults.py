@@ -8,7 +8,7 @@ any gradient from photos, so that nothing is left to keep; then training goes on
 What an outcome would mean. The aligned map ahead of "none", of Eq. 10 and of its control, which has another
 word's embedding for each word: the photo says which word would have been right. Ahead of "none" but not of
 the control: any gradient would have done, as it keeps the model from learning the captions (with parts that
-have not been adapted, this is what happens). Equal to "none": the photo says nothing that is heard.
+have not been adapted, this could happen). Equal to "none": the photo says nothing that is heard.
 Every part is kept once it is done, so that an interrupted experiment goes on.
 """
 

@@ -39,13 +39,18 @@ from e2e_lib.training.loop import load_trained
 MAPS = ("sentence", "static_piece", "span", "aligned")
 
 
+def first_word(caption: str, choices: Sequence[str]) -> re.Match[str] | None:
+    """The first of ``choices`` that a caption has as a word of its own, and where."""
+    return re.search(rf"\b({'|'.join(choices)})\b", caption)
+
+
 def with_each_word(model: Any, caption: str, choices: Sequence[str]
                    ) -> tuple[str, int, dict[str, Pair]] | None:
     """The first of ``choices`` that a caption has, its position, and the caption with each of them there.
 
     None where the caption has none of them, or where any two are not one token each.
     """
-    found = re.search(rf"\b({'|'.join(choices)})\b", caption)
+    found = first_word(caption, choices)
     if found is None:
         return None
     source, target = model.tokenizer, model.generator.tokenizer

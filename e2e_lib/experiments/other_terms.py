@@ -1,11 +1,12 @@
 """The comparison of systems on other terms (not in the paper).
 
 "clean": all systems on captions that are right, where the photo can tell the words nothing new. "control":
-the end-to-end system whose gradient speaks of every word, with another word's embedding for each word; from
-clean parts any gradient keeps the model from learning wrong captions, and this one says how much of the gain
-that is. "told_more": the baselines with the captioner's likeliest captions, which tell nearly every detail,
-instead of sampled ones, which tell as much as people's do. "early_stopping": the best epoch on dev, as in the
-paper, which from clean parts is one that has learnt little of the captions. Every part is kept once done.
+the end-to-end system whose gradient speaks of every word, with another word's embedding for each word.
+Systems begin from clean parts, where any gradient might keep the model from learning wrong captions; the
+control says how much of the gain that is. "told_more": the baselines with the captioner's likeliest captions,
+which tell nearly every detail, instead of sampled ones, which tell as much as people's do. "early_stopping":
+the best epoch on dev, as in the paper, which from clean parts is one that has learnt little of the captions.
+Every part is kept once it is done.
 """
 
 import itertools

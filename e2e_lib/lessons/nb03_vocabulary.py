@@ -5,7 +5,6 @@ Axes: C tokens of the language model, L of the text encoder, V1 and V2 their voc
 """
 
 import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from e2e_lib.bridge.reference import DenseMap
 from e2e_lib.data.collate import Batch
 from e2e_lib.experiments.dense_maps import Map, Pair, gradient_to_h, pair
 from e2e_lib.experiments.gradient_alignment import image_losses
+from e2e_lib.experiments.one_word import first_word, with_each_word
 from e2e_lib.experiments.vocabularies import load_tokenizer
 from e2e_lib.report import plots
 from e2e_lib.repro.files import CheckpointError
@@ -74,20 +74,16 @@ def corrupted(model: Any, batch: Batch, choices: Sequence[str], noises: int,
     Image losses are means over ``noises``, the same for both. None where the caption has none of the choices,
     or where the two are not one token each.
     """
-    text, image_generator = batch.captions[0], model.generator
-    word = re.search(rf"\b({'|'.join(choices)})\b", text)
-    if word is None:
+    text = batch.captions[0]
+    if (word := first_word(text, choices)) is None:
         return None
     others = [choice for choice in choices if choice != word[0]]
     other = others[int(torch.randint(len(others), (), generator=rng))]
-    texts = [text, text[:word.start()] + other + text[word.end():]]
-    right, wrong = (pair(model.tokenizer, image_generator.tokenizer, each, image_generator.max_length)
-                    for each in texts)
-    ids = right.source.input_ids, wrong.source.input_ids
-    if len(ids[0]) != len(ids[1]) or int((ids[0] != ids[1]).sum()) != 1:
+    if (found := with_each_word(model, text, (word[0], other))) is None:
         return None
-    losses, gradients = image_losses(model, batch, texts, noises, rng)
-    return CorruptedCaption((right, wrong), int((ids[0] != ids[1]).nonzero()), losses, gradients.double())
+    _, position, pairs = found
+    losses, gradients = image_losses(model, batch, [each.text for each in pairs.values()], noises, rng)
+    return CorruptedCaption((pairs[word[0]], pairs[other]), position, losses, gradients.double())
 
 
 def at_own_tokens(values: Tensor, caption: Pair) -> Tensor:

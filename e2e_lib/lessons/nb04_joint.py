@@ -11,7 +11,7 @@ from torch import Tensor
 
 from e2e_lib import corpora
 from e2e_lib.bridge.weighting import weighted_gradient
-from e2e_lib.config import Config, replace
+from e2e_lib.config import PROFILES, Config, replace
 from e2e_lib.data.collate import Collator
 from e2e_lib.data.examples import split_examples
 from e2e_lib.data.minichat.faults import named_values
@@ -20,8 +20,6 @@ from e2e_lib.report import plots, readme
 from e2e_lib.repro import results, run_files
 from e2e_lib.training.dev import dev_examples
 from e2e_lib.training.loop import load_trained
-
-FAULTY = {"data.caption_faults": "random", "data.caption_fault_rate": 0.6}
 
 
 def dev_losses(config: Config, seeds: Sequence[int], corpus: Path, count: int,
@@ -71,8 +69,9 @@ def wrong_captions(config: Config, corpus: Path, count: int) -> tuple[plots.Figu
     or, where it trains right ones, as mini does."""
     data = config.data
     if data.caption_faults == "none":
-        for key, value in FAULTY.items():
-            config = replace(config, key, value)
+        mini = PROFILES["mini"].data
+        for name in ("caption_faults", "caption_fault_rate"):
+            config = replace(config, f"data.{name}", getattr(mini, name))
     examples, store = split_examples(corpus, "train", real_only=data.real_only)
     pairs = {photo.photo_id: (photo.caption, other.caption)
              for one, changed in zip(examples, corpora.training_captions(config.data, examples), strict=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from e2e_lib.report import plots, tables
+from e2e_lib.report.pairs import between, in_condition
 from e2e_lib.report.panels import interval_panels
 from e2e_lib.report.plots import MAP_STYLES, Figure, Markdown, footer, style_axes
 from e2e_lib.repro import results
@@ -50,8 +51,8 @@ def score_frame(record: Mapping[str, Any], metric: str, condition: Condition,
     """A row per map of LABELS in a condition: mapping, label, colour, value, low and high (mean and standard
     deviation over seeds, NaN where it was not measured), seeds, and by_seed, their scores in ``runs``, those
     of ``results/<profile>/faults``, None for one that is not among them."""
-    measured = {row["mapping"]: row for row in record["rows"]
-                if all(row[key] == value for key, value in condition.items()) and metric in row["scores"]}
+    measured = {row["mapping"]: row for row in in_condition(record["rows"], condition)
+                if metric in row["scores"]}
     scores = {(run["system"], run["seed"]): run["metrics"].get(metric) for run in runs}
     name = "{kind}_{rate:g}_{start}_{caption_source}".format_map(condition)
     rows = []
@@ -65,20 +66,9 @@ def score_frame(record: Mapping[str, Any], metric: str, condition: Condition,
 
 def difference(record: Mapping[str, Any], condition: Condition, one: str, other: str,
                metric: str) -> dict[str, Any] | None:
-    """Map ``one`` minus ``other``: "difference", "low", "high", "p_corrected", and whether it is "ahead",
-    with a p-value below 0.05 after correction. None where they are not compared."""
-    for row in record["pairs"]:
-        names = {"system": row["system"], "than": row["than"]}
-        if row["metric"] != metric or any(row[key] != value for key, value in condition.items()):
-            continue
-        if names not in ({"system": one, "than": other}, {"system": other, "than": one}):
-            continue
-        sign = 1 if row["system"] == one else -1
-        low, high = sorted((sign * row["low"], sign * row["high"]))
-        better = sign * row["difference"] * (1 if record["higher_is_better"][metric] else -1) > 0
-        return {"difference": sign * row["difference"], "low": low, "high": high,
-                "p_corrected": row["p_corrected"], "ahead": better and row["p_corrected"] < tables.LEVEL}
-    return None
+    """Map ``one`` minus ``other`` in a condition, as ``pairs.between`` has it, and whether it is "ahead"."""
+    row = between(in_condition(record["pairs"], condition), record["higher_is_better"], one, other, metric)
+    return row and {**row, "ahead": row["better"] == one}
 
 
 def outcome(record: Mapping[str, Any], condition: Condition, metric: str = "caption_accuracy") -> str | None:

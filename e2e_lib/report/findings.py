@@ -10,6 +10,8 @@ from typing import Any
 
 from e2e_lib.evaluation.scores import Metric
 from e2e_lib.report import tables
+from e2e_lib.report.faults_figures import MAIN
+from e2e_lib.report.pairs import Rows, between, in_condition
 from e2e_lib.repro.files import ResultsError
 from e2e_lib.repro.results import load_json, read_summary, version_note
 
@@ -19,9 +21,7 @@ ALIGNED, PAPER = "end_to_end_aligned", "end_to_end"
 # What the aligned map is compared with in the experiment.
 MAPS = {"none": "no gradient from the photo", "sentence": "the paper's map (Eq. 10)",
         "aligned_shuffled": "its control, which has another word's embedding for each word"}
-CONDITION = {"kind": "random", "rate": 0.6, "start": "adapted", "caption_source": "gold"}
 ORDER = AHEAD, LEVEL, BEHIND = ("ahead of", "not told apart from", "behind")
-Pairs = Sequence[Mapping[str, Any]]
 
 
 def findings(profile: str, root: Path) -> str:
@@ -44,15 +44,12 @@ def findings(profile: str, root: Path) -> str:
     return "\n".join(said) + "\n\n" + " · ".join(measured)
 
 
-def relation(pairs: Pairs, higher: Mapping[str, bool], one: str, other: str, metric: str) -> str | None:
+def relation(pairs: Rows, higher: Mapping[str, bool], one: str, other: str, metric: str) -> str | None:
     """How ``one`` stands to ``other`` in a metric; None where the two were not compared in it."""
-    for pair in pairs:
-        if pair["metric"] == metric and {pair["system"], pair["than"]} == {one, other}:
-            if pair["p_corrected"] >= tables.LEVEL:
-                return LEVEL
-            sign = (1 if higher[metric] else -1) * (1 if pair["system"] == one else -1)
-            return AHEAD if sign * pair["difference"] > 0 else BEHIND
-    return None
+    row = between(pairs, higher, one, other, metric)
+    if row is None:
+        return None
+    return LEVEL if row["better"] is None else AHEAD if row["better"] == one else BEHIND
 
 
 def standing(content: Mapping[str, Any], one: str, others: Mapping[str, str],
@@ -132,11 +129,8 @@ def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> st
     """Whether the photo corrects the words, by the caption accuracy of each map on captions that are wrong.
 
     What an outcome means is said in ``experiments.faults``."""
-    def of_condition(rows: Pairs) -> list[Mapping[str, Any]]:
-        return [row for row in rows if all(row.get(key) == wanted for key, wanted in CONDITION.items())]
-
-    pairs, metric = of_condition(faults["pairs"]), "caption_accuracy"
-    scores = {row["mapping"]: row["scores"] for row in of_condition(faults["rows"])}
+    pairs, metric = in_condition(faults["pairs"], MAIN), "caption_accuracy"
+    scores = {row["mapping"]: row["scores"] for row in in_condition(faults["rows"], MAIN)}
     stands = {name: relation(pairs, faults["higher_is_better"], "aligned", name, metric) for name in MAPS}
     if not all(stands.values()):
         return ""

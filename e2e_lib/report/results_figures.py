@@ -53,7 +53,7 @@ def variants_figure(ablations: Mapping[str, Any], metrics: Sequence[str] = SCORE
                          label=styles.str[0], colour=styles.str[1])
     note = tables.summary_footer(ablations) + " · bars: sd over seeds"
     return interval_panels(frame, [metric.label for metric in shown], note, 1,
-                            [f"{metric.better} is better" for metric in shown])
+                           [f"{metric.better} is better" for metric in shown])
 
 
 def _bands(frame: pd.DataFrame, note: str, title: str, x: str, y: str) -> Figure:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from model_helpers import SENTENCES, pairs_of
 
 from e2e_lib.bridge import aligned
 from e2e_lib.bridge.caption_bridge import CaptionBridge
@@ -12,35 +13,14 @@ from e2e_lib.bridge.reference import added_embeddings
 from e2e_lib.bridge.vocabulary import DYNAMIC, STATIC, normalized_tokens
 from e2e_lib.data.minichat.chats import caption_words
 from e2e_lib.experiments import dense_maps
-from e2e_lib.models.systems import build
 from e2e_lib.repro.randomness import generator
 
 MAPS = [*STATIC, *DYNAMIC, "aligned", "aligned_shuffled"]
-SENTENCES = ["an orange umbrella standing in the garden", "here is a red hat, a red hat at the beach", "two kites"]
-
-
-@pytest.fixture(scope="module")
-def model(config):
-    return build(config).eval()
-
-
-@pytest.fixture(scope="module")
-def sides(model):
-    return model.tokenizer, model.generator.tokenizer, model.generator.text_encoder.config.max_position_embeddings
 
 
 @pytest.fixture(scope="module")
 def maps(sides):
     return {**dense_maps.maps_of(sides[0], sides[1], caption_words()), **dense_maps.aligned_maps_of(sides[0], sides[1])}
-
-
-@pytest.fixture(scope="module")
-def table(model):
-    return model.generator.text_encoder.get_input_embeddings().weight.detach().double()
-
-
-def pairs_of(sides):
-    return [dense_maps.pair(sides[0], sides[1], text, sides[2]) for text in SENTENCES]
 
 
 @pytest.mark.parametrize("text", SENTENCES)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from model_helpers import SENTENCES, pairs_of
 
 from e2e_lib.bridge.reference import DenseMap
 from e2e_lib.bridge.vocabulary import DYNAMIC, STATIC
@@ -19,7 +20,6 @@ from e2e_lib.repro.randomness import generator
 
 CHOICES = ("in", "at", "of")  # words that even the tests' small vocabulary has as one token each
 MAPS = [*STATIC, *DYNAMIC]
-SENTENCES = ["an orange umbrella standing in the garden", "here is a red hat, a red hat at the beach", "two kites"]
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +28,8 @@ def model(config):
 
 
 @pytest.fixture(scope="module")
-def sides(model):
-    return model.tokenizer, model.generator.tokenizer, model.generator.text_encoder.config.max_position_embeddings
-
-
-@pytest.fixture(scope="module")
 def maps(sides):
     return dense_maps.maps_of(sides[0], sides[1], caption_words())
-
-
-@pytest.fixture(scope="module")
-def table(model):
-    return model.generator.text_encoder.get_input_embeddings().weight.detach().double()
-
-
-def pairs_of(sides):
-    return [dense_maps.pair(sides[0], sides[1], text, sides[2]) for text in SENTENCES]
 
 
 # ------------------------------------------------------------------------------------------------------------------- pairs

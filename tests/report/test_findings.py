@@ -5,7 +5,8 @@ from itertools import combinations
 
 import pytest
 
-from e2e_lib.report.findings import CONDITION, MAPS, findings, listed, relations_in_words
+from e2e_lib.report.faults_figures import MAIN
+from e2e_lib.report.findings import MAPS, findings, listed, relations_in_words
 
 METRICS = ("bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy", "caption_accuracy", "details")
 SYSTEMS = ("end_to_end", "end_to_end_aligned", "pipeline", "divter")
@@ -122,7 +123,7 @@ def test_right_captions_have_a_sentence_of_their_own(results):
 
 
 def faults_of(ahead, **condition):
-    condition = {**CONDITION, **condition}
+    condition = {**MAIN, **condition}
     values = {"aligned": 0.8, "none": 0.4, "sentence": 0.41, "aligned_shuffled": 0.6}
     rows = [{**condition, "mapping": name, "seeds": [0], "scores": scores({"caption_accuracy": value})} for name, value in values.items()]
     pairs = [pair(*names, "caption_accuracy", 0.2 if names[0] == "aligned" else -0.2, 0.001 if name in ahead else 0.5, **condition)
