@@ -52,8 +52,9 @@ def differences(config: Config, seeds: Sequence[int], echo: Echo) -> Path | None
     path = results.RESULTS / config.profile / "ablation_differences.json"
     weights = {(run["system"], run["seed"]): run["provenance"]["weights"]
                for run in results.read_runs(config.profile, folder="ablations")}
-    roots = {name: ("end_to_end", root) for name in VARIANTS if (root := run_root(config, name)) and all(
-        (name, seed) in weights and (run_folder(config, seed, root) / ANSWERS).is_dir() for seed in seeds)}
+    folders = {name: (apply_variant(config, name), run_root(config, name)) for name in VARIANTS}
+    roots = {name: (variant.model.system, root) for name, (variant, root) in folders.items() if all(
+        (name, seed) in weights and (run_folder(variant, seed, root) / ANSWERS).is_dir() for seed in seeds)}
     pairs = [(name, reference_of(name)) for name in roots if name != "none" and reference_of(name) in roots]
     missing = ", ".join(name for name in VARIANTS if name not in roots) or "none"
     echo(f"{len(pairs)} of {len(VARIANTS) - 1} variants have runs of seeds {', '.join(map(str, seeds))} "

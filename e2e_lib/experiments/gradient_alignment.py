@@ -175,8 +175,8 @@ def alignment(variants: CaptionVariants, model: Any, cases: Sequence[tuple[str, 
     return rows
 
 
-def measure(config: Config, seed: int, echo: Echo, *, captions: int = 36, positions: int = 2, words: int = 5,
-            noises: int = 16, draws: int = 2048) -> Path:
+def measure(config: Config, seed: int, echo: Echo, *, captions: int = 24, positions: int = 2, words: int = 5,
+            noises: int = 16, draws: int = 1024) -> Path:
     """Measures every map and estimator on dev captions of the trained model of ``seed``. Writes
     ``results/<profile>/gradients.json``: mean, deviation, number of captions. Raises CheckpointError."""
     path = results.RESULTS / config.profile / "gradients.json"

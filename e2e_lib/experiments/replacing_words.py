@@ -80,7 +80,7 @@ def replacements(model: Any, spelling: aligned.Spelling, batch: Any, *, words: i
     return rows
 
 
-def measure(config: Config, seed: int, echo: Echo, *, captions: int = 24, words: int = 8,
+def measure(config: Config, seed: int, echo: Echo, *, captions: int = 16, words: int = 6,
             noises: int = 16) -> Path:
     """Measures dev captions with the trained model of ``seed``; writes ``results/<profile>/
     replacements.json``: all rows, and the correlation of predicted and exact changes within a caption and

@@ -10,26 +10,21 @@ from e2e_lib.repro.run_files import RUNS
 MAPS = ("none", "static_piece", "static_word", "sentence", "word", "span", "aligned")
 VARIANTS: dict[str, tuple[str, ...]] = {
     **{name: (f"bridge.mapping={name}",) for name in MAPS},
-    # Estimators, with the map that tells words apart. ReinMax needs a temperature of at least 1, so none is
-    # annealed. "soft" would be "gumbel" again, as the text encoder gets whole tokens; REINFORCE would draw
-    # many photos per caption. With gold captions "straight_through" must equal "decoupled": a check.
-    **{f"span_{name}": ("bridge.mapping=span", f"bridge.estimator={name}", "bridge.temperature_end=1")
-       for name in ("straight_through", "gumbel", "decoupled", "gumbel_rao", "reinmax")},
-    # The other ingredients, one at a time.
+    # The system whose gradient speaks of every word, three times as long as the text's; then other estimators
+    # in it ("decoupled" equals the first where gold captions are drawn, and REINFORCE would draw many photos
+    # per caption), and its own captions drawn.
+    **{f"aligned_{name}": ("model.system=end_to_end_aligned", f"bridge.estimator={name}")
+       for name in ("straight_through", "gumbel", "gumbel_rao", "reinmax")},
+    "aligned_own_captions": ("model.system=end_to_end_aligned", "bridge.caption_source=predicted"),
+    # The other ingredients of the paper's way, one at a time.
     "no_perceptron": ("model.image_input=captions",),
     "own_captions": ("bridge.caption_source=predicted",),
     "no_noise": ("bridge.noise=false",),
     "temperature_1": ("bridge.temperature_start=1", "bridge.temperature_end=1"),
-    "temperature_0.01": ("bridge.temperature_start=0.01", "bridge.temperature_end=0.01"),
-    "weight_0.1": ("train.image_loss_weight=0.1",),
     "weight_10": ("train.image_loss_weight=10",),
-    # At λ = 1 the image's gradient into the words is about a hundredth of the text's; here it is three times
-    # as long, whatever the map. The last one is a control: its gradient is as long, and says nothing.
-    **{f"strong_{name}": (f"bridge.mapping={name}", "bridge.gradient_ratio=3", "bridge.temperature_end=1",
-                          "bridge.estimator=straight_through")
-       for name in ("sentence", "span", "aligned", "aligned_shuffled")},
 }
-GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.startswith("span_")),
+ALIGNED = "aligned_straight_through"  # the system as it is compared with the others
+GROUPS = {"maps": MAPS, "estimators": tuple(name for name in VARIANTS if name.startswith("aligned_")),
           "ingredients": tuple(VARIANTS)[list(VARIANTS).index("no_perceptron"):]}
 
 
@@ -50,11 +45,16 @@ def apply_variant(config: Config, name: str) -> Config:
 
 
 def reference_of(name: str) -> str:
-    """The variant that another one is compared with: for maps and estimators, training that differs only in
-    having no gradient from the image; else the paper's way."""
-    return "none" if name in MAPS or name.startswith(("span_", "strong_")) else "sentence"
+    """The variant that another one is compared with: for maps and the aligned system, training that differs
+    only in having no gradient from the image; for what that system is varied in, the system; else the paper's
+    way."""
+    if name in MAPS or name == ALIGNED:
+        return "none"
+    return ALIGNED if name in GROUPS["estimators"] else "sentence"
 
 
 def run_root(config: Config, name: str) -> Path:
-    """The folder of a variant's runs; the profile's own for one that changes nothing."""
-    return RUNS if apply_variant(config, name) == config else RUNS / "ablations" / name
+    """The folder of a variant's runs; the profile's own for a system as it is compared with the others."""
+    variant = apply_variant(config, name)
+    own = replace(config, "model.system", variant.model.system)
+    return RUNS if variant == own else RUNS / "ablations" / name

@@ -119,7 +119,7 @@ def test_a_long_note_is_broken_into_lines_that_fit_the_figure():
 
 def test_variants_have_the_colour_of_their_map():
     assert plots.style_of("end_to_end") == ("End-to-end", plots.BLUE)
-    assert plots.style_of("span_gumbel_rao") == ("span gumbel rao", plots.GREEN)
+    assert plots.style_of("aligned_gumbel_rao") == ("aligned gumbel rao", plots.MAP_STYLES["aligned"][1])
     assert plots.style_of("sentence") == ("sentence (Eq. 10)", plots.VERMILLION)
     assert plots.style_of("static_word")[1] == plots.BLUE and plots.style_of("no_noise")[1] == plots.PURPLE
 

@@ -128,10 +128,10 @@ def test_who_made_intervals_by_an_earlier_rule_is_said():
 
 
 def test_gradients_are_counted_apart_from_other_ingredients():
-    found = comparison(pair("bleu1", 1, 2, "span", "none", 0.01), pair("bleu1", 1, 2, "strong_span", "strong_sentence", 0.5),
-                       pair("bleu1", -1, 2, "strong_sentence", "none", 0.9), pair("fid", 1, 2, "no_noise", "sentence", 0.04))
+    found = comparison(pair("bleu1", 1, 2, "span", "none", 0.01), pair("bleu1", 1, 2, "aligned_gumbel", "aligned_straight_through", 0.5),
+                       pair("bleu1", -1, 2, "aligned_straight_through", "none", 0.9), pair("fid", 1, 2, "no_noise", "sentence", 0.04))
     assert tables.difference_groups(found).to_numpy().tolist() == [
-        ["a gradient from the photo, compared with none", 2, 1, 1], ["compared with strong_sentence", 1, 0, 1],
+        ["a gradient from the photo, compared with none", 2, 1, 1], ["compared with aligned_straight_through", 1, 0, 1],
         ["compared with sentence", 1, 1, 1]]
 
 
