@@ -13,7 +13,7 @@ from e2e_lib.corpora import Echo, named, prepare
 from e2e_lib.experiments import comparison, propagation
 from e2e_lib.experiments.evaluate import evaluate
 from e2e_lib.models.hub import WEIGHTS
-from e2e_lib.report import results_figures, tables
+from e2e_lib.report import results_figures, table_files, tables
 from e2e_lib.repro import notebooks, results
 from e2e_lib.repro.files import sha256, write_json
 from e2e_lib.repro.provenance import ResourceMonitor, clock, provenance_record
@@ -77,7 +77,7 @@ def train_and_compare(config: Config, seeds: Sequence[int], stage: Echo, echo: E
     stage("summary, differences and tables")
     summary = results.summarise(config.profile, seeds=seeds)
     comparison.compare_systems(config, seeds, SYSTEMS, echo)
-    tables.write_tables(config.profile, echo=echo)
+    table_files.write_tables(config.profile, echo=echo)
     if named(config.data.name).knows_scenes:
         propagation.propagate(config, seeds, SYSTEMS, echo, photos=8 if config.profile == "smoke" else 48)
     return score_lines(summary)

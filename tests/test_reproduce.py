@@ -52,7 +52,7 @@ def test_score_lines_show_mean_and_spread_by_system() -> None:
 def test_a_corpus_without_known_scenes_is_compared_without_what_needs_them(monkeypatch, knows_scenes) -> None:
     ran, lines = [], []
     for name in ("train", "evaluate", "comparison.compare_systems", "propagation.propagate", "propagation.gold_fid", "results.summarise",
-                 "tables.write_tables", "score_lines"):
+                 "table_files.write_tables", "score_lines"):
         monkeypatch.setattr(f"e2e_lib.reproduce.{name}", lambda *_, name=name, **__: ran.append(name) or "")
     plug = corpora.Corpus(lambda *_: None, lambda: None, knows_scenes=knows_scenes)
     monkeypatch.setitem(corpora.CORPORA, "walls", plug)

@@ -1,12 +1,11 @@
-"""The tables of results, as pandas frames and as files in ``results/<profile>/tables``: CSV, Markdown, LaTeX.
+"""The tables of results as pandas frames (``table_files`` writes them).
 
 Tables to be read have texts for cells: "19.16 ± 0.91" (mean ± sample standard deviation over seeds), "–"
 where there is no score. A CSV has the numbers as they are. Ours and the paper's never share a table.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,9 +13,8 @@ import pandas as pd
 from e2e_lib import corpora
 from e2e_lib.config import Data
 from e2e_lib.evaluation.scores import METRICS, Metric
-from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown, sides
-from e2e_lib.repro import files
-from e2e_lib.repro.results import RESULTS, ResultsError, is_outdated, load_json, version_note
+from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown
+from e2e_lib.repro.results import ResultsError, is_outdated, version_note
 
 # In the paper's order.
 SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end", "end_to_end_aligned")}
@@ -33,7 +31,6 @@ COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid"
            "ablations": ("scene_accuracy", "fid", "caption_bleu", "bleu2", "rougeL")}
 FAULT_COLUMNS = ("kind", "rate", "start", "caption", "map")
 LEVEL = 0.05  # who is said to be ahead has a p-value below it, after Holm's correction
-LATEX = str.maketrans({"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$"})
 
 
 def system_label(name: str) -> str:
@@ -299,75 +296,3 @@ def pretraining_table(reached: Mapping[str, Any]) -> pd.DataFrame:
              ("drawn from captions that name everything", everything, "drawn_from_everything"))
     rows = [{"part": label, **values, "N": reached["n"][key]} for label, values, key in parts]
     return pd.DataFrame(rows)[["part", *reached["scene_reader"], "PSNR (dB)", "N"]]
-
-
-def latex(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """A table of texts as a LaTeX float that needs the package booktabs alone; small, to fit a page."""
-    columns = ["p{10em}" if frame[name].str.len().max() > 30 else side[0]
-               for name, side in zip(frame, sides(frame), strict=True)]
-    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    page = style.to_latex(hrules=True, position_float="centering", column_format="".join(columns),
-                          label=label, caption=caption).translate(LATEX)
-    small = page.replace(r"\centering", r"\centering\small\setlength{\tabcolsep}{4pt}", 1)
-    return f"% \\usepackage{{booktabs}}\n{small}"
-
-
-STAR = "*: with the features of the corpus's own extractor, not Inception's."
-OVER_SEEDS = f"Mean ± standard deviation over seeds. Of FID* less is better, of all else more. {STAR}"
-INTERVALS = ("95 % intervals and two-sided p-values are over test dialogues, of these training seeds: they "
-             "say nothing of others. P-values are corrected by Holm for all rows; intervals are not, so one "
-             "may exclude 0 where neither is better. Better: the one that is ahead, of these seeds, with "
-             f"p (Holm) < {LEVEL}. Seeds ahead: in how many of them the first one scores better. {STAR}")
-TABLES = {  # name: the JSON below results/ that it is made of, and its caption
-    "main": ("{}/summary.json", "Our scores in the layout of the paper's Table 2, whose own numbers are of "
-             f"other data and do not compare. {OVER_SEEDS}"),
-    "further": ("{}/summary.json", "Our scores beyond the paper's, from 0 to 1 but for BLEU; of all, more "
-                "is better. Mean ± standard deviation over seeds."),
-    "published": ("published/table2.json", "The paper's own Table 2: other data, models and features than "
-                  "any profile here, so that ours do not compare. N: the test splits of its Table 1."),
-    "differences": ("{}/comparison.json", f"Differences between the systems. {INTERVALS}"),
-    "ablation_differences": ("{}/ablation_differences.json", "Variants of joint training: maps and "
-                             "estimators compared with no gradient from the image, other ingredients with "
-                             f"the paper's way. {INTERVALS}"),
-    "terms": ("{}/terms.json", "The systems on other terms: trained on right captions, with the best epoch "
-              "on dev, with another word's embedding for each word (a control), or with a captioner that "
-              f"tells nearly every detail. {OVER_SEEDS}"),
-    "terms_differences": ("{}/terms.json", f"Differences between systems on other terms. {INTERVALS}"),
-    "faults": ("{}/faults.json", "The experiment with wrong captions: the language model learns from "
-               "captions that are wrong in a kind of way at a rate, from parts adapted to them or from clean "
-               f"ones, and draws gold captions or its own. {OVER_SEEDS}"),
-    "ablations": ("{}/ablations.json", "Joint training with each map, estimator and ingredient; sentence is "
-                  f"the paper's way (Eq. 10), none has no gradient from the image. {OVER_SEEDS}"),
-}
-
-
-def forms(name: str, content: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """The numbers and the texts of a table of ``TABLES``, and what it was measured on."""
-    if name == "faults":
-        frame = fault_scores(content)
-        n = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in content["test"].items())
-        note = footer(content["profile"], content["seeds"], n)
-        numbers = score_numbers(frame, FAULT_COLUMNS)
-        return numbers, fault_table(frame), " · ".join(filter(None, [note, version_note(content)]))
-    if name in COLUMNS:
-        frame = scores(content, COLUMNS[name])
-        return score_numbers(frame), score_table(frame), summary_footer(content)
-    if name == "published":
-        return published_numbers(content), published(content), f"{content['source']}: {content['caption']}"
-    frame = differences(content)
-    return frame, difference_table(frame), comparison_footer(content)
-
-
-def write_tables(profile: str, root: Path | str = RESULTS, echo: Callable[[str], None] = print) -> list[Path]:
-    """Writes every table whose JSON is there, names the others. Raises ResultsError and files.SaveError."""
-    written = []
-    for name, (source, title) in TABLES.items():
-        if not (path := Path(root) / source.format(profile)).is_file():
-            echo(f"table {name!r} is left out: {path} is not there yet")
-            continue
-        numbers, texts, note = forms(name, load_json(path))
-        caption = f"{title} {note}"
-        for kind, text in (("csv", numbers.to_csv(index=False)), ("md", markdown(texts, caption) + "\n"),
-                           ("tex", latex(texts, caption, f"tab:{profile}-{name}"))):
-            written.append(files.write_text(Path(root) / profile / "tables" / f"{name}.{kind}", text))
-    return written

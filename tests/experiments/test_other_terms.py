@@ -9,7 +9,7 @@ from e2e_lib import corpora
 from e2e_lib.config import SYSTEMS, replace
 from e2e_lib.evaluation.scores import METRICS
 from e2e_lib.experiments import other_terms
-from e2e_lib.report import tables
+from e2e_lib.report import table_files, tables
 from e2e_lib.repro import results
 
 PROVENANCE = {"config": {}, "weights": {"trained": "0"}}
@@ -83,5 +83,5 @@ def test_tables_name_the_terms(config, trained):
     assert "End-to-end, aligned, shuffled words" in set(frame.system)
     assert {"Pipeline, captions that tell more", "Pipeline, right captions"} <= set(frame.system) | set(frame.than)
     for name in ("terms", "terms_differences"):
-        numbers, texts, note = tables.forms(name, json.loads(json.dumps(record)))
+        numbers, texts, note = table_files.forms(name, json.loads(json.dumps(record)))
         assert len(numbers) and len(texts) and "smoke" in note
