@@ -10,7 +10,7 @@ from typing import Any
 
 from e2e_lib.evaluation.scores import Metric
 from e2e_lib.report import tables
-from e2e_lib.report.faults_figures import MAIN
+from e2e_lib.report.faults_figures import CONDITIONS, MAIN, RIVALS
 from e2e_lib.report.pairs import Rows, between, in_condition
 from e2e_lib.repro.files import ResultsError
 from e2e_lib.repro.results import load_json, read_summary, version_note
@@ -145,7 +145,26 @@ def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> st
         meaning = "so the photo says which word would have been right"
     return ("**The experiment**: language models adapted to such captions go on learning from them, and the "
             "generator stays as it is. The caption accuracy of the aligned map is then "
-            f"{value(scores, 'aligned', metric)}: {words}, {meaning}{control(terms)}.")
+            f"{value(scores, 'aligned', metric)}: {words}, {meaning}{elsewhere(faults)}{control(terms)}.")
+
+
+def elsewhere(faults: Mapping[str, Any]) -> str:
+    """The same under the other conditions of the experiment, by how the aligned map stands to its rivals."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, condition in CONDITIONS.items():
+        pairs = in_condition(faults["pairs"], condition)
+        stands = [relation(pairs, faults["higher_is_better"], "aligned", rival, "caption_accuracy")
+                  for rival in RIVALS]
+        if condition is not MAIN and all(stands):
+            scores = {row["mapping"]: row["scores"] for row in in_condition(faults["rows"], condition)}
+            mean = value(scores, "aligned", "caption_accuracy")
+            groups.setdefault(tuple(map(str, stands)), []).append(f"*{name}* ({mean})")
+    parts = []
+    for relations, names in groups.items():
+        words = (relations_in_words(relations, [*RIVALS.values()]) if len(set(relations)) > 1 else
+                 f"{relations[0]} {'any of the three' if relations[0] == LEVEL else 'all three'}")
+        parts.append(f"{words}: {listed(names)}")
+    return f". Under other conditions it is {'; '.join(parts)}" if parts else ""
 
 
 def control(terms: Mapping[str, Any] | None) -> str:

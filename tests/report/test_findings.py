@@ -149,6 +149,18 @@ def test_the_experiment_is_of_one_condition_and_tells_the_control_from_clean_par
     assert "the control (0.250) is behind the aligned map in caption accuracy." in results.sentences()
 
 
+def test_other_conditions_are_told_by_how_the_aligned_map_stands_there(results):
+    whole = faults_of(MAPS)
+    for ahead, condition in ((MAPS, {"kind": "systematic"}), (MAPS, {"rate": 0.8}), (("none",), {"start": "clean"}), ((), {"rate": 0.0})):
+        other = faults_of(ahead, **condition)
+        whole = whole | {key: whole[key] + other[key] for key in ("rows", "pairs")}
+    results.write("faults", whole)
+    (line,) = [line for line in results.sentences().splitlines() if "The experiment" in line]
+    assert line.endswith(". Under other conditions it is ahead of all three: *each colour called the next one* (0.800) and *wrong words at "
+                         "random, rate 0.8* (0.800); ahead of no gradient and not told apart from Eq. 10 and the control: *from clean parts* "
+                         "(0.800); not told apart from any of the three: *wrong words at random, rate 0* (0.800).")
+
+
 def test_lists_read_as_a_person_writes_them():
     assert [listed(["a", "b", "c"][:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
     assert relations_in_words(["ahead of"] * 3, ["a", "b", "c"]) == "ahead of a, b and c"
