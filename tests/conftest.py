@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test must never reach for a hub
 
@@ -36,6 +37,8 @@ from e2e_lib.models.systems import build
 from e2e_lib.pretraining.tokenizers import train_clip_like, train_llama_like
 from e2e_lib.repro import files
 
+# It takes two seconds to import, in each worker, and jsonschema needs it for addresses alone, which no notebook has.
+sys.modules["rfc3987_syntax"] = None
 torch.set_num_threads(1)
 # A shell that runs the tests in the background has these ignored, and the tests of interruptions need them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
