@@ -142,9 +142,9 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
             summary = results.averages([done[condition.label(mapping), seed]
                                         for mapping in CONDITIONS[condition] for seed in own],
                                        f"e2e {results.COMMANDS['faults']} --profile {config.profile}")
-            rows += [{**asdict(condition), "mapping": mapping, "seeds": own,
-                      "scores": summary["systems"][condition.label(mapping)]}
-                     for mapping in CONDITIONS[condition]]
+            labels_of = {mapping: condition.label(mapping) for mapping in CONDITIONS[condition]}
+            rows += [{**asdict(condition), "mapping": mapping, "label": label, "seeds": own,
+                      "scores": summary["systems"][label]} for mapping, label in labels_of.items()]
             record = _differences(config, condition, own, corpus, echo)
             pairs += [{**asdict(condition), **row} for row in record["pairs"]]
     kept = {key: summary[key] for key in ("profile", "test", "shipped", "numbers") if key in summary}

@@ -54,12 +54,12 @@ def score_frame(record: Mapping[str, Any], metric: str, condition: Condition,
     measured = {row["mapping"]: row for row in in_condition(record["rows"], condition)
                 if metric in row["scores"]}
     scores = {(run["system"], run["seed"]): run["metrics"].get(metric) for run in runs}
-    name = "{kind}_{rate:g}_{start}_{caption_source}".format_map(condition)
     rows = []
     for mapping, (label, colour) in LABELS.items():
-        row = measured.get(mapping, {"seeds": [], "scores": {metric: {"mean": np.nan, "std": None}}})
+        row = measured.get(mapping, {"label": "", "seeds": [],
+                                     "scores": {metric: {"mean": np.nan, "std": None}}})
         mean, sd = row["scores"][metric]["mean"], row["scores"][metric]["std"] or 0.0
-        by_seed = [scores.get((f"{name}_{mapping}", seed)) for seed in row["seeds"]]
+        by_seed = [scores.get((row["label"], seed)) for seed in row["seeds"]]
         rows.append((mapping, label, colour, mean, mean - sd, mean + sd, by_seed, row["seeds"]))
     return pd.DataFrame(rows, columns="mapping label colour value low high by_seed seeds".split())
 

@@ -76,7 +76,8 @@ def test_runs_begin_from_adapted_parts_and_are_kept(tiny):
     assert [(row["kind"], row["rate"], row["mapping"], row["caption_source"], row["start"]) for row in record["rows"]] == [
         ("random", 0.5, "none", "gold", "adapted"), ("random", 0.5, "aligned", "gold", "adapted")]
     for row in record["rows"]:
-        own = scores[f"random_0.5_adapted_gold_{row['mapping']}"]
+        assert row["label"] == f"random_0.5_adapted_gold_{row['mapping']}"
+        own = scores[row["label"]]
         assert row["scores"]["rougeL"] == {"mean": pytest.approx(own["rougeL"]), "std": None, "n": 1}
     before = {one: one.read_bytes() for one in [*results.RESULTS.rglob("*.json"), *RUNS.rglob("done.json")]}
     faults.faults(tiny, [0], lines.append)

@@ -18,7 +18,8 @@ def record_of(scores, conditions=(MAIN,), p=0.001, seeds=(0, 1)):
     for condition in conditions:
         for k, name in enumerate(maps):
             entry = {"mean": scores[name], "std": 0.01, "n": len(seeds)}
-            rows.append({**condition, "mapping": name, "seeds": [*seeds],
+            label = "{kind}_{rate:g}_{start}_{caption_source}_".format_map(condition) + name
+            rows.append({**condition, "mapping": name, "label": label, "seeds": [*seeds],
                          "scores": {"caption_accuracy": entry, "scene_accuracy": entry}})
             for other in maps[:k]:
                 d = scores[name] - scores[other]
