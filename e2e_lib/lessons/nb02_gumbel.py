@@ -215,14 +215,15 @@ def temperature_slider(problem: PaintProblem, logits: Tensor, temperatures: Sequ
     slider = pn.widgets.DiscreteSlider(label="temperature τ", options=sorted(temperatures), value=1)
 
     @cache
-    def draw(temperature: float) -> plots.Figure:
-        return simplex_figure(problem, logits, (temperature,), noise, note)
+    def drawn(temperature: float) -> tuple[bytes, str]:
+        figure = simplex_figure(problem, logits, (temperature,), noise, note)
+        return figure.to_bytes("png"), figure.alternative_text()
 
-    def png(temperature: float) -> Any:
-        return draw(temperature).to_bytes("png")
+    def png(temperature: float) -> bytes:
+        return drawn(temperature)[0]
 
-    def text(temperature: float) -> Any:
-        return draw(temperature).alternative_text()
+    def text(temperature: float) -> str:
+        return drawn(temperature)[1]
     picture = pn.pane.PNG(pn.bind(png, slider), alt_text=pn.bind(text, slider), width=300)
     return pn.Column(slider, picture)
 
@@ -269,18 +270,21 @@ class Panel(NamedTuple):
 
 
 def panels_figure(panels: Sequence[Panel], note: str, markers: bool = True) -> plots.Figure:
-    """Panels in one row. Estimators have their own colour and marker; dashed if ", τ = …" follows."""
+    """Panels in one row. Estimators have their own colour and marker; dashed if ", τ = …" follows. Other
+    lines are black and grey, since the words of the lesson are colours."""
     figure = plots.Figure(4 * len(panels) + 3, 3.4, note)
-    styles = {label: (colour, marker) for label, colour, marker in plots.ESTIMATOR_STYLES.values()}
-    spare = itertools.cycle(((plots.BLACK, "o"), (plots.GREEN, "^"), (plots.GREY, "s"), (plots.SKY, "v")))
+    styles = {label: (colour, marker, "-") for label, colour, marker in plots.ESTIMATOR_STYLES.values()}
+    spare = itertools.cycle(((plots.BLACK, "o", "-"), (plots.GREY, "^", "--"), (plots.GREY, "s", ":"),
+                             (plots.BLACK, "v", "-.")))
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         ax.set(**{f"{axis}scale": "log" for axis in panel.log})
         for label, line in panel.lines.items():
             name, _, temperature = str(label).partition(", τ = ")
-            colour, marker = styles[name] = styles.get(name) or next(spare)
+            colour, marker, line_style = styles[name] = styles.get(name) or next(spare)
             errors = None if panel.errors is None else panel.errors[label]
             ax.errorbar(line.index, line, errors, color=colour, marker=marker if markers else "",
-                        markersize=5, linestyle="-" if temperature in ("", "1") else "--", label=label)
+                        markersize=5, label=label,
+                        linestyle=line_style if temperature in ("", "1") else "--")
         if panel.level:
             ax.axhline(panel.level[1], color="black", linewidth=1, linestyle=":", label=panel.level[0])
         plots.style_axes(ax, panel.title, panel.x, panel.y)

@@ -26,8 +26,10 @@ from e2e_lib.repro.files import CheckpointError
 
 COLOUR_BAR: dict[str, Any] = {"label": "← say more    say less →",  # where gradient descent goes
                               "ticks": [-1, 0, 1], "boundaries": np.linspace(-1, 1, 101)}
-KINDS = {"no token looks like it": plots.ORANGE, "looks like a token elsewhere in the sentence": plots.PURPLE,
-         "looks like a token over the same characters": plots.SKY}
+# Of a token, compared with the other side's: the frame and the colour of its box.
+KINDS = {"dotted: no token looks like it": ("2px dotted #555", plots.ORANGE),
+         "dashed: looks like a token elsewhere in the sentence": ("2px dashed #222", plots.PURPLE),
+         "solid: looks like a token over the same characters": ("2px solid #222", plots.SKY)}
 
 
 def words_drawn(caption: Pair) -> set[str]:
@@ -170,25 +172,26 @@ def captions_measured(gradients: Mapping[str, Any]) -> plots.Markdown:
 
 def strips(caption: Pair, note: str,
            names: tuple[str, str] = ("language model", "text encoder")) -> plots.Html:
-    """The sentence, one column per character, between its tokens on either side, coloured by ``KINDS``."""
-    style = "border:1px solid #999;border-radius:6px;text-align:center;color:#111;padding:1px"
-    text, colours = caption.text, [f"{colour}99" for colour in KINDS.values()]
-    letters = "".join(f"<td>{html.escape(letter)}</td>" for letter in text)
+    """The sentence, one column per character, between its tokens on either side, framed by ``KINDS``."""
+    style, text = "border-radius:6px;text-align:center;color:#111", caption.text
+    kinds = [f"{style};border:{frame};background:{colour}99" for frame, colour in KINDS.values()]
+    letters = "".join(f'<td style="padding:1px;text-align:center">{html.escape(letter)}</td>'
+                      for letter in text)
     rows = []
     for name, side, axis in zip(names, (caption.source, caption.target), (1, 0), strict=True):
         kind = caption.same_text.any(axis).int() + (caption.same_text & caption.shared).any(axis).int()
         tokens = torch.column_stack([side.spans, kind])[side.token_mask].tolist()
-        cells, at = [f"<th>{name}, {len(tokens)} tokens</th>"], 0
+        cells, at = [f'<th style="white-space:nowrap">{name}, {len(tokens)} tokens</th>'], 0
         for first, last, k in tokens:
             # Some tokenizers count the blank before a token to it; a token that is only a blank keeps it.
             first = last - (len(text[first:last].lstrip()) or last - first)
             cells.append(f"<td colspan={first - at}></td>" * (first > at))
-            cells.append(f'<td colspan={last - first} style="{style};background:{colours[k]}">'
+            cells.append(f'<td colspan={last - first} style="{kinds[k]};padding:1px">'
                          f"{html.escape(text[first:last])}</td>" * (last > first))
             at = last
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    legend = " ".join(f'<span style="{style};background:{colour}">{kind}</span>'
-                      for kind, colour in zip(KINDS, colours, strict=True))
+    legend = " ".join(f'<span style="{look};padding:1px 4px">{kind}</span>'
+                      for kind, look in zip(KINDS, kinds, strict=True))
     table = f'<table style="font-family:monospace">{rows[0]}<tr><th></th>{letters}</tr>{rows[1]}</table>'
     return plots.Html(f"{table}<p>{legend}</p><p><small>{html.escape(note)}</small></p>")
 

@@ -124,3 +124,62 @@ def hours(root: Path = results.RESULTS) -> tuple[plots.Markdown, list[dict[str, 
     note = ("Hours of an epoch, worked out and not measured: operations as counted, at "
             f"{some['utilisation']:.0%} of {some['peak_tflops']:g} TFLOP/s, which is assumed")
     return plots.markdown(pd.DataFrame(table), note), rows
+
+
+def per_device(root: Path = results.RESULTS) -> plots.Markdown:
+    """What each of several devices needs and sends in training with the paper's profile, and its steps."""
+    rows = [row for row in _cost(root).get("rows", ())
+            if row["profile"] == "paper" and row["examples"] == "dialogues"]
+    if not rows or "memory_gb" not in rows[0]["rows"][0]:
+        return plots.Markdown(NO_COST.format(root / "cost.json"))
+    first = rows[0]["rows"]
+    kinds = {"memory of each, GiB": [f"{each['memory_gb']:.1f}" for each in first],
+             "gradients each sends in a step, GiB": [f"{each['traffic_gb']:.1f}" for each in first],
+             **{f"steps in an epoch of {row['corpus']}": [f"{each['steps']:,.0f}" for each in row["rows"]]
+                for row in rows}}
+    devices = [f"{each['devices']} × {rows[0]['device']}" for each in first]
+    table = [{"": kind, **dict(zip(devices, texts, strict=True))} for kind, texts in kinds.items()]
+    note = ("Worked out and not measured; whole dialogues for examples. Each device takes the profile's "
+            "batch, so that a step has as many times the examples")
+    return plots.markdown(pd.DataFrame(table), note)
+
+
+def what_breaks(root: Path = results.RESULTS) -> tuple[plots.Markdown, plots.Markdown]:
+    """What MMDialog needs of what there may be too little of, by number of devices, and which of it gives out
+    first."""
+    record = _cost(root).get("growth")
+    if not record:
+        missing = plots.Markdown(NO_COST.format(root / "cost.json"))
+        return missing, missing
+    found, frame = record["mmdialog"], pd.DataFrame(record["mmdialog"]["needs"])
+    frame["times"] = frame.need / frame.limit
+    worst = frame.loc[frame.groupby("devices").times.idxmax()]
+    said = [f"on {row.devices} {row.what.partition(',')[0]}, {row.times:.1f} times what there is"
+            for row in worst.itertuples() if row.times > 1]
+    enough = [str(row.devices) for row in worst.itertuples() if row.times <= 1]
+    answer = f"What gives out first: {'; '.join(said) or 'nothing'}."
+    answer += f" On {' and '.join(enough)} there is enough of all." if enough else ""
+    return plots.markdown(_needs(frame, record["device"]), (
+        f"MMDialog: {found['dialogues']:,} dialogues, {found['photos']:,} photos, {record['epochs']} epochs. "
+        f"Measured on {record['made_up_dialogues']:,} made-up dialogues: a process keeps "
+        f"{record['bytes_per_dialogue']:,} bytes of each, {found['host_gb']:.1f} GiB in all, and each of its "
+        f"{record['workers']} loaders comes to keep as much; reading takes {found['minutes_to_read']:.0f} "
+        f"minutes. Assumed: {record['photo_bytes'] / 1000:.0f} kB a photo, and what there is"
+    )), plots.Markdown(answer)
+
+
+def _needs(frame: pd.DataFrame, device: str) -> pd.DataFrame:
+    """A row per thing that is needed, a column per number of devices, and what there is."""
+    texts = frame.assign(text=frame.need.map("{:,.1f}".format))
+    wide = texts.pivot(index="what", columns="devices", values="text").loc[frame.what.unique()]
+    there = frame.drop_duplicates("what").set_index("what").limit.map("{:,.0f}".format)
+    wide = wide.rename(columns=lambda count: f"{count} × {device}").assign(**{"there is": there})
+    return wide.rename_axis(index="", columns=None).reset_index()
+
+
+NO_COST = "*Not shown: `{}` does not have it yet. `e2e cost` makes it.*"
+
+
+def _cost(root: Path) -> dict[str, Any]:
+    path = root / "cost.json"
+    return results.load_json(path) if path.is_file() else {}

@@ -2,7 +2,7 @@
 they can be answered without a photo."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -103,8 +103,22 @@ def ask(models: Mapping[str, PhotoChatModel], example: Example, question: Questi
 
 def max_change(results: Counterfactuals, system: str) -> float:
     """The largest difference between two of the photos in the probability of any answer."""
-    rows = [list(answers.values()) for answers in results.probabilities[system].values()]
-    return max(max(column) - min(column) for column in zip(*rows, strict=True))
+    return _spread(results.probabilities[system].values())
+
+
+def change_of_same_captions(results: Counterfactuals, system: str) -> float | None:
+    """``max_change`` between photos that the captioner gave the same caption; None if there are no two."""
+    by_caption: dict[str, list[dict[Any, float]]] = {}
+    for value, answers in results.probabilities[system].items():
+        by_caption.setdefault(results.captions[value], []).append(answers)
+    pairs = [answers for answers in by_caption.values() if len(answers) > 1]
+    return max((_spread(answers) for answers in pairs), default=None)
+
+
+def _spread(rows: Iterable[Mapping[Any, float]]) -> float:
+    """The largest difference between two rows of the same columns."""
+    columns = zip(*(row.values() for row in rows), strict=True)
+    return max(max(column) - min(column) for column in columns)
 
 
 def correct_answers(results: Sequence[Counterfactuals], system: str) -> tuple[int, int]:
@@ -131,7 +145,8 @@ def counterfactuals_figure(results: Counterfactuals, note: str) -> Figure:
             ax.set(xlim=(0, 1.25), xticks=[0, 0.5, 1])
             ax.invert_yaxis()
     for ax, name in zip(axes[0, 1:], names, strict=True):
-        ax.set_title(f"{STYLES[name][0]}: P(answer)", fontsize=9)
+        hits, n = correct_answers([results], name)
+        ax.set_title(f"{STYLES[name][0]}: right about {hits} of {n} photos\nP(answer)", fontsize=9)
     figure.suptitle(escape_mathtext(f"“{results.text}”", 100), fontsize=10)
     return figure
 
@@ -166,3 +181,15 @@ def details_table(runs: Sequence[Mapping[str, Any]], questions: Sequence[Questio
     rows = [[key.removeprefix("details_"), counts[key], *row, *baselines[key]]
             for key, row in zip(scores.index, scores.to_numpy(), strict=True)]
     return table(["questions", "N per seed", *scores, "uniform guess", "most frequent answer"], rows)
+
+
+def details_in_words(runs: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> str:
+    """Each system's share of right answers to all questions about details, a mean over seeds, and what is
+    reached without a photo."""
+    guess, most = accuracy_without_photo(questions)["details"]
+    systems = {label: [run["metrics"]["details"] for run in runs if run["system"] == name]
+               for name, (label, _) in STYLES.items()}
+    said = ", ".join(f"{label} {np.mean(shares):.0%}" for label, shares in systems.items()
+                     if shares and None not in shares)
+    return (f"Without any photo, always giving the most frequent answer is right in {most:.0%}, a guess in "
+            f"{guess:.0%}. The systems: {said}.")

@@ -81,7 +81,7 @@ def photos_html(photos: Iterable[Image.Image], lines: Iterable[Sequence[str]], n
     cells = []
     for photo, texts in zip(photos, lines, strict=True):
         body = image_tag(photo, 96) + f'<div>{"<br>".join(map(html.escape, texts))}</div>'
-        cells.append(f'<div style="display:flex;gap:8px;width:46%">{body}</div>')
+        cells.append(f'<div style="display:flex;align-items:flex-start;gap:8px;width:46%">{body}</div>')
     grid = f'<div style="display:flex;flex-wrap:wrap;gap:12px;font-size:13px">{"".join(cells)}</div>'
     return Html(f'{grid}<p style="color:#777;font-size:80%">{html.escape(note)}</p>')
 

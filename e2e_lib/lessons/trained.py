@@ -16,7 +16,7 @@ from e2e_lib.data.photos import PhotoStore
 from e2e_lib.evaluation.scores import answer_row
 from e2e_lib.inference.respond import respond
 from e2e_lib.models.systems import PhotoChatModel
-from e2e_lib.report.plots import Markdown
+from e2e_lib.report.plots import STYLES, Figure, Markdown
 from e2e_lib.repro import results
 from e2e_lib.repro.randomness import seed_of
 from e2e_lib.repro.run_files import RUNS, Rows, read_answers, seed_folder
@@ -63,6 +63,11 @@ def if_measured(profile: str, name: str, view: Callable[[Any], Any], root: Path 
     return view(results.load_json(path)) if path.is_file() else not_yet(path, profile)
 
 
+def answer(profile: str, name: str, view: Callable[[Any], str], root: Path = results.RESULTS) -> Any:
+    """``if_measured``, as the answer to a prediction: ``view`` gives its sentences."""
+    return if_measured(profile, name, lambda record: Markdown(f"**Answer.** {view(record)}"), root)
+
+
 def answer_now(models: Mapping[str, PhotoChatModel], examples: Sequence[Example], corpus: Path,
                config: Config, seed: int) -> dict[str, Rows]:
     """What each system answers now: rows as ``run_files.read_answers`` has them, with photos for files."""
@@ -90,3 +95,14 @@ def answers_to_show(models: Mapping[str, PhotoChatModel], count: int, corpus: Pa
            if example.response.photos and example.response.photos[0].photo_id not in unknown]
     now = answer_now(models, subsample(due, count), corpus, config, seed)
     return now, f"{min(count, len(due))} of {len(due)} test photos, drawn now"
+
+
+def right_in_gallery(gallery: Figure, systems: Sequence[str]) -> str:
+    """How many photos of a ``report.photos.gallery`` of several systems are right, as its titles say."""
+    titles = [" ".join(ax.get_title().split()) for ax in gallery.axes]
+    counts = []
+    for label in (STYLES[name][0] for name in systems):
+        own = [title.removeprefix(f"{label}, ") for title in titles
+               if title.startswith(tuple(f"{label}, {kind}" for kind in ("right:", "wrong ", "no photo:")))]
+        counts.append(f"{label} {sum(title.startswith('right:') for title in own)} of {len(own)}")
+    return f"Right in thing, colour and place: {'; '.join(counts)}."

@@ -51,22 +51,32 @@ def verdicts(answers: Answers) -> pd.DataFrame:
 
 
 def scene_bars(answers: Answers, profile: str) -> Figure:
-    """Scene accuracy by attribute, for triples met in training and held out; dots are single seeds."""
+    """Scene accuracy by attribute, for triples met in training and held out, a panel per system; dots are
+    single seeds. Titles have the mean of thing, colour and place."""
     frame = verdicts(answers)
-    seeds = frame.groupby(["seed", "triple", "attribute"], sort=False).right.mean().reset_index()
-    n = len(frame[(frame.seed == frame.seed.min()) & (frame.attribute == CORE_ATTRIBUTES[0])])
-    figure = Figure(8, 3.6, footer(profile, sorted(frame.seed.unique()), f"{n} test photos per seed"))
-    ax = figure.subplots()
-    style = {"x": "attribute", "y": "right", "hue": "triple", "hue_order": ["met in training", "held out"],
-             "order": list(ATTRIBUTES), "ax": ax}
-    sns.barplot(seeds, errorbar=None, palette=[BLUE, ORANGE], saturation=1, **style)
-    sns.stripplot(seeds, dodge=True, jitter=False, palette=["black"] * 2, size=3, legend=False, **style)
-    chance = [1 / len(values) for values in ATTRIBUTES.values()]
-    places = pd.Series(range(len(ATTRIBUTES)))
-    ax.hlines(chance, places - 0.42, places + 0.42, color=VERMILLION, label="guessing")
-    ax.set_ylim(0, 1.02)
-    style_axes(ax, "Is it what it should be? Photos by the scene classifier", "", "share of gold photos")
-    ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.1))
+    first = frame[(frame.system == frame.system.iloc[0]) & (frame.seed == frame.seed.min())]
+    n = f"{len(first) // len(ATTRIBUTES)} test photos per seed"
+    systems, triples = list(frame.groupby("system", sort=False)), ["met in training", "held out"]
+    figure = Figure(8 if len(systems) == 1 else 5.2 * len(systems), 3.8,
+                    footer(profile, sorted(frame.seed.unique()), n))
+    axes = figure.subplots(1, len(systems), sharey=True, squeeze=False).ravel()
+    for ax, (system, group) in zip(axes, systems, strict=True):
+        seeds = group.groupby(["seed", "triple", "attribute"], sort=False).right.mean().reset_index()
+        style = {"x": "attribute", "y": "right", "order": list(ATTRIBUTES), "ax": ax,
+                 "hue": "triple", "hue_order": triples}
+        sns.barplot(seeds, errorbar=None, palette=[BLUE, ORANGE], saturation=1, **style)
+        sns.stripplot(seeds, dodge=True, jitter=False, palette=["black"] * 2, size=3, legend=False, **style)
+        chance = [1 / len(values) for values in ATTRIBUTES.values()]
+        places = pd.Series(range(len(ATTRIBUTES)))
+        ax.hlines(chance, places - 0.42, places + 0.42, color=VERMILLION, label="guessing")
+        ax.set_ylim(0, 1.02)
+        core = group.dropna(subset="cause").groupby("triple").right.mean()
+        style_axes(ax, f"{system}\nthing, colour and place right: "
+                   + ", ".join(f"{core[triple]:.2f} {triple}" for triple in triples if triple in core),
+                   "", "share of gold photos")
+        ax.get_legend().remove()
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -79,19 +89,29 @@ def causes_table(answers: Answers) -> pd.DataFrame:
     return counts.reset_index()
 
 
+def causes_in_words(table: pd.DataFrame) -> str:
+    """Of a ``causes_table``: the shares of wrong words and of wrong drawing by system, and the largest."""
+    counts = table.set_index("system")
+    shares = counts[["wrong words", "wrong drawing"]].div(counts["verdicts (N)"], axis=0)
+    said = [f"{kind}: " + ", ".join(f"{name} {share:.1%}" for name, share in column.items())
+            + f" (most: {column.idxmax()})" for kind, column in shares.items()]
+    return f"Of all verdicts, {'; '.join(said)}."
+
+
 def causes_figure(answers: Answers, profile: str) -> Figure:
     """For every system, what share of thing, colour and place is right, and why the others are wrong."""
     frame = verdicts(answers).dropna(subset="cause")
     photos = frame[frame.attribute == CORE_ATTRIBUTES[0]].groupby("system").size().max()
     n = f"{photos:,} test photos per system, all seeds together"
-    figure = Figure(9.6 if len(answers) > 1 else 8, 2.9, footer(profile, sorted(frame.seed.unique()), n))
+    figure = Figure(max(8, 2.7 * len(answers)), 2.9, footer(profile, sorted(frame.seed.unique()), n))
     axes = figure.subplots(1, len(answers), sharey=True, squeeze=False).ravel()
     for ax, (system, group) in zip(axes, frame.groupby("system", sort=False), strict=True):
         shares = pd.crosstab(group.attribute, group.cause, normalize="index")
         shares = shares.reindex(index=list(CORE_ATTRIBUTES), columns=list(CAUSES), fill_value=0)
         shares.plot.barh(stacked=True, ax=ax, color=CAUSES, legend=False, width=0.8)
-        ax.set_xlim(0, 1)
-        style_axes(ax, str(system), "share of gold photos", "")
+        ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        right = (group.cause == "right").mean()
+        style_axes(ax, f"{system}: {right:.0%} right", "share of gold photos", "")
     ax.invert_yaxis()
     handles = ax.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)

@@ -85,17 +85,22 @@ def fid_figure(comparison: Mapping[str, Any]) -> Figure:
         sides = "drawn apart on either side, so that a perfect copy would not have FID* 0"
     n = f"as on the axis, 20 random subsets each, {sides}; bands: sd, less where subsets overlap more"
     note = " · ".join(filter(None, [footer(comparison["profile"], comparison["seeds"][:1], n), earlier]))
-    return _bands(fid_frame(comparison), note, "FID* of the same systems, by the number of photos scored",
+    return _bands(fid_frame(comparison), note, "FID* falls with the number of photos that are scored",
                   "N photos on either side", "FID*, lower is better")
 
 
 def propagation_frame(propagation: Mapping[str, Any]) -> pd.DataFrame:
-    """Of ``propagation.json``: share of wrong words (x), mean scene accuracy and its 95 % interval."""
-    rows, shares = [], propagation["arguments"]["shares"]
+    """Of ``propagation.json``: share of wrong words (x), mean scene accuracy and its 95 % interval.
+
+    Systems whose numbers are all the same, since one part draws for them, are one line."""
+    rows, shares, lines = [], propagation["arguments"]["shares"], dict[str, list[str]]()
     for name, entry in propagation["systems"].items():
-        label, colour = STYLES.get(name, ("named by the caption itself", "black"))
-        rows += [{"label": label, "colour": colour, "x": share, **accuracy}
-                 for share, accuracy in zip(shares, entry["accuracy"], strict=True)]
+        lines.setdefault(repr(entry["accuracy"]), []).append(name)
+    for names in lines.values():
+        styles = [STYLES.get(name, ("named by the caption itself", "black")) for name in names]
+        label = " = ".join(label for label, _ in styles)
+        points = zip(shares, propagation["systems"][names[0]]["accuracy"], strict=True)
+        rows += [{"label": label, "colour": styles[0][1], "x": x, **accuracy} for x, accuracy in points]
     return pd.DataFrame(rows)
 
 

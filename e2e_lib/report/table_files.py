@@ -12,7 +12,7 @@ from e2e_lib.repro import files
 from e2e_lib.repro.results import RESULTS, load_json, version_note
 
 LATEX = str.maketrans({"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$"})
-STAR = "*: with the features of the corpus's own extractor, not Inception's."
+STAR = "*: with the features of the corpus's own extractor; without a star, with Inception's."
 OVER_SEEDS = f"Mean ± standard deviation over seeds. Of FID* less is better, of all else more. {STAR}"
 INTERVALS = ("95 % intervals and two-sided p-values are over test dialogues, of these training seeds: they "
              "say nothing of others. P-values are corrected by Holm for all rows; intervals are not, so one "

@@ -12,7 +12,7 @@ import pandas as pd
 
 from e2e_lib import corpora
 from e2e_lib.config import Data
-from e2e_lib.evaluation.scores import METRICS, Metric
+from e2e_lib.evaluation.scores import INCEPTION_METRICS, METRICS, Metric
 from e2e_lib.report.plots import MAP_STYLES, STYLES, Markdown, footer, markdown
 from e2e_lib.repro.results import ResultsError, is_outdated, version_note
 
@@ -23,7 +23,8 @@ ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follo
 TERMS = {"clean": "right captions", "control": "shuffled words", "told_more": "captions that tell more",
          "early_stopping": "best epoch on dev"}
 OWN = "own"  # among columns: all that only the corpus of the results has
-COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid"),
+COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid", "inception_is",
+                    "inception_fid"),
            "further": (OWN, "intent_f1", "caption_bleu"),
            "terms": ("bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy", "caption_accuracy",
                      "details"),
@@ -49,12 +50,15 @@ def mean_and_sd(mean: float | None, sd: float | None = None, digits: int | None 
 
 
 def metrics_of(content: Mapping[str, Any]) -> dict[str, Metric]:
-    """How the scores of the corpus are shown that a summary, differences or a run are of. Its name stands in
-    their configuration, or among their "numbers". Raises ConfigError for a corpus that is not there."""
+    """How the scores of the corpus are shown that a summary, differences or a run are of, those by Inception
+    where it has any. Its name stands in their configuration, or among their "numbers". Raises ConfigError
+    for a corpus that is not there."""
     config = content.get("provenance", {}).get("config", {})
     numbers = content.get("numbers", {})
     name = config.get("data", {}).get("name") or next(filter(numbers.get, corpora.CORPORA), Data().name)
-    return corpora.metrics_of(Data(name=name))
+    scored = {key for entries in content.get("systems", {}).values() for key in entries}
+    return corpora.metrics_of(Data(name=name)) | {
+        key: metric for key, metric in INCEPTION_METRICS.items() if key in scored}
 
 
 def scores(summary: Mapping[str, Any], metrics: Iterable[str] = ()) -> pd.DataFrame:
@@ -65,7 +69,7 @@ def scores(summary: Mapping[str, Any], metrics: Iterable[str] = ()) -> pd.DataFr
     Systems have the paper's order, variants that of their maps; all others follow by name.
     """
     known, rows, systems = metrics_of(summary), [], summary["systems"]
-    own = [key for key in known if key not in METRICS]
+    own = [key for key in known if key not in METRICS | INCEPTION_METRICS]
     metrics = [key for name in metrics or known for key in (own if name == OWN else [name]) if key in known]
     for name in [name for name in dict.fromkeys([*ORDER, *sorted(systems)]) if name in systems]:
         entries = systems[name]

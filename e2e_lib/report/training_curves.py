@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 
 from e2e_lib.report import plots
 
@@ -12,8 +13,9 @@ Logs = Mapping[int, Sequence[Mapping[str, Any]]]  # the lines of each seed's log
 
 # Figure: its panels, each with a title, a unit and its lines: logged keys with a label and a colour.
 PANELS: dict[str, list[tuple[str, str, dict[str, tuple[str, str]]]]] = {
-    "losses": [("Text loss of single batches (Eq. 2)", "nats per token", {"text_loss": ("text", plots.BLUE)}),
-               ("Image loss of single batches (Eq. 12)", "mean squared error of the noise",
+    "losses": [("Text loss (Eq. 2), mean of each epoch", "nats per token",
+                {"text_loss": ("text", plots.BLUE)}),
+               ("Image loss (Eq. 12), mean of each epoch", "mean squared error of the noise",
                 {"image_loss": ("image", plots.VERMILLION)})],
     "dev": [("Dev BLEU-2 (higher is better)", "BLEU-2, 0-100", {"bleu2": ("BLEU-2", plots.BLUE)}),
             ("Dev FID (lower is better)", "FID, own features", {"fid": ("FID", plots.VERMILLION)})],
@@ -35,17 +37,44 @@ def curve_frame(logs: Logs, kind: str, labels: Mapping[str, str]) -> pd.DataFram
             for seed, lines in logs.items() for line in lines if line["kind"] == kind
             for key, label in labels.items() if line.get(key) is not None]
     frame = pd.DataFrame(rows, columns=["seed", "epoch", "line", "value"])
+    return _with_means(frame, len(logs))
+
+
+def _with_means(frame: pd.DataFrame, seeds: int) -> pd.DataFrame:
     values = frame.groupby(["line", "epoch"]).value
-    return frame.assign(mean=values.transform("mean").where(values.transform("count") == len(logs)))
+    return frame.assign(mean=values.transform("mean").where(values.transform("count") == seeds))
 
 
-def curves(name: str, logs: Logs, profile: str) -> plots.Figure:
-    """A figure of ``PANELS``: thin lines for seeds, a thick one for their mean; log axes leave out zeros."""
+def epoch_means(frame: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """The ``curve_frame`` of steps with each seed's values averaged over an epoch, which stand at its middle:
+    single batches differ by how hard they are. ``seeds`` is how many there should be."""
+    keys = ["seed", "epoch", "line"]
+    means = frame.assign(epoch=frame.epoch // 1 + 0.5).groupby(keys, sort=False, as_index=False).value.mean()
+    return _with_means(means, seeds)
+
+
+def _draw_ends(ax: Axes, ends: pd.DataFrame, last: float) -> None:
+    """The losses of the same examples before training, and after it with their sd over seeds."""
+    if ends.empty:
+        return
+    after = ends.after.std() if len(ends) > 1 else 0.0
+    ax.errorbar([0, last], [ends.before.mean(), ends.after.mean()], [0, after], marker="D", linestyle=":",
+                color=plots.BLACK, capsize=3, label="the same dev examples, before and after")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def curves(name: str, logs: Logs, profile: str, ends: pd.DataFrame | None = None) -> plots.Figure:
+    """A figure of ``PANELS``: thin lines for seeds, a thick one for their mean; log axes leave out zeros.
+
+    Of losses, lines are the ``epoch_means``, and dots single batches. ``ends`` are the losses of the same
+    examples before and after: columns seed, loss (a line's label), before, after.
+    """
     kind, panels, logarithmic = "dev" if name == "dev" else "step", PANELS[name], name == "gradient_norms"
     lines = [line for of_seed in logs.values() for line in of_seed if line["kind"] == kind]
     n = f"{lines[0]['n'] if lines else 0} dev responses" if kind == "dev" else \
         f"{max((line['step'] + 1 for line in lines), default=0)} training steps"
-    note = plots.footer(profile, list(logs), n) + " · thick: mean over seeds"
+    batches = " · dots: single batches" if name == "losses" else ""
+    note = f"{plots.footer(profile, list(logs), n)} · thick: mean over seeds{batches}"
     figure = plots.Figure(9 if len(panels) > 1 else 7, 3.4, note)
     axes = figure.subplots(1, len(panels), squeeze=False).ravel()
     for ax, (title, unit, keys) in zip(axes, panels, strict=True):
@@ -56,12 +85,18 @@ def curves(name: str, logs: Logs, profile: str) -> plots.Figure:
             plots.annotate_empty(ax, "nothing was logged")
             continue
         ax.set_yscale("log" if logarithmic else "linear")
+        if name == "losses":
+            sns.scatterplot(frame, x="epoch", y="value", hue="line", palette=dict(keys.values()), s=9,
+                            alpha=0.4, linewidth=0, legend=False, ax=ax)
+            frame = epoch_means(frame, len(logs))
         style = {"x": "epoch", "hue": "line", "style": "line", "palette": dict(keys.values()), "ax": ax,
                  "markers": kind == "dev"}
         sns.lineplot(frame, y="value", units="seed", estimator=None, alpha=0.4, linewidth=0.8, legend=False,
                      **style)
         sns.lineplot(frame.drop_duplicates(["line", "epoch"]), y="mean", linewidth=2, errorbar=None,
                      legend="auto" if len(keys) > 1 else False, **style)
+        if ends is not None:
+            _draw_ends(ax, ends[ends.loss.isin(frame.line)], frame.epoch.max() + 0.5)
         if kind == "dev":
             ax.set_xticks(sorted(frame.epoch.unique()))
         if logarithmic:  # once a softmax has settled, what is left of a gradient is rounding

@@ -15,12 +15,22 @@ from e2e_lib.window.uploads import MAX_BYTES
 
 HOST, PORT = "127.0.0.1", 5006  # this machine alone
 TITLE = "A chat with photos both ways"
+# All of it is what the page is about; screen readers jump to that.
+_TEMPLATE = """\
+{% extends base %}
+{% block contents %}
+<main>{{ embed(roots.chat) }}</main>
+{% endblock %}
+"""
 
 
-def page(partners: Partners, seed: int) -> pn.Column:
+def page(partners: Partners, seed: int) -> pn.Template:
     """What a page shows: an empty chat, also after it is reloaded."""
-    return pn.Column(pn.pane.HTML(f'<h1 style="font-size:1.5em;margin:0">{TITLE}</h1>'),
-                     ChatWindow(partners, seed), sizing_mode="stretch_width", margin=(10, 20))
+    template = pn.Template(_TEMPLATE)
+    template.add_panel("chat", pn.Column(
+        pn.pane.HTML(f'<h1 style="font-size:1.5em;margin:0">{TITLE}</h1>'), ChatWindow(partners, seed),
+        sizing_mode="stretch_width", margin=(10, 20)))
+    return template
 
 
 def start(partners: Partners, seed: int, host: str, port: int) -> pn.io.server.Server:

@@ -51,7 +51,7 @@ def test_the_strips_show_every_token_and_every_character(sides):
     rows = page.split("<tr>")[1:4]
     assert [row.count("border:") for row in (rows[0], rows[2].split("</table>")[0])] == [
         len(pair.source_tokens), int(pair.target.token_mask.sum())]
-    assert rows[1].count("<td>") == len(pair.text)
+    assert rows[1].count("<td ") == len(pair.text) and "solid: looks like" in page
     for row in (rows[0], rows[2].split("</table>")[0]):
         assert sum(map(int, re.findall(r"colspan=\"?(\d+)", row))) <= len(pair.text)
         assert "".join(re.findall(r">([^<>]+)</td>", row)).replace(" ", "") == pair.text.replace(" ", "")

@@ -84,3 +84,22 @@ def test_the_plan_names_the_largest_part_and_the_hours_are_those_of_the_file():
     assert {row["profile"] for row in rows} == {"paper"}
     first = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
     assert first == [rows[0]["corpus"], rows[0]["examples"], *(f"{each['hours']:.1f}" for each in rows[0]["rows"])]
+
+
+def test_what_each_device_takes_and_what_gives_out_first_are_those_of_the_file(tmp_path):
+    assert lesson.per_device(tmp_path).startswith("*Not shown: `") and lesson.what_breaks(tmp_path)[1].startswith("*Not shown: `")
+    each = [{"devices": count, "hours": 80 / count, "memory_gb": 20 + (count > 1), "traffic_gb": 0.5 * (count > 1), "steps": 1000 / count}
+            for count in (1, 4)]
+    needs = [{"devices": count, "what": what, "need": need, "limit": 30.0} for count in (1, 4)
+             for what, need in (("days of training", 90 / count), ("host memory of a process, GiB", 24.0))]
+    growth = {"mmdialog": {"dialogues": 10, "photos": 14, "host_gb": 5.0, "minutes_to_read": 2.0, "needs": needs}, "epochs": 80,
+              "made_up_dialogues": 2000, "bytes_per_dialogue": 5000, "workers": 4, "photo_bytes": 200_000, "device": "v100-32gb"}
+    rows = [{"profile": "paper", "corpus": "photochat", "device": "v100-32gb", "examples": "dialogues", "rows": each}]
+    (tmp_path / "cost.json").write_text(json.dumps({"rows": rows, "growth": growth}))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lesson.per_device(tmp_path).splitlines() if line.startswith("|")]
+    assert lines[0] == ["", "1 × v100-32gb", "4 × v100-32gb"]
+    assert lines[2:] == [["memory of each, GiB", "20.0", "21.0"], ["gradients each sends in a step, GiB", "0.0", "0.5"],
+                         ["steps in an epoch of photochat", "1,000", "250"]]
+    table, answer = lesson.what_breaks(tmp_path)
+    assert "| days of training" in table and "22.5" in table and "10 dialogues, 14 photos" in table
+    assert answer == "What gives out first: on 1 days of training, 3.0 times what there is. On 4 there is enough of all."

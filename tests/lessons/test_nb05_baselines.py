@@ -199,6 +199,23 @@ def test_a_change_that_no_caption_names_changes_no_baseline(systems, case, scene
     assert len(set(results.captions.values())) == 2 and questions.max_change(results, "divter") > 0
 
 
+def test_only_photos_with_the_same_caption_are_compared():
+    answers = {value: {"a": share, "b": 1 - share} for value, share in ((1, 0.9), (2, 0.5), (3, 0.4))}
+    results = questions.Counterfactuals("?", {}, {1: "x", 2: "y", 3: "y"}, {"pipeline": answers})
+    assert questions.change_of_same_captions(results, "pipeline") == pytest.approx(0.1)
+    assert questions.max_change(results, "pipeline") == pytest.approx(0.5)
+    alone = questions.Counterfactuals("?", {}, {1: "x", 2: "y", 3: "z"}, {"pipeline": answers})
+    assert questions.change_of_same_captions(alone, "pipeline") is None
+
+
+def test_details_in_words_are_means_over_seeds():
+    asked = [Question("x", "time", truth) for truth in ("day", "day", "day", "night")]
+    runs = [{"system": "pipeline", "metrics": {"details": share}} for share in (0.5, 0.7)]
+    runs.append({"system": "divter", "metrics": {"details": None}})
+    assert questions.details_in_words(runs, asked) == (
+        "Without any photo, always giving the most frequent answer is right in 75%, a guess in 33%. The systems: Pipeline 60%.")
+
+
 def test_details_table_has_scores_and_the_accuracy_without_a_photo():
     pairs = [("time", "day"), ("time", "day"), ("time", "night"), ("number", 2)]
     some = [Question(str(i), attribute, truth) for i, (attribute, truth) in enumerate(pairs)]

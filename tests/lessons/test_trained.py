@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from e2e_lib.__main__ import app
 from e2e_lib.config import PAPER_SYSTEMS
 from e2e_lib.lessons import trained
+from e2e_lib.report import plots
 from e2e_lib.repro.files import ResultsError
 from e2e_lib.repro.run_files import seed_folder
 
@@ -68,3 +69,18 @@ def test_answers_given_now_have_the_form_of_saved_ones(config, corpus, examples,
         photo_id for row in rows["end_to_end"] for photo_id in row["gold_photo_ids"]]
     texts = [[row["text"] for row in of_system] for of_system in rows.values()]
     assert texts[0] == texts[1] and trained.answer_now({"end_to_end": model}, [], corpus, config, 3) == {"end_to_end": []}
+
+
+def test_right_photos_are_counted_by_the_titles_of_the_gallery():
+    titles = ["gold: End-to-end, right: x", "End-to-end, right: a very long caption that goes on over more than one line",
+              "End-to-end, aligned, wrong thing, place: right", "gold: y", "End-to-end, no photo: shares no photo", "End-to-end, aligned, right: y"]
+    figure = plots.photo_grid([None] * 6, titles, columns=3)
+    assert trained.right_in_gallery(figure, ["end_to_end", "end_to_end_aligned"]) == (
+        "Right in thing, colour and place: End-to-end 1 of 2; End-to-end, aligned 1 of 2.")
+
+
+def test_an_answer_is_made_of_a_file_of_results_or_says_what_makes_it(tmp_path):
+    assert trained.answer("mini", "pretraining", lambda record: "It is so.", tmp_path).startswith("*Not shown: `")
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "pretraining.json").write_text('{"a": 3}')
+    assert trained.answer("mini", "pretraining", lambda record: f"It is {record['a']}.", tmp_path) == "**Answer.** It is 3."

@@ -54,6 +54,27 @@ def test_causes_are_counted_over_seeds_in_the_order_of_systems():
         {"system": "Divter", "verdicts (N)": 6, "right": 5, "wrong words": 0, "wrong drawing": 1, "no photo": 0}]
 
 
+def test_bars_are_each_systems_own():
+    """Of two systems each has a panel; counts are of one of them."""
+    met, unmet = met_and_unmet()
+    right, wrong = [answer(met, "", met), answer(unmet, "", unmet)], [answer(None, None, met), answer(unmet, "", unmet)]
+    figure = minichat_figures.scene_bars({"end_to_end": {0: right}, "pipeline": {0: wrong}}, "smoke")
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert titles == ["End-to-end\nthing, colour and place right: 1.00 met in training, 1.00 held out",
+                      "Pipeline\nthing, colour and place right: 0.00 met in training, 1.00 held out"]
+    heights = [[bar.get_height() for bar in ax.patches if bar.get_width() > 0.1] for ax in figure.axes]
+    assert sorted({*heights[0]}) == [1.0] and sorted({*heights[1]}) == [0.0, 1.0] and len(heights[1]) == 2 * len(ATTRIBUTES)
+    assert "N = 2 test photos per seed" in figure.alternative_text()
+
+
+def test_causes_in_words_name_the_largest_shares():
+    table = minichat_figures.causes_table({"pipeline": {0: [answer({**SCENE, "thing": "car"}, "a car")]},
+                                           "divter": {0: [answer({**SCENE, "thing": "car"}, "a kite"), answer(SCENE, "")]}})
+    assert minichat_figures.causes_in_words(table) == (
+        "Of all verdicts, wrong words: Pipeline 33.3%, Divter 0.0% (most: Pipeline); "
+        "wrong drawing: Pipeline 0.0%, Divter 16.7% (most: Divter).")
+
+
 def test_figures_are_drawn_also_where_nothing_is_held_out():
     met, unmet = met_and_unmet()
     for rows in ([answer(met, "", met)], [answer(met, "", met), answer(None, None, unmet)]):

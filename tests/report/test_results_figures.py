@@ -55,9 +55,16 @@ def test_fid_by_number_has_bands_of_one_standard_deviation():
 def test_propagation_has_a_point_per_system_and_share():
     accuracy = [{"mean": 1.0, "low": 0.9, "high": 1.0}, {"mean": 0.5, "low": 0.4, "high": 0.6}]
     frame = results_figures.propagation_frame({"arguments": {"shares": [0, 0.75]}, "systems": {
-        name: {"accuracy": accuracy} for name in ("caption", "divter")}})
+        "caption": {"accuracy": accuracy[::-1]}, "divter": {"accuracy": accuracy}}})
     assert frame.label.tolist() == ["named by the caption itself"] * 2 + ["Divter"] * 2
     assert frame[frame.label == "Divter"][["x", "mean", "low"]].to_numpy().tolist() == [[0, 1.0, 0.9], [0.75, 0.5, 0.4]]
+
+
+def test_systems_with_the_same_numbers_are_one_line_with_both_names():
+    accuracy = [{"mean": 0.5, "low": 0.4, "high": 0.6}]
+    frame = results_figures.propagation_frame({"arguments": {"shares": [0]}, "systems": {
+        name: {"accuracy": accuracy} for name in ("end_to_end", "pipeline")} | {"divter": {"accuracy": [accuracy[0] | {"low": 0.3}]}}})
+    assert frame.label.tolist() == ["End-to-end = Pipeline", "Divter"] and frame.colour.tolist() == [plots.BLUE, plots.GREEN]
 
 
 def test_gradients_have_a_row_per_map_estimator_and_temperature():

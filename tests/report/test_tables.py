@@ -59,7 +59,7 @@ def test_systems_have_the_papers_order_and_missing_scores_a_dash():
 def test_the_main_table_has_the_systems_and_metrics_of_the_papers_table_2():
     paper = published(2, RESULTS)
     assert [name for name in tables.SYSTEMS if name != "end_to_end_aligned"] == [row["system"] for row in paper["rows"] if row["dataset"] == "DialogCC"]
-    ours = [key for key in tables.COLUMNS["main"] if key != "rougeL_whitespace"]  # beside the other reading of ROUGE-L
+    ours = [key for key in tables.COLUMNS["main"] if key != "rougeL_whitespace" and not key.startswith("inception_")]  # which stand beside others
     assert ours == [key for key in paper["columns"] if key not in ("dataset", "label", "is_std")]
 
 
@@ -108,6 +108,19 @@ def test_another_corpus_has_rows_of_its_own_scores_and_none_of_minichats(monkeyp
         "higher_is_better": {"charm": True}, "provenance": {"config": {"data": {"name": "letters"}}}}
     assert tables.differences(measured)[["metric", "better"]].to_numpy().tolist() == [["charm", "End-to-end"]]
     assert "detail questions" in tables.scores(summary(divter={})).metric.tolist()  # MiniChat's, where nothing is said
+
+
+def test_scores_by_inception_have_columns_of_their_own_where_there_are_any():
+    own = {"is": score(3.5), "fid": score(0.25)}
+    found = summary(end_to_end=own | {"inception_is": score(4.5), "inception_fid": score(30.5)}, divter=own)
+    frame = tables.score_table(tables.scores(found, tables.COLUMNS["main"]))
+    assert list(frame)[-4:] == ["IS*", "FID*", "IS", "FID"]
+    assert frame.to_numpy().tolist()[1][-4:] == ["3.50 ± 0.50", "0.250 ± 0.500", "4.50 ± 0.50", "30.50 ± 0.50"]
+    assert frame.to_numpy().tolist()[0][-2:] == ["–", "–"]
+    assert "FID" not in tables.scores(found, tables.COLUMNS["further"]).metric.tolist()  # none of the corpus's own
+    assert "FID" not in tables.scores(summary(divter=own)).metric.tolist()
+    of_photochat = tables.scores(summary(divter=own) | {"numbers": {"photochat": 1}}).metric.tolist()
+    assert {"IS", "FID", "KID"} < {*of_photochat} and not any("*" in label for label in of_photochat)
 
 
 def test_who_made_intervals_by_an_earlier_rule_is_said():

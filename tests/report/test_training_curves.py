@@ -1,6 +1,7 @@
+import pandas as pd
 import pytest
 
-from e2e_lib.report.training_curves import PANELS, curve_frame, curves
+from e2e_lib.report.training_curves import PANELS, curve_frame, curves, epoch_means
 
 
 def log(seed, steps=8, images=True):
@@ -27,6 +28,23 @@ def test_there_is_no_mean_where_a_seed_has_stopped():
 def test_values_that_were_not_logged_are_left_out():
     assert curve_frame({0: log(0, images=False)}, "step", {"image_loss": "image"}).empty
     assert curve_frame({0: log(0)}, "dev", {"fid": "FID", "bleu2": "BLEU-2"}).value.tolist() == [6.0, 7.0]
+
+
+def test_an_epochs_mean_is_of_its_own_steps_and_stands_at_its_middle():
+    frame = epoch_means(curve_frame({0: log(0), 1: log(1, steps=4)}, "step", {"text_loss": "text"}), 2)
+    rows = frame[["seed", "epoch", "value"]].to_numpy().tolist()  # four steps an epoch: 2, 1.875, 1.75, 1.625, ...
+    assert rows == [[0, 0.5, 1.8125], [0, 1.5, 1.3125], [1, 0.5, 2.8125]]
+    assert frame["mean"].fillna(-1).tolist() == [2.3125, -1, 2.3125]
+
+
+def test_the_same_examples_before_and_after_stand_at_both_ends():
+    ends = pd.DataFrame([(seed, name, 2.0, after + seed) for seed in (0, 1) for name, after in (("text", 1.0), ("image", 3.0))],
+                        columns=["seed", "loss", "before", "after"])
+    figure = curves("losses", {0: log(0), 1: log(1)}, "smoke", ends)
+    drawn = [next(line for line in ax.lines if line.get_marker() == "D") for ax in figure.axes]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in drawn] == [
+        ([0, 2.0], [2.0, 1.5]), ([0, 2.0], [2.0, 3.5])]
+    assert "the same dev examples" in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
 @pytest.mark.parametrize("name", PANELS)

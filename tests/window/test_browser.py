@@ -1,4 +1,5 @@
-"""The chat window in a real Chromium, as a page and in JupyterLab, with the parts as they ship. `make browser` runs this file.
+"""The chat window in a real Chromium, as a page and in JupyterLab, with the parts as they ship, and notebook 02's slider.
+`make browser` runs this file.
 
 It needs what the ordinary tests do without: playwright, Chromium (`apt install chromium`), and for one test axe-core from npm.
 """
@@ -237,7 +238,7 @@ def test_a_chat_is_saved(open_page, address, tmp_path, chromium):
 
 @pytest.mark.skipif(not AXE.is_file(), reason=f"axe-core is not there: {AXE}")
 @pytest.mark.parametrize("state", ["empty", "chat"])
-def test_axe_finds_nothing_serious(open_page, address, photo, state):
+def test_axe_finds_no_violation(open_page, address, photo, state):
     page = open_page(address)
     playwright.expect(box(page)).to_be_visible()
     if state == "chat":
@@ -246,8 +247,8 @@ def test_axe_finds_nothing_serious(open_page, address, photo, state):
         playwright.expect(page.get_by_text("With your next message")).to_be_visible(timeout=30_000)
     page.add_script_tag(path=AXE)
     found = page.evaluate("axe.run()")["violations"]
-    serious = {row["id"]: [node["html"] for node in row["nodes"]] for row in found if row["impact"] in ("serious", "critical")}
-    assert not serious, json.dumps(serious, indent=1)
+    violations = {f"{row['id']} ({row['impact']})": [node["html"] for node in row["nodes"]] for row in found}
+    assert not violations, json.dumps(violations, indent=1)
 
 
 # JupyterLab
@@ -264,13 +265,25 @@ prepare()""", """\
 window = ChatWindow(Partners(Answerer(origin, model, config.inference), config))""", "window"]
 
 
+def cells_to_the_slider():
+    """Notebook 02's own code, from its start to its slider, with the parameter that shows it."""
+    cells = [cell.source for cell in nbformat.read(ROOT / "notebooks" / "02_straight_through_gumbel.ipynb", as_version=4).cells
+             if cell.cell_type == "code"]
+    end = next(i for i, source in enumerate(cells) if "temperature_slider(" in source)
+    assert "interactive = False" in cells[0]
+    return [cells[0].replace("interactive = False", "interactive = True"), *cells[1:end + 1]]
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of JupyterLab with a notebook that shows the window."""
+    """The address of JupyterLab with a notebook that shows the window, chat.ipynb, and slider.ipynb."""
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "chat.ipynb")
+    for name in ("e2e_lib", "pyproject.toml"):  # what a notebook knows the repository by
+        (folder / name).symlink_to(ROOT / name)
+    for name, cells in (("chat", CELLS), ("slider", cells_to_the_slider())):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     settings = {name: str(folder / ".jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip", "127.0.0.1", "--port", str(port),
@@ -278,7 +291,7 @@ def lab(tmp_path_factory):
         cwd=folder, env=os.environ | settings | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{port}/lab", server)
-        yield f"http://127.0.0.1:{port}/lab/tree/chat.ipynb"
+        yield f"http://127.0.0.1:{port}/lab/tree/"
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -294,7 +307,7 @@ def run_all(page):
 
 def test_the_window_works_in_jupyterlab(chromium, lab, photo):
     page = chromium.new_context(viewport={"width": 1300, "height": 1400}).new_page()
-    page.goto(lab)
+    page.goto(f"{lab}chat.ipynb")
     run_all(page)
     playwright.expect(box(page)).to_be_visible(timeout=120_000)
     check_a_chat(page, photo)
@@ -302,4 +315,24 @@ def test_the_window_works_in_jupyterlab(chromium, lab, photo):
     run_all(page)
     playwright.expect(box(page)).to_be_visible(timeout=120_000)
     assert say(page, "Hello again!", 2).inner_text()
+    page.context.close()
+
+
+def test_the_slider_of_notebook_02_changes_its_picture(chromium, lab):
+    page = chromium.new_context(viewport={"width": 1300, "height": 1400}).new_page()
+    page.goto(f"{lab}slider.ipynb")
+    run_all(page)
+    handle = page.get_by_role("slider")
+    playwright.expect(handle).to_be_visible(timeout=120_000)
+    pictures, before = {}, ""
+    for key, temperature in ((None, "1"), ("ArrowLeft", "0.3"), ("ArrowLeft", "0.1"), ("ArrowRight", "0.3")):
+        if key:
+            handle.press(key)
+        picture = page.locator(f"img[alt^='τ = {temperature} ·']")
+        playwright.expect(picture).to_be_visible(timeout=30_000)
+        playwright.expect(picture).not_to_have_attribute("src", before, timeout=30_000)  # it may come after its text
+        assert size_drawn(picture)[0] and page.get_by_text(f"temperature τ: {temperature}", exact=True).count() == 1
+        before = picture.get_attribute("src")
+        pictures.setdefault(temperature, set()).add(before)
+    assert [len(seen) for seen in pictures.values()] == [1, 1, 1] and len(set.union(*pictures.values())) == 3
     page.context.close()

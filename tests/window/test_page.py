@@ -11,6 +11,7 @@ import pytest
 from e2e_lib.config import ConfigError, Inference
 from e2e_lib.window import page
 from e2e_lib.window.partners import Answerer, Partners
+from e2e_lib.window.uploads import MAX_BYTES
 
 
 @pytest.fixture
@@ -75,10 +76,19 @@ def test_an_address_that_this_machine_has_not_is_refused_with_a_sentence(partner
         page.serve(partners, print, host=host, port=port)
 
 
+def test_elsewhere_than_on_this_machine_it_says_that_anybody_can_chat(partners, port):
+    lines = []
+    page.serve(partners, when_served(lines, lambda: os.kill(os.getpid(), signal.SIGINT)), host="localhost", port=port)
+    assert lines == [f"The chat is at http://localhost:{port} (Ctrl-C ends it).",
+                     "Whoever reaches this address can chat; nothing asks for a password.", "\nThe page is closed."]
+
+
 def test_it_listens_to_this_machine_alone_and_takes_no_word_from_other_pages(partners, port):
     server = page.start(partners, 0, page.HOST, port)
     try:
         assert server.address == "127.0.0.1"
+        # What a browser sends at once is limited before it is read: to one photo of the largest size.
+        assert MAX_BYTES < server._tornado.settings["websocket_max_message_size"] < 1.1 * MAX_BYTES
         assert server._tornado.websocket_origins == {f"127.0.0.1:{port}", f"localhost:{port}"}
     finally:
         server.stop()
