@@ -130,7 +130,7 @@ def load(profile: str, settings: list[str] | None, system: str | None = None, co
     if corpus:
         from e2e_lib import corpora
         corpora.check(config.data)
-        corpora.check_scorable(config.data)
+        corpora.check_scorable(config)
     return config
 
 

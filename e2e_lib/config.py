@@ -171,6 +171,9 @@ class Train:
                              "'quantized')", choices=("adamw", "adamw8bit"))
     optimizer_sharding: bool = setting(False, "of several processes, each keeps the optimizer states of its "
                                        "share of the weights alone (ZeRO-1), with the same result")
+    full_sharding: bool = setting(False, "of several processes, each keeps its share of all that learns: "
+                                  "weights, gradients and optimizer states (FSDP2), with the same result; "
+                                  "for a language model that learns whole")
     checkpointing: bool = setting(False, "compute activations again in the backward pass instead of keeping "
                                   "them")
     patience: int = setting(4, "epochs without a better dev score before stopping", low=1)
@@ -210,11 +213,14 @@ class Inference:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Section 3.1.3: which test contexts are answered."""
+    """Section 3.1.3: which test contexts are answered, and by what photos are scored besides."""
 
     max_text_only_examples: int = setting(0,
                                           "most test contexts whose gold response has no photo, evenly "
                                           "spaced; those with a photo are all answered; 0 takes all", low=0)
+    inception_weights: str = setting("", "torch-fidelity's file of Inception's weights, by which photos are "
+                                     "then scored besides (IS and FID, beside IS* and FID*); empty leaves "
+                                     "these scores out")
 
 
 @dataclass(frozen=True)

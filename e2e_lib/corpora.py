@@ -19,7 +19,13 @@ from e2e_lib.data.examples import Example, Response
 from e2e_lib.data.minichat import corpus as minichat
 from e2e_lib.data.minichat.faults import with_faults
 from e2e_lib.data.photo_index import INDEX
-from e2e_lib.evaluation.image import INCEPTION_WEIGHTS, FeatureExtractor, InceptionExtractor, features_of
+from e2e_lib.evaluation.image import (
+    INCEPTION_WEIGHTS,
+    FeatureExtractor,
+    InceptionExtractor,
+    check_inception,
+    features_of,
+)
 from e2e_lib.evaluation.minichat import MiniChatScores
 from e2e_lib.evaluation.scene_classifier import load_scene_classifier
 from e2e_lib.evaluation.scores import METRICS, CorpusScores, Metric, answer_row
@@ -114,11 +120,32 @@ def check(data: Data, root: Path = DATA) -> None:
             f"--out {folder}` and `e2e data photos {folder}`, or say where it is with --set data.folder=DIR")
 
 
-def check_scorable(data: Data) -> None:
-    """Raises ConfigError where a corpus's photos cannot be scored here, before anything is made for it."""
-    if named(data.name).feature_extractor is inception and not INCEPTION.is_file():
-        raise ConfigError(f"{data.name} is scored by Inception's features, whose weights are not at "
+def check_scorable(config: Config) -> None:
+    """Raises ConfigError where photos cannot be scored here as is set, before anything is made for it."""
+    if is_by_inception(config.data) and not INCEPTION.is_file():
+        raise ConfigError(f"{config.data.name} is scored by Inception's features, whose weights are not at "
                           f"{INCEPTION}: put {INCEPTION_WEIGHTS} of torch-fidelity's release v0.2.0 there")
+    inception_weights(config)
+
+
+def is_by_inception(data: Data) -> bool:
+    """Whether the corpus's own features are Inception's."""
+    return named(data.name).feature_extractor is inception
+
+
+def inception_weights(config: Config) -> Path | None:
+    """The file of Inception's weights by which photos are to be scored besides. Raises ConfigError where it
+    is missing or another one, or where Inception gives the corpus's own features."""
+    if not (path := config.evaluation.inception_weights):
+        return None
+    if is_by_inception(config.data):
+        raise ConfigError(f"evaluation.inception_weights = {path!r}: {config.data.name} is scored by "
+                          f"Inception in any case, with the weights at {INCEPTION}; leave it empty")
+    try:
+        check_inception(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"evaluation.inception_weights: {error}") from None
+    return Path(path)
 
 
 def prepare(config: Config, echo: Echo, root: Path = DATA) -> Path:
@@ -178,13 +205,17 @@ def scores_of(data: Data, folder: Path) -> CorpusScores | None:
 
 
 def metrics_of(data: Data) -> dict[str, Metric]:
-    """How scores are shown, in order: those of every corpus, then those that only this one has.
-    Raises ConfigError for ``metrics`` that are no mapping of names to ``Metric``."""
+    """How scores are shown, in order: those of every corpus, without a star where its own features are
+    Inception's, then those that only this one has. Raises ConfigError for ``metrics`` that are no mapping of
+    names to ``Metric``."""
     own = getattr(named(data.name).scores, "metrics", {})
     if not isinstance(own, Mapping) or (problem := files.find_problem(dict(own), {"*": Metric})):
         problem = problem if isinstance(own, Mapping) else f"expected a mapping, found {type(own).__name__}"
         raise _mistake(data.name, "metrics", f"is of another form: {problem}")
-    return {**METRICS, **own}
+    star = "" if is_by_inception(data) else "*"
+    general = {key: metric._replace(label=metric.label.replace("*", star))
+               for key, metric in METRICS.items()}
+    return {**general, **own}
 
 
 class _CheckedScores:

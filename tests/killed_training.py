@@ -45,17 +45,34 @@ def train_in_process(config, root, data_root, kill=None):
     train(config, 0, lambda _: None, root=root, data_root=data_root)
 
 
-def answered(config, root):
-    """A trained run's answers to five examples, two at a time, each with a photo or two whatever it wrote."""
-    model, generate = load_trained(config, 0, root=root), respond.generate_texts
-    examples, store = split_examples(prepare(config, lambda _: None, root / "data"), "dev")
+@contextlib.contextmanager
+def always_photos():
+    """Each answer has a photo or two, whatever a model wrote: tiny parts write no captions."""
+    generate = respond.generate_texts
     try:
         respond.generate_texts = lambda *given: [
             dataclasses.replace(answer, captions=["two red cars"] * (1 + len(answer.text) % 2)) for answer in generate(*given)]
-        answers = respond.respond(model, examples[:5], store, dataclasses.replace(config.inference, batch_size=2), 3)
+        yield
     finally:
         respond.generate_texts = generate
+
+
+def answered(config, root):
+    """A trained run's answers to five examples, two at a time, each with a photo or two whatever it wrote."""
+    model = load_trained(config, 0, root=root)
+    examples, store = split_examples(prepare(config, lambda _: None, root / "data"), "dev")
+    with always_photos():
+        answers = respond.respond(model, examples[:5], store, dataclasses.replace(config.inference, batch_size=2), 3)
     return [[answer.text, [photo.flatten()[::97].tolist() for photo in answer.photos]] for answer in answers]
+
+
+def meet(rank, root):
+    """Makes this process one of two, as `torchrun` does."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    # They meet by a file instead of a port, which another test could have.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
 
 
 def train_together(rank, configs, shared, root):
@@ -64,11 +81,7 @@ def train_together(rank, configs, shared, root):
     Then both train ``shared`` for a step; and then the second one dies while they train it further. Written into ``root``
     is how many photos each captioned, its answers, what the first one said of ``shared``, and its last words.
     """
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    # They meet by a file instead of a port, which another test could have.
-    torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
+    meet(rank, root)
     generate, captioned = Captioner.generate_captions, []
     Captioner.generate_captions = lambda self, photos: captioned.append(len(photos)) or generate(self, photos)
     for config in configs:

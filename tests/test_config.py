@@ -122,7 +122,7 @@ def test_a_saved_configuration_gets_the_defaults_of_newer_settings():
     del saved["train"]["patience"], saved["evaluation"]
     full = with_defaults(saved)
     assert full["train"] == {**dataclasses.asdict(load("mini").train), "epochs": 7} and full["profile"] == "mini"
-    assert full["evaluation"] == {"max_text_only_examples": 0}
+    assert full["evaluation"] == {"max_text_only_examples": 0, "inception_weights": ""}
 
 
 @pytest.mark.parametrize(("saved", "message"), [

@@ -278,6 +278,21 @@ def test_a_list_that_is_not_there_makes_nothing(tmp_path):
     assert run("photos", tmp_path, "--out", "").exit_code == 1
 
 
+@pytest.mark.parametrize(("corpus", "message"), [
+    ("minichat", "evaluation.inception_weights: Inception weights absent.pth: no such file"),
+    ("photochat", "evaluation.inception_weights = 'absent.pth': photochat is scored by Inception in any case")])
+def test_other_weights_of_inception_are_refused_before_anything_is_made(built, tmp_path, monkeypatch, corpus, message):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "there.pth"
+    weights.touch()
+    monkeypatch.setattr(corpora, "INCEPTION", weights)
+    before = sorted(tmp_path.iterdir())
+    folder = ["--set", f"data.folder={built}"] if corpus == "photochat" else []
+    done = CliRunner().invoke(cli.app, ["train", "--profile", "smoke", "--set", f"data.name={corpus}", *folder,
+                                        "--set", "evaluation.inception_weights=absent.pth"])
+    assert done.exit_code == 1 and message in done.stderr and sorted(tmp_path.iterdir()) == before
+
+
 def test_inceptions_weights_are_asked_for_before_anything_is_trained(built, tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "INCEPTION", tmp_path / "absent.pth")
     done = CliRunner().invoke(cli.app, ["train", "--profile", "smoke", "--set", "data.name=photochat", "--set", f"data.folder={built}"])

@@ -1,10 +1,11 @@
 """Scores of drawn photos as a set: Inception Score, FID and KID, by torch-fidelity (section 3.1.3).
 
 They see photos through a feature extractor. Each corpus brings its own, so these scores compare systems on
-one corpus, **never** with the paper. Axes: N photos, F features, K classes.
+one corpus, **never** with the paper. Inception's have names of their own, ``inception_fid`` and so on, and
+need a file of weights that nothing here fetches. Axes: N photos, F features, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from e2e_lib.evaluation.fidelity import FeatureExtractorInceptionV3, metric_fid, metric_isc, metric_kid
+from e2e_lib.repro.files import sha256
 
 BATCH = 64  # photos per call of a feature extractor
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity calls its file
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SEED = 0  # of the order in which IS splits photos, and of KID's subsets
 
 
@@ -110,21 +113,25 @@ def kid(drawn: PhotoFeatures, gold: PhotoFeatures) -> tuple[float, float]:
     return scores[metric_kid.KEY_METRIC_KID_MEAN], scores[metric_kid.KEY_METRIC_KID_STD]
 
 
+def check_inception(weights: Path) -> None:
+    """Raises ValueError unless the file holds torch-fidelity's weights of Inception, whose scores alone
+    compare with others'. Nothing else is loaded, either: torch-fidelity unpickles what it is given."""
+    try:
+        found = sha256(weights)
+        problem = f"another file, or a damaged one (SHA-256 {found[:8]}…, not {INCEPTION_SHA256[:8]}…)"
+    except OSError as error:
+        found, problem = "", "no such file" if not weights.exists() else f"unreadable ({error.strerror})"
+    if found != INCEPTION_SHA256:
+        raise ValueError(f"Inception weights {weights}: {problem}; expected torch-fidelity's "
+                         f"{INCEPTION_WEIGHTS} (from its release page, v0.2.0); "
+                         "download it again, or leave the Inception scores out")
+
+
 class InceptionExtractor:
     """Inception with torch-fidelity's ``weights`` and TensorFlow's resizing. Raises ValueError for others."""
 
     def __init__(self, weights: Path) -> None:
-        problem, known = "", {"Mixed_7c.branch_pool.conv.weight", "fc.weight"}
-        try:  # torch-fidelity unpickles whatever the file holds; this reads tensors only, refuses the rest
-            tensors = torch.load(weights, map_location="cpu", weights_only=True)
-            if not isinstance(tensors, Mapping) or not known <= {*tensors}:
-                problem = "these are another network's weights"
-        except Exception:
-            problem = "not a file of weights, or damaged" if weights.is_file() else "no such file"
-        if problem:
-            raise ValueError(f"Inception weights {weights}: {problem}; expected torch-fidelity's "
-                             f"{INCEPTION_WEIGHTS} (from its release page, v0.2.0); "
-                             "download it again, or leave the Inception scores out")
+        check_inception(weights)
         self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"],
                                                    feature_extractor_weights_path=str(weights))
 
@@ -133,9 +140,14 @@ class InceptionExtractor:
         return torch.cat(features), torch.cat(logits)  # (N, 2048), (N, 1008)
 
 
-def inception_scores(drawn: Sequence[Tensor], gold: Sequence[Tensor], weights: Path) -> dict[str, float]:
-    """The usual scores, by Inception, of photos, uint8 (3, H, W) each: ``inception_is`` and so on. About 6-10
-    photos per second on a CPU. Raises ValueError as ``InceptionExtractor`` and ``features_of`` do."""
+def inception_scores(drawn: Sequence[Tensor], gold: Sequence[Tensor],
+                     weights: Path) -> dict[str, float | None]:
+    """The usual scores, by Inception, of photos, uint8 (3, H, W) each: ``inception_is`` and so on; None each
+    below two photos of a side. About 6-10 photos per second on a CPU. Raises ValueError as
+    ``InceptionExtractor`` and ``features_of`` do."""
+    check_inception(weights)
+    if min(len(drawn), len(gold)) < 2:
+        return dict.fromkeys(f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std"))
     extractor = InceptionExtractor(weights)
     ours, theirs = features_of(drawn, extractor), features_of(gold, extractor)
     (mean, std), (kid_mean, kid_std) = inception_score(ours), kid(ours, theirs)

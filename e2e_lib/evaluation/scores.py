@@ -45,6 +45,12 @@ METRICS: dict[str, Metric] = {
     "fid": Metric("FID*", "lower", "distance of drawn from gold photos; biased upwards by small numbers"),
     "kid": Metric("KID*", "lower", "a distance like FID without the bias; may fall slightly below 0"),
 }
+# Those of the same photos by Inception, where its weights were given (``image.inception_scores``).
+INCEPTION_METRICS: dict[str, Metric] = {
+    "inception_is": Metric("IS", "higher", "clear and varied photos, as Inception classifies them (1-1008)"),
+    "inception_fid": Metric("FID", "lower", "distance by Inception's features, as is usual"),
+    "inception_kid": Metric("KID", "lower", "the same without the bias; may fall slightly below 0"),
+}
 
 
 class CorpusScores(Protocol):

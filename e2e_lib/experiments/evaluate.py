@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import Tensor
 
 from e2e_lib import corpora
 from e2e_lib.config import BASELINES, Config, with_defaults
 from e2e_lib.data.examples import Example, split_examples, subsample
 from e2e_lib.data.photo_input import open_photo
 from e2e_lib.data.photos import PhotoStore, to_tensor
-from e2e_lib.evaluation.image import features_of
+from e2e_lib.evaluation.image import INCEPTION_SHA256, features_of, inception_scores
 from e2e_lib.evaluation.scores import Answers, all_scores, answer_row, reduce
 from e2e_lib.inference.respond import respond
 from e2e_lib.models import hub
@@ -23,6 +24,7 @@ from e2e_lib.repro.provenance import ResourceMonitor, provenance_record, relativ
 from e2e_lib.repro.randomness import seed_of
 from e2e_lib.repro.run_files import RUNS, read_answers, read_details, read_done, run_folder
 from e2e_lib.training.loop import Echo, load_trained
+from e2e_lib.training.processes import meet
 from e2e_lib.versions import versions
 
 
@@ -34,10 +36,13 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     is there from the same settings and weights; answers stay in the run's folder, below ``answers``. Where
     there are several processes, all must call this; they share the answers out, and the main one scores.
     Raises CheckpointError, ConfigError, DataError and files.SaveError."""
-    folder, corpus = run_folder(config, seed, runs_root), corpora.prepare(config, echo)
+    inception = {"inception": INCEPTION_SHA256} if corpora.inception_weights(config) else {}
+    folder = run_folder(config, seed, runs_root)
+    with meet().main_process_first():  # and not each its own, in the same folder
+        corpus = corpora.prepare(config, echo)
     label = label or config.model.system
     path = results.RESULTS / config.profile / into / f"{label}-seed{seed}.json"
-    settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_parts(config)},
+    settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_parts(config), **inception},
                 "numbers": versions_of_answers(config)}
     if path.is_file() and (folder / answers).is_dir():
         recorded = results.load_json(path).get("provenance", {})
@@ -50,6 +55,7 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
         if not PartialState().is_main_process:
             return path
         scores = all_scores(saved_answers(config, config.model.system, seed, corpus, runs_root, answers))
+        scores |= _scores_by_inception(config, seed, corpus, runs_root, answers)
     done = read_done(folder) or {}
     record = provenance_record(config, seeds={"training": seed, "data": config.data.seed},
                                data={file.name: file for file in sorted(corpus.glob("*.jsonl"))})
@@ -123,11 +129,25 @@ def saved_answers(config: Config, system: str, seed: int, corpus: Path, root: Pa
     rows = read_answers(config.profile, [seed], root, system, folder)[seed]
     replies = read_details(config.profile, [seed], root, system, folder)[seed]
     store, extractor = PhotoStore(corpus / "photos"), corpora.extractor_of(config.data)
-    drawn = [to_tensor(open_photo(image)) for row in rows for image in row["images"]]
-    gold_ids = [photo_id for row in rows for photo_id in row["gold_photo_ids"]]
-    gold = [store.tensor(photo_id) for photo_id in gold_ids]
+    drawn, gold = _photos(rows, store)
     answers = reduce([*rows, *replies], features_of(drawn, extractor), features_of(gold, extractor),
                      corpora.scores_of(config.data, corpus))
+    gold_ids = [photo_id for row in rows for photo_id in row["gold_photo_ids"]]
     if not_real := sum(map(store.is_drawn, gold_ids)):  # they could not be fetched (section 3.1.1)
         answers.counts["n"]["gold_photos_drawn_from_captions"] = not_real
     return answers
+
+
+def _scores_by_inception(config: Config, seed: int, corpus: Path, root: Path,
+                         folder: str) -> dict[str, float | None]:
+    """The scores of the same photos by Inception, where its weights are set; none otherwise."""
+    if not (weights := corpora.inception_weights(config)):
+        return {}
+    rows = read_answers(config.profile, [seed], root, config.model.system, folder)[seed]
+    return inception_scores(*_photos(rows, PhotoStore(corpus / "photos")), weights)
+
+
+def _photos(rows: Sequence[dict[str, Any]], store: PhotoStore) -> tuple[list[Tensor], list[Tensor]]:
+    """Drawn and gold photos of saved answers, uint8 (3, H, W) each, in the order of rows."""
+    drawn = [to_tensor(open_photo(image)) for row in rows for image in row["images"]]
+    return drawn, [store.tensor(photo_id) for row in rows for photo_id in row["gold_photo_ids"]]

@@ -4,9 +4,7 @@ All sizes are in GiB (2³⁰ bytes). The plan is of one device at the fullest mo
 largest usual batch, and of answering, see ``step_memory``. Added to what is counted are CUDA's context and a
 margin for fragmentation; not in it is what a data loader's workers take.
 
-Of several processes on one machine, each has a device of its own. It keeps room for all gradients all the
-time (DDP's buckets, of which they are views), and with ``train.optimizer_sharding`` only its share of the
-optimizer's states.
+Of several processes on one machine, each has a device of its own; see ``part_memory`` for what it holds.
 """
 
 import dataclasses
@@ -15,13 +13,10 @@ from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
 from e2e_lib.config import Config, ConfigError, replace
+from e2e_lib.experiments.part_memory import Held, Part, held, sizes_of, states
 from e2e_lib.experiments.step_memory import GRADIENTS, answering_bytes, full_batch, step_bytes
 from e2e_lib.models import systems
-from e2e_lib.models.memory import count_of, fullest_share, size_of, state_bytes
 from e2e_lib.models.meta_parts import build
 from e2e_lib.settings import did_you_mean
 from e2e_lib.training.precision import check_sharding
@@ -45,7 +40,6 @@ DEVICES = {"v100-16gb": Device(15.77, False), "v100-32gb": Device(31.73, False),
            "a100-80gb": Device(79.14), "h100-80gb": Device(79.1), "h200-141gb": Device(139.7),
            "t4-16gb": Device(14.56, False), "rtx-4090-24gb": Device(23.5)}
 
-DRAWING = {"unet", "transformer"}  # parts whose learning rate is the generator's
 Settings = dict[str, Any]
 # Settings that need less memory, those that cost least first.
 CHANGES: tuple[Settings, ...] = (
@@ -53,6 +47,11 @@ CHANGES: tuple[Settings, ...] = (
     {"model.unet_lora": 16}, {"train.batch_size": 1}, {"model.language_lora": 32},
     {"model.language_lora": 32, "model.language_bits": 4}, {"model.perceptron_trains": "qformer"},
     {"train.mixed_precision": "fp16", "model.frozen": "float16"}, {"data.max_context": 512})
+
+
+SHARED_STATES: Settings = {"train.optimizer_sharding": True}
+SHARED: Settings = {"train.full_sharding": True, "train.optimizer_sharding": False}
+NOT_SHARED: Settings = {"train.full_sharding": False, "train.optimizer_sharding": False}
 
 
 class Usage(NamedTuple):
@@ -98,8 +97,10 @@ def plan(config: Config, device: str, processes: int = 1) -> dict[str, Any]:
 
 def _traffic(config: Config, learnt: float, processes: int) -> float:
     """GiB that a process sends in a step: its part of the gradients' sum, there and back in a ring; and of
-    the weights that it made new for the others."""
-    times = 2 + config.train.optimizer_sharding
+    the weights that it made new for the others. Shares are put together for each batch, forward and backward,
+    and its gradients are added up."""
+    steps = config.train.gradient_accumulation_steps
+    times = 3 * steps if config.train.full_sharding else 2 + config.train.optimizer_sharding
     return times * learnt * (processes - 1) / processes
 
 
@@ -159,16 +160,6 @@ def _row(part: dict[str, Any], columns: Iterable[str]) -> str:
     return f"{part['name']:16s}{part['parameters']:15,d}{part['learnt']:14,d}{sizes}"
 
 
-class Part(NamedTuple):
-    """A part's sizes: numbers, those of each tensor that learns, and bytes by number format."""
-
-    name: str
-    parameters: int
-    learnt: tuple[int, ...]
-    formats: dict[str, int]
-    weights: int
-
-
 class Measured(NamedTuple):
     """Everything but optimizer states: parts, bytes by owner at the fullest moment of a step, bytes of
     answering (weights left out of both), and what loading takes besides the weights."""
@@ -181,46 +172,45 @@ class Measured(NamedTuple):
 
 def _usage(config: Config, processes: int = 1) -> Usage:
     measured = _measured(_without_optimizer(config))
-    others = [name for name in measured.at_peak if not name.startswith(GRADIENTS)
-              and name not in {part.name for part in measured.parts}]
-    states = _states(config, measured.parts, processes)
-    gradients = {part.name: max(measured.at_peak.get(GRADIENTS + part.name, 0),
-                                4 * sum(part.learnt) if processes > 1 else 0) for part in measured.parts}
+    made = _made(config, measured, processes)
+    others = [name for name in made if name not in {part.name for part in measured.parts}]
+    own = held(config, measured.parts, measured.at_peak, processes)
+    nothing = Held(0, 0, 0, 0)
     rows: list[dict[str, Any]] = []
     for part in (*measured.parts, *(Part(name, 0, (), {}, 0) for name in others)):
-        sizes = {"weights": part.weights, "gradients": gradients.get(part.name, 0),
-                 "states": states.get(part.name, 0), "activations": measured.at_peak.get(part.name, 0)}
+        weights, gradients, of_optimizer, _ = own.get(part.name, nothing)
+        sizes = {"weights": weights, "gradients": gradients, "states": of_optimizer,
+                 "activations": made.get(part.name, 0)}
         rows.append({"name": part.name, "parameters": part.parameters, "learnt": sum(part.learnt),
                      "formats": {name: round(size / GIB, 4) for name, size in part.formats.items()},
                      **{f"{key}_gb": round(size / GIB, 4) for key, size in sizes.items()}})
-    weights = sum(part.weights for part in measured.parts) / GIB
-    all_states = sum(_states(config, measured.parts, 1).values()) / GIB
+    whole = sum(part.weights for part in measured.parts) / GIB
+    all_states = sum(states(config, measured.parts, 1).values()) / GIB
     learnt = sum(4 * sum(part.learnt) for part in measured.parts) / GIB  # what learns is in float32
-    host = PYTHON + max(weights + measured.loading / GIB, learnt + all_states)
-    activations = sum(size for name, size in measured.at_peak.items() if not name.startswith(GRADIENTS))
+    host = PYTHON + max(whole + measured.loading / GIB, learnt + all_states)
     extra = CONTEXT + (NETWORK if processes > 1 else 0)
-    buckets = sum(gradients.values()) if processes > 1 else 0  # which are there while answering, too
-    training, answering = ((weights + (sum(states.values()) + size) / GIB) * MARGIN + extra
-                           for size in (sum(gradients.values()) + activations, measured.answering + buckets))
+    training, answering = (size / GIB * MARGIN + extra for size in (
+        sum(sum(sizes[:3]) for sizes in own.values()) + sum(made.values()),
+        sum(sizes.answering for sizes in own.values()) + measured.answering))
     return Usage(rows, training, answering, learnt, all_states, host)
 
 
-def _states(config: Config, parts: Iterable["Part"], processes: int) -> dict[str, int]:
-    """Bytes of the optimizer's states by part, in the process that has most of them."""
-    optimizer = config.train.optimizer
-    if processes == 1 or not config.train.optimizer_sharding:
-        return {part.name: state_bytes(part.learnt, optimizer) for part in parts}
-    tensors = [(part.name, count) for part in parts for count in part.learnt]
-    groups = ([tensor for tensor in tensors if (tensor[0] in DRAWING) == last] for last in (False, True))
-    share = fullest_share(groups, processes)
-    return {part.name: state_bytes((count for name, count in share if name == part.name), optimizer)
-            for part in parts}
+def _made(config: Config, measured: Measured, processes: int) -> dict[str, int]:
+    """Bytes of all that a step makes but gradients, at its fullest moment, by owner."""
+    made = {name: size for name, size in measured.at_peak.items() if not name.startswith(GRADIENTS)}
+    if processes == 1 or not config.train.full_sharding:
+        return made
+    made["image gradient"] = made.get("image gradient", 0) // processes
+    # Once the activations are gone, gradients of what is not in layers are copied to be sent.
+    copies = {part.name: part.rest_bytes for part in measured.parts} | {
+        "image gradient": made["image gradient"]}
+    return max(made, copies, key=lambda sizes: sum(sizes.values()))
 
 
 @cache
 def _measured(config: Config) -> Measured:
     parts = build(config)
-    sizes, perceptron = _sizes(parts.modules()), parts.perceptron
+    sizes, perceptron = sizes_of(parts.modules()), parts.perceptron
     # The perceptron is read in float32, whatever its ViT ends in.
     loading = sum(p.numel() * (4 - p.element_size()) for p in perceptron.parameters()) if perceptron else 0
     answering = answering_bytes(parts, config)
@@ -229,21 +219,8 @@ def _measured(config: Config) -> Measured:
 
 def _without_optimizer(config: Config) -> Config:
     """None of them makes anything in a step that another does not."""
-    return replace(replace(config, "train.optimizer", "adamw"), "train.optimizer_sharding", False)
-
-
-def _sizes(modules: dict[str, nn.Module]) -> list[Part]:
-    parts = []
-    for name, module in modules.items():
-        weights, formats = list(module.parameters()), dict[str, int]()
-        for tensor in weights:
-            number = "nf4" if tensor.dtype == torch.uint8 else str(tensor.dtype).removeprefix("torch.")
-            formats[number] = formats.get(number, 0) + size_of([tensor])
-        everything: list[Tensor] = [*weights, *module.buffers()]
-        parts.append(Part(name, sum(map(count_of, weights)),
-                          tuple(p.numel() for p in weights if p.requires_grad), formats,
-                          size_of(everything)))
-    return parts
+    return _with(config, {"train.optimizer": "adamw", "train.optimizer_sharding": False,
+                          "train.full_sharding": False})
 
 
 def _advice(config: Config, device: Device, processes: int = 1) -> dict[str, Any]:
@@ -278,8 +255,12 @@ def _changes(config: Config, processes: int = 1) -> list[Settings]:
     for change in CHANGES:
         if "train.optimizer" in change and processes > 1 and config.train.optimizer == "adamw":
             # States in 8 bits cannot be shared out: it is the one or the other.
-            changes += [{"train.optimizer_sharding": True}] * (not config.train.optimizer_sharding)
-            changes.append(change | {"train.optimizer_sharding": False})
+            train = config.train
+            changes += [SHARED_STATES] * (not train.optimizer_sharding and not train.full_sharding)
+            changes += [SHARED] * (not config.model.language_lora and not train.full_sharding)
+            changes.append(change | NOT_SHARED)
+        elif "model.language_lora" in change and config.train.full_sharding:
+            changes += [change | NOT_SHARED] * _changes_something(config, change)
         elif change == {"train.batch_size": 1}:
             size, steps = config.train.batch_size, config.train.gradient_accumulation_steps
             while size > 1:
@@ -329,8 +310,7 @@ def _estimate(config: Config, changed: Config, processes: int = 1) -> float:
              * changed.data.max_context / config.data.max_context)
     if changed.train.checkpointing and not config.train.checkpointing:
         share *= 0.3  # of the parts at hand, about
-    at_peak = _measured(_without_optimizer(config)).at_peak
-    activations = sum(size for name, size in at_peak.items() if not name.startswith(GRADIENTS))
+    activations = sum(_made(changed, _measured(_without_optimizer(config)), processes).values())
     return _static(changed, processes) + share * activations * MARGIN / GIB
 
 
@@ -338,11 +318,11 @@ def _estimate(config: Config, changed: Config, processes: int = 1) -> float:
 def _static(config: Config, processes: int = 1) -> float:
     """GiB without what a step makes: weights, gradients and states."""
     parts = _parts(_without_optimizer(config))
-    total = sum(part.weights + 4 * sum(part.learnt) for part in parts)
-    states = sum(_states(config, parts, processes).values())
-    return (total + states) / GIB * MARGIN + CONTEXT + (NETWORK if processes > 1 else 0)
+    gradients = {GRADIENTS + part.name: part.learnt_bytes for part in parts}
+    total = sum(sum(sizes[:3]) for sizes in held(config, parts, gradients, processes).values())
+    return total / GIB * MARGIN + CONTEXT + (NETWORK if processes > 1 else 0)
 
 
 @cache
 def _parts(config: Config) -> list[Part]:
-    return _sizes(build(config).modules())
+    return sizes_of(build(config).modules())

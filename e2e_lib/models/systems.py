@@ -132,12 +132,16 @@ def _build(config: Config) -> PhotoChatModel:
 
 
 def check_formats(config: Config) -> None:
-    """Raises ConfigError where frozen weights and the forward pass would not work together, or the language
-    model cannot be in so few bits."""
+    """Raises ConfigError where frozen weights and the forward pass would not work together, the language
+    model cannot be in so few bits, or little of what is to be shared out learns."""
     needed = {"float32": ("no", "fp16", "bf16"), "float16": ("fp16",), "bfloat16": ("bf16",)}
     if config.train.mixed_precision not in needed[config.model.frozen]:
         raise ConfigError(f"model.frozen = {config.model.frozen!r} needs train.mixed_precision = "
                           f"{needed[config.model.frozen][0]!r}, found {config.train.mixed_precision!r}")
+    if config.train.full_sharding and config.model.language_lora:
+        raise ConfigError(f"train.full_sharding = true shares out a language model that learns whole; with "
+                          f"model.language_lora = {config.model.language_lora} little of it does: set "
+                          "train.optimizer_sharding=true instead, or model.language_lora=0")
     check_bits(config.model.language_bits, config.model.language, config.model.language_lora)
 
 

@@ -26,10 +26,12 @@ from e2e_lib.models.losses import misfit, trainable_weights
 from e2e_lib.models.systems import PhotoChatModel
 from e2e_lib.repro import files
 from e2e_lib.repro.files import CheckpointError, check
+from e2e_lib.training.shares import share_of
 from e2e_lib.versions import versions
 
 SHARD = 2 * 10**9  # bytes of tensors in a file
-HOW = {"data.workers", "train.optimizer_sharding"}  # settings that say how a machine works, not what it gives
+# Settings that say how a machine works, not what it gives.
+HOW = {"data.workers", "train.optimizer_sharding", "train.full_sharding"}
 INSIDE = "/"  # between the names of a dictionary in an optimizer's state and of what is in it
 
 
@@ -106,10 +108,12 @@ def load_weights(model: PhotoChatModel, weights: dict[str, Tensor], folder: Path
 
     Raises CheckpointError naming ``folder`` where they do not fit it.
     """
-    if problem := misfit(trainable_weights(model), weights):
+    own = trainable_weights(model)
+    if problem := misfit(own, weights):
         raise CheckpointError(f"the checkpoint at {folder} does not fit the model: {problem}; remove the "
                               "folder to train anew")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict({name: share_of(own[name], tensor) for name, tensor in weights.items()},
+                          strict=False)
 
 
 def start_from(model: PhotoChatModel, config: Config, seed: int) -> str:
@@ -210,6 +214,7 @@ def _leaves(entry: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
 
 def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     groups, first = list[dict[str, Any]](), 0  # as `state_dict` has them, which sharded states do not give
     for group in optimizer.param_groups:
         groups.append({**group, "params": list(range(first, first + len(group["params"])))})
@@ -223,5 +228,5 @@ def _unflatten(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> Non
             entry: Any = state.setdefault(int(index), {})
             for name in dictionaries:
                 entry = entry.setdefault(name, {})
-            entry[last] = tensor
+            entry[last] = share_of(parameters[int(index)], tensor)
     optimizer.load_state_dict({"param_groups": groups, "state": state})

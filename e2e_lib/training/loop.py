@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import get_constant_schedule_with_warmup
 
-from e2e_lib.config import Bridge, Config, ConfigError
+from e2e_lib.config import Config, ConfigError
 from e2e_lib.corpora import DATA, prepare
 from e2e_lib.data.collate import Batch, Collator
 from e2e_lib.models.adapters import checkpoint_activations
@@ -34,7 +34,9 @@ from e2e_lib.training.dev import DevSet
 from e2e_lib.training.precision import forget_others, gather_states, new_accelerator, new_optimizer
 from e2e_lib.training.processes import from_first, together
 from e2e_lib.training.saving import BEFORE, LATEST, alone_in, newest
-from e2e_lib.training.step import Step, image_gradients, mean, norm
+from e2e_lib.training.sharding import Sharding
+from e2e_lib.training.shares import gathered, whole
+from e2e_lib.training.step import Step, mean, norm, temperature_at
 
 Echo = Callable[[str], None]
 STATE: dict[str, Any] = {  # what a checkpoint to go on from holds besides weights, see `files.find_problem`
@@ -59,12 +61,6 @@ def train(config: Config, seed: int, echo: Echo = print, *, root: Path = RUNS,
     with together(), alone_in(folder):
         _Run(config, seed, folder, data_root, echo).train()
     return folder
-
-
-def temperature_at(bridge: Bridge, epochs_done: float) -> float:
-    """τ of Eq. 5: linear over the first ``temperature_epochs`` epochs, then constant (section 3.1.2)."""
-    share = min(1.0, epochs_done / bridge.temperature_epochs) if bridge.temperature_epochs else 1.0
-    return bridge.temperature_start + share * (bridge.temperature_end - bridge.temperature_start)
 
 
 def load_trained(config: Config, seed: int, *, root: Path = RUNS) -> PhotoChatModel:
@@ -119,6 +115,7 @@ class _Run:
         self.epochs = Epochs(groups, settings, Collator(self.model.formatter, store), seed,
                              config.data.workers, self.accelerator.num_processes,
                              self.accelerator.process_index)
+        self.sharding = Sharding(self.model, self.accelerator, settings)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         # Each part is clipped by itself, so that one with a large gradient takes nothing from the others.
         self.clipped = [[p for p in part.parameters() if p.requires_grad]
@@ -128,7 +125,8 @@ class _Run:
                                   self.accelerator.num_processes)
         # Not prepared by accelerate, which would count a step once for each process.
         self.schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup_steps)
-        self.wrapped = self.accelerator.prepare(self.model)
+        # Not in DDP, where the model itself adds up gradients.
+        self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.sharding.is_full)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         # "batch" counts an epoch's rounds of batches, one for each process, and "examples" what was in them.
         self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "examples": 0, "step": 0, "best": None,
@@ -194,15 +192,17 @@ class _Run:
                                   seed=seed_of(self.seed, "noise", epoch))
         except ValueError as error:  # the bridge's, of logits that are no numbers
             raise ConfigError(f"step {self.state['step']}: {error}") from error
-        if step.logged and counts:
+        if step.logged:
             share = len(output.captions) / max(1, step.photos)
-            step.add(batch, output, image_gradients(self.model, output.image_loss * share * self.scale))
+            from_image = self.sharding.image_gradients(output, share * self.scale, counts)
+            step.add(batch, output, from_image, counts)
         # Over several processes, gradients are averaged: to add them up, each counts as often as there are.
         weight = self.accelerator.num_processes * counts
         self.accelerator.backward(output.part_of(step.tokens, step.photos) * weight)
 
     def finish_step(self, step: Step) -> None:
         """New weights from the gradients of a step's batches. Raises ConfigError."""
+        self.sharding.drop_unused()
         if step.logged:
             if self.accelerator.num_processes > 1:
                 step.add_up(self.model.language, self.accelerator.reduce)
@@ -217,7 +217,7 @@ class _Run:
         """Clips the gradient of each part that has its own. Raises ConfigError if it is no number."""
         self.accelerator.unscale_gradients()  # once, however many parts are clipped
         for parameters in self.clipped:
-            size = torch.nn.utils.clip_grad_norm_(parameters, self.config.train.max_grad_norm)
+            size = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.train.max_grad_norm))
             # A scaler leaves such a step out and goes on with smaller numbers.
             if not self.accelerator.scaler and not size.isfinite():
                 settings = self.config.train
@@ -256,13 +256,14 @@ class _Run:
     def score(self) -> None:
         """Ends the epoch: dev BLEU-2 and FID, the gallery, and the best weights so far."""
         epoch = self.state["epoch"] + 1
-        scores = self.dev.score(self.model, epoch)
-        from_first(lambda: self._keep_best(scores, epoch))
+        scores = self.sharding.answer(lambda: self.dev.score(self.model, epoch))
+        weights = gathered(trainable_weights(self.model))
+        from_first(lambda: self._keep_best(scores, epoch, weights))
         # All must stop together, though their scores may differ in last digits.
         self.state = broadcast_object_list([self.state])[0]
         self.state |= {"epoch": epoch, "batch": 0, "examples": 0}
 
-    def _keep_best(self, scores: dict[str, Any], epoch: int) -> None:
+    def _keep_best(self, scores: dict[str, Any], epoch: int, weights: dict[str, Any]) -> None:
         score = scores["score"] if math.isfinite(scores["score"]) else None
         self._write_line({"kind": "dev", "step": self.state["step"], "epoch": epoch, "bleu2": scores["bleu2"],
                           "fid": scores["fid"], "score": score, "n": len(self.dev.examples)})
@@ -272,8 +273,8 @@ class _Run:
         best = self.state["best"]
         if best is None or score > best["score"] or self.config.train.keep == "last":
             self.state |= {"best": {"epoch": epoch, "score": score}, "since_best": 0}
-            checkpoints.save(self.folder / "best", trainable_weights(self.model),
-                             {**checkpoints.made_with(self.config), "seed": self.seed, "epoch": epoch})
+            checkpoints.save(self.folder / "best", weights, {
+                **checkpoints.made_with(self.config), "seed": self.seed, "epoch": epoch})
         else:
             self.state["since_best"] += 1
 
@@ -287,13 +288,13 @@ class _Run:
 
     def save(self) -> None:
         """Writes ``latest``, from which the run goes on exactly. Raises files.SaveError."""
-        gather_states(self.optimizer.optimizer)
+        weights, optimizer = gathered(trainable_weights(self.model)), gather_states(self.optimizer.optimizer)
         scaler = self.accelerator.scaler
         state = {**self.state, **checkpoints.made_with(self.config), "seed": self.seed,
                  "processes": self.accelerator.num_processes, "seconds": self.seconds(),
                  "schedule": self.schedule.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-        from_first(lambda: checkpoints.save(self.folder / LATEST, trainable_weights(self.model), state,
-                                            self.optimizer.optimizer, before=self.folder / BEFORE))
+        from_first(lambda: checkpoints.save(self.folder / LATEST, weights, state, optimizer,
+                                            before=self.folder / BEFORE))
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, or begins: an empty log and the gallery before training.
@@ -303,7 +304,7 @@ class _Run:
         found = from_first(lambda: newest(self.folder, self.echo))
         if found is None:
             from_first(lambda: files.write_text(self.folder / "log.jsonl", ""))
-            self.dev.save_gallery_before_training(self.model)
+            self.sharding.answer(lambda: self.dev.save_gallery_before_training(self.model))
             return
         folder, hashes = found
         optimizer = self.optimizer.optimizer

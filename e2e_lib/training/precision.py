@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import nn
 
 from e2e_lib.config import ConfigError, Train
+from e2e_lib.training.shares import gathered_optimizer
 
 
 def new_accelerator(settings: Train) -> Accelerator:
@@ -23,7 +24,9 @@ def new_accelerator(settings: Train) -> Accelerator:
             mixed_precision=settings.mixed_precision,
             # A batch without photos leaves the generator or the perceptron unused.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True,
-                                                           gradient_as_bucket_view=True)])
+                                                           gradient_as_bucket_view=True),
+                             # Half-precision copies of all layers would stay until a forward pass ends.
+                             *([AutocastKwargs(cache_enabled=False)] if settings.full_sharding else [])])
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision = {settings.mixed_precision!r}: {error}") from None
     check_precision(accelerator, settings)
@@ -45,10 +48,15 @@ def check_precision(accelerator: Accelerator, settings: Train) -> None:
 
 
 def check_sharding(settings: Train) -> None:
-    """Raises ConfigError for an optimizer whose states cannot be shared out among processes."""
-    if settings.optimizer_sharding and settings.optimizer != "adamw":
-        raise ConfigError(f"train.optimizer_sharding = true shares out the states of adamw, and not of "
-                          f"{settings.optimizer}; set train.optimizer=adamw, or leave them whole")
+    """Raises ConfigError for an optimizer whose states cannot be shared out among processes, and where that
+    is asked for in two ways."""
+    for name in ("optimizer_sharding", "full_sharding"):
+        if getattr(settings, name) and settings.optimizer != "adamw":
+            raise ConfigError(f"train.{name} = true shares out the states of adamw, and not of "
+                              f"{settings.optimizer}; set train.optimizer=adamw, or leave them whole")
+    if settings.optimizer_sharding and settings.full_sharding:
+        raise ConfigError("train.full_sharding = true shares out the optimizer's states, too: leave "
+                          "train.optimizer_sharding false")
 
 
 def new_optimizer(parameters: Sequence[nn.Parameter], settings: Train, device: torch.device,
@@ -81,10 +89,13 @@ def new_optimizer(parameters: Sequence[nn.Parameter], settings: Train, device: t
     return optimizer
 
 
-def gather_states(optimizer: Any) -> None:
-    """Brings the states that processes share out to the first one, for a checkpoint. All must call it."""
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.consolidate_state_dict()
+def gather_states(optimizer: Any) -> Any:
+    """The optimizer as a checkpoint takes it, in the first process with the states that processes share out.
+    All must call it."""
+    if not hasattr(optimizer, "consolidate_state_dict"):
+        return gathered_optimizer(optimizer)
+    optimizer.consolidate_state_dict()
+    return optimizer
 
 
 def forget_others(optimizer: Any) -> None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from e2e_lib.config import Bridge
 from e2e_lib.data.collate import Batch
 from e2e_lib.models.losses import Output
 from e2e_lib.models.systems import PhotoChatModel
+from e2e_lib.training.shares import whole
 
 
 @dataclass
@@ -37,15 +40,18 @@ class Step:
     from_image: list[Tensor] = field(default_factory=list)
     norms: dict[str, float | None] = field(default_factory=dict)
 
-    def add(self, batch: Batch, output: Output, from_image: list[Tensor]) -> None:
-        """Adds one of its batches, and what it gave; examples that lost tokens are counted."""
+    def add(self, batch: Batch, output: Output, from_image: list[Tensor], counts: bool = True) -> None:
+        """Adds one of its batches, and what it gave; examples that lost tokens are counted. Of one that does
+        not count, only the gradient, which is then the other processes'."""
+        both = zip(self.from_image, from_image, strict=False)  # one may be []
+        self.from_image = [one + other for one, other in both] or self.from_image or from_image
+        if not counts:
+            return
         self.contexts_cut += sum(map(bool, batch.context_cut))
         self.responses_cut += sum(map(bool, batch.response_cut))
         self.text_losses.append((output.text_loss.item(), output.tokens))
         self.image_losses += [(output.image_loss.item(), len(output.captions))] if output.captions else []
         self.truncated += output.truncated
-        both = zip(self.from_image, from_image, strict=False)  # one may be []
-        self.from_image = [one + other for one, other in both] or self.from_image or from_image
 
     def add_up(self, language: nn.Module, sum_of_all: Callable[[Tensor], Tensor]) -> None:
         """Puts together what several processes have of the step. All must call it; ``sum_of_all`` adds up a
@@ -59,9 +65,15 @@ class Step:
         self.text_losses, self.image_losses = ([(total / n, int(n))] if n else []
                                                for total, n in ((text, tokens), (image, photos)))
         self.truncated, self.contexts_cut, self.responses_cut, some_have_it = map(int, counts)
-        if some_have_it:
+        if some_have_it and not isinstance(weights[0], DTensor):  # shares are of all processes' sum
             self.from_image = [sum_of_all(gradient) for gradient in
                                self.from_image or (torch.zeros_like(p) for p in weights)]
+
+
+def temperature_at(bridge: Bridge, epochs_done: float) -> float:
+    """τ of Eq. 5: linear over the first ``temperature_epochs`` epochs, then constant (section 3.1.2)."""
+    share = min(1.0, epochs_done / bridge.temperature_epochs) if bridge.temperature_epochs else 1.0
+    return bridge.temperature_start + share * (bridge.temperature_end - bridge.temperature_start)
 
 
 def mean(losses: Sequence[tuple[float, int]]) -> float | None:
@@ -70,8 +82,9 @@ def mean(losses: Sequence[tuple[float, int]]) -> float | None:
 
 
 def norm(gradients: Sequence[Tensor | None]) -> float:
-    """The Euclidean norm of all gradients together; None counts as zero."""
-    return math.sqrt(sum(float(g.detach().float().square().sum()) for g in gradients if g is not None))
+    """The Euclidean norm of all gradients together, with the shares of all processes; None counts as zero."""
+    return math.sqrt(sum(float(whole(g.detach().float().square().sum())) for g in gradients
+                         if g is not None))
 
 
 def image_gradients(model: PhotoChatModel, image_loss: Tensor) -> list[Tensor]:

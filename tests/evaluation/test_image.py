@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from inception_file import NarrowInception, save_inception
 from torch import nn
 
 from e2e_lib.evaluation import image
-from e2e_lib.evaluation.fidelity import metric_isc
+from e2e_lib.evaluation.fidelity import FeatureExtractorInceptionV3, metric_isc
 from e2e_lib.evaluation.image import PhotoFeatures, features_of, fid, inception_score, inception_scores, kid
 
 CLASSES = 14
@@ -177,27 +178,24 @@ def test_fewer_than_two_photos_have_no_score():
         inception_score(features_of([], TinyExtractor()))
 
 
-class SmallInception(nn.Module):
-    """In place of the real one, which has 24 million weights: channel means, scaled by its weights file."""
-
-    def __init__(self, name, features_list, feature_extractor_weights_path):
-        super().__init__()
-        self.scale = torch.load(feature_extractor_weights_path)["fc.weight"]
-
-    def forward(self, batch):
-        means = batch.float().mean((2, 3)) * self.scale
-        return means, means
-
-
-def test_inception_scores_have_names_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(image, "FeatureExtractorInceptionV3", SmallInception)
+def test_inceptions_scores_are_by_the_weights_in_the_file_and_have_names_of_their_own(tmp_path, monkeypatch):
     weights = tmp_path / "inception.pth"
-    torch.save({"fc.weight": torch.tensor(0.01), "Mixed_7c.branch_pool.conv.weight": torch.ones(1)}, weights)
-    drawn, gold = photos(30, 11), photos(30, 12, top=99)
+    monkeypatch.setattr(image, "INCEPTION_SHA256", save_inception(weights))
+    monkeypatch.setattr(image, "FeatureExtractorInceptionV3", NarrowInception)
+    seen, real = [], image.features_of
+    monkeypatch.setattr(image, "features_of", lambda *given: seen.append(real(*given)) or seen[-1])
+    drawn, gold = photos(3, 11), photos(3, 12, top=99)
     scores = inception_scores(drawn, gold, weights)
     assert list(scores) == [f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std")]
-    x, y = (torch.stack(side).float().mean((2, 3)).double().numpy() * 0.01 for side in (drawn, gold))
-    assert scores["inception_fid"] == pytest.approx(closed_form_fid(x, y), rel=1e-5)
+    plain, head = FeatureExtractorInceptionV3("plain", ["2048"], str(weights)), torch.load(weights)["fc.weight"]
+    (features,) = plain(gold[1][None])
+    ours, theirs = seen
+    assert torch.allclose(theirs.features[1], features[0, :2].double()) and not torch.allclose(ours.features[1], theirs.features[1])
+    assert torch.allclose(theirs.logits[1], (features @ head.T)[0].double(), rtol=1e-4, atol=1e-4)
+    assert scores["inception_fid"] == pytest.approx(closed_form_fid(ours.features.numpy(), theirs.features.numpy()), rel=1e-3)
+    (expected,) = naive_inception_scores(ours.logits.numpy(), splits=1)
+    assert scores["inception_is"] == pytest.approx(expected, rel=1e-6) and expected > 1.0001
+    assert set(inception_scores(drawn[:1], gold, weights).values()) == {None}  # no spread, no score
 
 
 def test_bad_inception_weights_are_named(tmp_path):
@@ -206,15 +204,15 @@ def test_bad_inception_weights_are_named(tmp_path):
 
     with pytest.raises(ValueError, match="missing.pth: no such file.*weights-inception"):
         load("missing.pth")
+    with pytest.raises(ValueError, match="unreadable .Is a directory.*download it again"):
+        load(".")
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match="page.pth: not a file of weights, or damaged"):
+    with pytest.raises(ValueError, match="page.pth: another file, or a damaged one .SHA-256 ........…, not 6726825d…"):
         load("page.pth")
-    torch.save(TinyExtractor().state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other.pth: these are another network's weights"):
-        load("other.pth")
     torch.save(subprocess.Popen, tmp_path / "code.pth")  # a pickle that would name something to run
-    with pytest.raises(ValueError, match="code.pth: not a file of weights"):
+    with pytest.raises(ValueError, match="code.pth: another file"):
         load("code.pth")
+    assert image.INCEPTION_SHA256[:8] in image.INCEPTION_WEIGHTS  # whose name, as of all that torch.hub fetches, holds it
 
 
 @pytest.mark.parametrize("real", [True, False])

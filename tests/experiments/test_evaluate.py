@@ -5,20 +5,24 @@ import json
 import numpy as np
 import pytest
 import torch
+from inception_file import NarrowInception, save_inception
 from PIL import Image
 from trained_runs import save_trained
 
 from e2e_lib import corpora, versions
-from e2e_lib.config import BASELINES, SHIPPED, replace
+from e2e_lib.config import BASELINES, SHIPPED, ConfigError, replace
 from e2e_lib.data.examples import Response, examples_of, load_split, split_examples
 from e2e_lib.data.minichat.questions import Question
+from e2e_lib.data.photos import PhotoStore
+from e2e_lib.evaluation import image
 from e2e_lib.evaluation.image import features_of, inception_score
 from e2e_lib.evaluation.scores import answer_row, score_once
+from e2e_lib.experiments import evaluate as evaluation
 from e2e_lib.experiments.evaluate import contexts_to_answer, evaluate, saved_answers
 from e2e_lib.inference.respond import respond
 from e2e_lib.models import hub
 from e2e_lib.models.systems import build, origins
-from e2e_lib.repro import files
+from e2e_lib.repro import files, results
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.repro.randomness import generator, seed_of
 from e2e_lib.repro.run_files import read_answers, read_details, run_folder
@@ -155,6 +159,39 @@ def test_answers_are_kept_until_something_changes_that_decides_them(tiny, monkey
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(CheckpointError, match="is damaged"):
         evaluate(tiny, 0, lines.append)
+
+
+def test_photos_are_scored_by_inception_besides_where_its_weights_are_set(tiny, tmp_path, monkeypatch):
+    """From a file in torch-fidelity's own layout to the run's result and the summary, under names of their own."""
+    weights = tmp_path / "inception.pth"
+    sha = save_inception(weights)
+    for module in (image, evaluation):
+        monkeypatch.setattr(module, "INCEPTION_SHA256", sha)
+    monkeypatch.setattr(image, "FeatureExtractorInceptionV3", NarrowInception)
+    scored, real = [], evaluation.inception_scores
+    monkeypatch.setattr(evaluation, "inception_scores", lambda *given: scored.append((given, real(*given))) or scored[-1][1])
+    photos = list(torch.randint(256, (3, 3, 8, 8), generator=generator("drawn"), dtype=torch.uint8))
+    monkeypatch.setattr("e2e_lib.experiments.evaluate.respond", lambda model, examples, *_: [
+        Response("hi", ["a car"] * (i < 3), photos[i:i + 1]) for i, _ in enumerate(examples)])
+    save_trained(tiny)
+    plain = json.loads(evaluate(tiny, 0, quiet).read_text())
+    with_it, said = replace(tiny, "evaluation.inception_weights", str(weights)), []
+    run = json.loads(evaluate(with_it, 0, quiet).read_text())
+    names = [name for name in run["metrics"] if name.startswith("inception_")]
+    assert len(names) == 5 and {name: value for name, value in run["metrics"].items() if name not in names} == plain["metrics"]
+    store = PhotoStore(corpora.prepare(tiny, quiet) / "photos")
+    gold = [store.tensor(photo_id) for row in read_answers("smoke", [0])[0] for photo_id in row["gold_photo_ids"]]
+    (([*sides, path], scores),) = scored
+    assert path == weights and {name: run["metrics"][name] for name in names} == scores
+    assert all(torch.equal(*pair) for side, expected in zip(sides, (photos, gold), strict=True) for pair in zip(side, expected, strict=True))
+    assert scores["inception_fid"] != pytest.approx(run["metrics"]["fid"])
+    assert run["provenance"]["weights"]["inception"] == sha and "inception" not in plain["provenance"]["weights"]
+    assert results.summarise("smoke")["systems"]["end_to_end"]["inception_fid"]["mean"] == run["metrics"]["inception_fid"]
+    evaluate(with_it, 0, said.append)
+    assert said[-1].endswith("is there already")
+    weights.write_bytes(b"another file")
+    with pytest.raises(ConfigError, match="evaluation.inception_weights: .*inception.pth: another file, or a damaged one"):
+        evaluate(with_it, 0, quiet)
 
 
 @pytest.mark.parametrize(("changes", "parts"), [

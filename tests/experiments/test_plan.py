@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import hub_checkpoints
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from typer.testing import CliRunner
@@ -15,12 +17,14 @@ from e2e_lib import __main__ as cli
 from e2e_lib.config import ConfigError, load, replace
 from e2e_lib.data.collate import Collator
 from e2e_lib.experiments import plan as planning
+from e2e_lib.experiments.part_memory import held, sizes_of, states
 from e2e_lib.experiments.step_memory import BatchSizes, answering_bytes, step_bytes
 from e2e_lib.models import meta_parts, systems
 from e2e_lib.models.adapters import checkpoint_activations
 from e2e_lib.models.memory import state_bytes
 from e2e_lib.repro.files import CheckpointError
 from e2e_lib.training.precision import new_optimizer
+from e2e_lib.training.sharding import Sharding
 from e2e_lib.training.step import image_gradients
 
 # Of the paper's parts, from published descriptions of the models.
@@ -258,9 +262,9 @@ def test_processes_share_out_states_as_the_optimizer_does(config):
         distributed.destroy_process_group()
     parts = planning._parts(planning._without_optimizer(config))
     for sharding, kept in ((False, sum(theirs)), (True, max(theirs))):
-        found = planning._states(replace(config, "train.optimizer_sharding", sharding), parts, 4)
+        found = states(replace(config, "train.optimizer_sharding", sharding), parts, 4)
         assert sum(found.values()) == 8 * kept, sharding
-    assert sum(planning._states(replace(config, "train.optimizer_sharding", True), parts, 1).values()) == 8 * sum(theirs)
+    assert sum(states(replace(config, "train.optimizer_sharding", True), parts, 1).values()) == 8 * sum(theirs)
 
 
 def test_of_several_processes_each_keeps_all_gradients_and_its_share_of_the_states(config, monkeypatch):
@@ -286,6 +290,39 @@ def test_of_several_processes_each_keeps_all_gradients_and_its_share_of_the_stat
     assert planning.plan(config, "v100-32gb", 4)["advice"]["set"] == ["train.optimizer_sharding=True"]
     with pytest.raises(ConfigError, match="train.optimizer_sharding = true shares out the states of adamw"):
         planning.plan(changed(sharded, {"train.optimizer": "adamw8bit"}), "v100-32gb", 4)
+
+
+def test_of_what_is_shared_out_a_process_holds_its_share_and_what_is_put_together(config):
+    """Against the shares that FSDP2 makes, in the first of four processes; the others are made up."""
+    shared, model = replace(config, "train.full_sharding", True), systems.build(config)
+    parts, learnt = sizes_of(model.trained_parts()), [p for p in model.parameters() if p.requires_grad]
+    layer = sum(p.numel() for p in model.language.model.layers[0].parameters())
+    frozen = sum(b.numel() * b.element_size() for part in model.trained_parts().values() for b in part.buffers())
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        made = Sharding(model, SimpleNamespace(num_processes=4, device=torch.device("cpu")), shared.train)
+        share = sum(p.to_local().numel() for p in made.shares.values())
+        model.unshard()
+        together = sum(p.numel() for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor))
+    finally:
+        distributed.destroy_process_group()
+    assert len(made.shares) == len(learnt) and len(made.layers) == 2
+    rows = list(held(shared, parts, {}, 4).values())
+    assert sum(row.states for row in rows) == pytest.approx(8 * share, rel=0.05)
+    assert sum(row.weights for row in rows) == pytest.approx(frozen + 4 * (share + together + 2 * layer), rel=0.02)
+    assert sum(row.gradients for row in rows) == pytest.approx(4 * (share + together + 2 * layer), rel=0.02)
+    assert sum(row.answering for row in rows) == pytest.approx(frozen + 4 * sum(p.numel() for p in learnt) + 12 * share, rel=0.02)
+    assert held(shared, parts, {}, 1) == held(config, parts, {}, 1)
+
+
+def test_full_sharding_is_advised_where_a_language_model_learns_whole_on_several_devices(config):
+    shared = {"train.full_sharding": True, "train.optimizer_sharding": False}
+    with_factors = {"model.language_lora": 32, "train.full_sharding": False, "train.optimizer_sharding": False}
+    assert planning._changes(config, 4)[:2] == [{"train.optimizer_sharding": True}, shared] and shared not in planning._changes(config)
+    assert shared not in planning._changes(changed(load("paper"), {"train.optimizer": "adamw"}), 4)
+    there = planning._changes(changed(config, shared), 4)
+    assert with_factors in there and not any(change == {"model.language_lora": 32} for change in there)
+    assert "train.optimizer_sharding" in there[0] and there[0]["train.full_sharding"] is False  # with adamw8bit
 
 
 def run(*arguments):

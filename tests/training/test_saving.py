@@ -251,29 +251,31 @@ def finished(tmp_path_factory, short):
 
 def test_kills_and_failing_writes_of_training_end_in_the_same_weights(short, finished, tmp_path):
     """``RUNS`` runs, each of which fails or is killed at a random moment, and many of which do so again."""
-    (undisturbed, count), rng = finished, random.Random(0)
+    (undisturbed, count), rng, failures, kills = finished, random.Random(0), 0, 0
     data_root = undisturbed.parents[3] / "data"
     for number in range(RUNS):
         root = tmp_path / str(number)
         killed = number % 10 == 9
         for _ in range(rng.randint(1, 1 + min(1, number))):
             if killed:
-                kill_somewhere(short, root, data_root, rng)
+                kills += kill_somewhere(short, root, data_root, rng)
                 continue
             with pytest.MonkeyPatch.context() as patch:
                 failing(patch, root, rng.randint(1, count), full)
                 try:
                     train(short, 0, lambda _: None, root=root, data_root=data_root)
                 except files.SaveError:
-                    pass
+                    failures += 1
         folder = train(short, 0, lambda _: None, root=root, data_root=data_root)
         for name in ("best/model", "latest/model", "latest/optimizer"):
             assert (folder / f"{name}.safetensors").read_bytes() == (undisturbed / f"{name}.safetensors").read_bytes(), (number, name)
         shutil.rmtree(root)
+    assert kills >= RUNS // 10 and failures >= RUNS - RUNS // 10, (kills, failures)  # and none that came too late
 
 
 def kill_somewhere(short, root, data_root, rng):
-    """Training in a process of its own, killed at a random moment once it has begun to write."""
+    """Training in a process of its own, killed at a random moment once it has begun to write; begun anew where it has ended
+    before that. Returns how many were killed: one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["e2e_lib.training.loop"])
     process = context.Process(target=train_in_process, args=(short, root, data_root))
@@ -283,3 +285,8 @@ def kill_somewhere(short, root, data_root, rng):
     process.join(rng.uniform(0, 4))
     process.kill()
     process.join()
+    if process.exitcode == 0:
+        shutil.rmtree(root)
+        return kill_somewhere(short, root, data_root, rng)
+    assert process.exitcode == -signal.SIGKILL
+    return 1
