@@ -186,5 +186,7 @@ def note(record: Mapping[str, Any], frame: pd.DataFrame | None = None) -> str:
     """Profile, N and seeds, those of a frame's rows by default all, and whether earlier code made them."""
     seeds = record["seeds"] if frame is None else sorted({seed for row in frame.seeds for seed in row})
     n = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in record.get("test", {}).items())
-    parts = [footer(record["profile"], seeds, n or "test answers"), results.version_note(record)]
+    fewer = {tuple(row) for row in (frame.seeds if frame is not None else ()) if row} - {tuple(seeds)}
+    parts = [footer(record["profile"], seeds, n or "test answers"), results.version_note(record),
+             *(f"in some conditions only {', '.join(map(str, row))}" for row in sorted(fewer))]
     return " · ".join(filter(None, parts))

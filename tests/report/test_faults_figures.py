@@ -144,3 +144,12 @@ def test_both_are_drawn_with_the_other_figures_once_they_are_measured(tmp_path, 
     (text,) = results_figures.measured_figures("smoke", corpus, tmp_path)["one_number"].axes[0].texts
     assert text.get_text() == "the photo is not in this corpus"
 
+
+
+def test_conditions_with_fewer_seeds_are_said_to_have_fewer():
+    record, other = record_of(SCORES, seeds=(0, 1, 2)), record_of(SCORES, [KINDS["one word left out"]])
+    record |= {key: record[key] + other[key] for key in ("rows", "pairs")}
+    several = faults_figures.conditions_figure(record, {"all": MAIN, "left out": KINDS["one word left out"]}, "Two kinds")
+    alone = faults_figures.conditions_figure(record, {"all": MAIN}, "One kind")
+    assert "seeds 0, 1, 2 · in some conditions only 0, 1 ·" in several.alternative_text()
+    assert "in some conditions" not in alone.alternative_text()
