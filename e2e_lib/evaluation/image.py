@@ -145,10 +145,9 @@ def inception_scores(drawn: Sequence[Tensor], gold: Sequence[Tensor],
     """The usual scores, by Inception, of photos, uint8 (3, H, W) each: ``inception_is`` and so on; None each
     below two photos of a side. About 6-10 photos per second on a CPU. Raises ValueError as
     ``InceptionExtractor`` and ``features_of`` do."""
-    check_inception(weights)
+    extractor = InceptionExtractor(weights)
     if min(len(drawn), len(gold)) < 2:
         return dict.fromkeys(f"inception_{name}" for name in ("is", "is_std", "fid", "kid", "kid_std"))
-    extractor = InceptionExtractor(weights)
     ours, theirs = features_of(drawn, extractor), features_of(gold, extractor)
     (mean, std), (kid_mean, kid_std) = inception_score(ours), kid(ours, theirs)
     return {"inception_is": mean, "inception_is_std": std, "inception_fid": fid(ours, theirs),

@@ -36,7 +36,8 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     is there from the same settings and weights; answers stay in the run's folder, below ``answers``. Where
     there are several processes, all must call this; they share the answers out, and the main one scores.
     Raises CheckpointError, ConfigError, DataError and files.SaveError."""
-    inception = {"inception": INCEPTION_SHA256} if corpora.inception_weights(config) else {}
+    weights = corpora.inception_weights(config)
+    inception = {"inception": INCEPTION_SHA256} if weights else {}
     folder = run_folder(config, seed, runs_root)
     with meet().main_process_first():  # and not each its own, in the same folder
         corpus = corpora.prepare(config, echo)
@@ -55,7 +56,8 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
         if not PartialState().is_main_process:
             return path
         scores = all_scores(saved_answers(config, config.model.system, seed, corpus, runs_root, answers))
-        scores |= _scores_by_inception(config, seed, corpus, runs_root, answers)
+        if weights:
+            scores |= _scores_by_inception(weights, config, seed, corpus, runs_root, answers)
     done = read_done(folder) or {}
     record = provenance_record(config, seeds={"training": seed, "data": config.data.seed},
                                data={file.name: file for file in sorted(corpus.glob("*.jsonl"))})
@@ -138,11 +140,9 @@ def saved_answers(config: Config, system: str, seed: int, corpus: Path, root: Pa
     return answers
 
 
-def _scores_by_inception(config: Config, seed: int, corpus: Path, root: Path,
+def _scores_by_inception(weights: Path, config: Config, seed: int, corpus: Path, root: Path,
                          folder: str) -> dict[str, float | None]:
-    """The scores of the same photos by Inception, where its weights are set; none otherwise."""
-    if not (weights := corpora.inception_weights(config)):
-        return {}
+    """The scores of the same photos by Inception with these weights."""
     rows = read_answers(config.profile, [seed], root, config.model.system, folder)[seed]
     return inception_scores(*_photos(rows, PhotoStore(corpus / "photos")), weights)
 
