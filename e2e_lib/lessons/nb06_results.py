@@ -115,9 +115,10 @@ def terms_in_words(terms: Mapping[str, Any]) -> str:
         found = findings.relation(terms["pairs"], terms["higher_is_better"], one, other, "scene_accuracy")
         return found or "not compared with"
 
-    said = [f"with {label}, it is {stands(f'end_to_end_aligned.{term}', f'pipeline.{term}')} the pipeline"
-            for term, label in tables.TERMS.items() if tables.of_term(terms, term)["systems"].keys()
-            >= {"end_to_end_aligned", "pipeline"}]
+    said = [f"with {label}, it is {stands(f'end_to_end_aligned.{term}', f'pipeline.{beside}')} the pipeline"
+            for term, label in tables.TERMS.items()
+            if f"end_to_end_aligned.{term}" in terms["systems"]
+            and f"pipeline.{(beside := 'clean' if term.startswith('clean') else term)}" in terms["systems"]]
     if tables.of_term(terms, "control")["systems"]:
         control = stands("end_to_end_aligned.control", "end_to_end_aligned")
         said.append(f"the control with shuffled words is {control} it")

@@ -20,7 +20,8 @@ from e2e_lib.repro.results import ResultsError, is_outdated, version_note
 SYSTEMS = {name: STYLES[name][0] for name in ("divter", "pipeline", "end_to_end", "end_to_end_aligned")}
 ORDER = [*SYSTEMS, "none", *MAP_STYLES]  # of rows; what is not named here follows by name
 # How systems on other terms are marked, `<system>.<term>` in results (see experiments.other_terms).
-TERMS = {"clean": "right captions", "control": "shuffled words", "told_more": "captions that tell more",
+TERMS = {"clean": "right captions", "clean_ratio_1": "right captions, a gradient as long as the text's",
+         "control": "shuffled words", "told_more": "captions that tell more",
          "early_stopping": "best epoch on dev"}
 OWN = "own"  # among columns: all that only the corpus of the results has
 COLUMNS = {"main": ("bleu1", "bleu2", "rougeL", "rougeL_whitespace", "is", "fid", "inception_is",

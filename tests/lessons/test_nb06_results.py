@@ -60,16 +60,19 @@ def test_the_best_mean_is_the_largest_or_of_fid_the_smallest():
 def test_the_answer_on_other_terms_follows_the_signs():
     on_terms = {f"{name}.{term}": entries for term in ("clean", "early_stopping")
                 for name, entries in summary(scene_accuracy=(0.9, -0.1))["systems"].items()}
-    on_terms["end_to_end_aligned.control"] = {"scene_accuracy": {"mean": 0.4, "std": 0.1, "n": 3}}
+    for term in ("control", "clean_ratio_1"):
+        on_terms[f"end_to_end_aligned.{term}"] = {"scene_accuracy": {"mean": 0.4, "std": 0.1, "n": 3}}
     terms = {**summary(), "systems": on_terms, **differences(
         pair("end_to_end_aligned.clean", "pipeline.clean", 0.01, 0.9),
+        pair("end_to_end_aligned.clean_ratio_1", "pipeline.clean", -0.2, 0.001),
         pair("end_to_end_aligned.early_stopping", "pipeline.early_stopping", 0.2, 0.001),
         pair("end_to_end_aligned.control", "end_to_end_aligned", -0.4, 0.001))}
     text = lesson.terms_in_words(terms)
     assert "with right captions, it is not told apart from the pipeline" in text
+    assert "with right captions, a gradient as long as the text's, it is behind the pipeline" in text
     assert "with best epoch on dev, it is ahead of the pipeline" in text
     assert "the control with shuffled words is behind it" in text
-    assert lesson.scores_on_terms(terms).count("| system") == 3
+    assert lesson.scores_on_terms(terms).count("| system") == 4
     assert "End-to-end, aligned, shuffled words" in lesson.differences_on_terms(terms)
 
 

@@ -112,7 +112,7 @@ def test_details_and_the_papers_map_are_told_with_their_values(results):
 
 
 def terms_of(pairs):
-    labels = [*(f"{system}.clean" for system in SYSTEMS), "end_to_end_aligned.control"]
+    labels = [*(f"{system}.clean" for system in SYSTEMS), "end_to_end_aligned.control", "end_to_end_aligned.clean_ratio_1"]
     systems = {name: scores(dict.fromkeys(METRICS, 0.25)) for name in labels}
     return comparison_of(pairs) | {"systems": systems, "runs": ["divter.clean-seed0.json"], "test": {}, "command": "e2e ablate"}
 
@@ -120,6 +120,15 @@ def terms_of(pairs):
 def test_right_captions_have_a_sentence_of_their_own(results):
     results.write("terms", terms_of([pair("end_to_end_aligned.clean", f"{other}.clean", "bleu2", -3.0) for other in ("pipeline", "divter")]))
     assert "\n2. **Trained on right captions**, it is behind both baselines in BLEU-2 (0.250; pipeline 0.250, Divter 0.250).\n" in results.sentences()
+
+
+def test_a_shorter_gradient_on_right_captions_is_told_where_it_was_trained(results):
+    pairs = [pair(f"end_to_end_aligned.{term}", f"{other}.clean", "scene_accuracy", difference)
+             for term, difference in (("clean", -3.0), ("clean_ratio_1", 3.0)) for other in ("pipeline", "divter")]
+    results.write("terms", terms_of(pairs))
+    line = results.sentences().split("\n2. ")[1].partition("\n")[0]
+    assert "is behind both baselines in scene accuracy" in line
+    assert "as long as the text's, not 3 times as long (which was chosen on wrong captions), it is ahead of both baselines in scene" in line
 
 
 def faults_of(ahead, **condition):
