@@ -108,9 +108,10 @@ class Bridge:
     mapping: str = setting("sentence",
                            "vocabulary map: 'sentence' is Eq. 10, 'static_piece' Eq. 8, 'none' lets no "
                            "gradient through, 'aligned' speaks of every word, not the caption's alone; "
-                           "'aligned_shuffled' is its control, with another word's embedding for each word",
+                           "'aligned_shuffled' is its control, with another word's embedding for each word; "
+                           "in 'aligned_random', which one is drawn anew for every batch",
                            choices=("none", "static_piece", "static_word", "sentence", "word", "span",
-                                    "aligned", "aligned_shuffled"))
+                                    "aligned", "aligned_shuffled", "aligned_random"))
     top_k: int = setting(0, "with 'aligned', the words of each position that get a gradient: its own and the "
                          "likeliest others, at least 2; 0 takes all", low=0)
     estimator: str = setting("gumbel", "gradient of a sampled token: 'gumbel' is Eq. 4-7",

@@ -110,10 +110,11 @@ def test_the_end_to_end_model_trains_in_half_precision_resumes_exactly_answers_a
             assert half[name] == (whole[name] and pytest.approx(whole[name], rel=0.2)), name
     before, after = build(paper), load_trained(paper, 0, root=tmp_path / "runs")
     assert before.language.dtype == before.generator.vae.dtype == before.perceptron.vision_model.dtype == torch.float16
-    learnt = {name for name, tensor in trainable_weights(after).items() if not torch.equal(tensor, trainable_weights(before)[name])}
+    began, ended = trainable_weights(before), trainable_weights(after)
+    learnt = {name for name, tensor in ended.items() if not torch.equal(tensor, began[name])}
     assert {name.split(".")[0] for name in learnt} == {"language", "perceptron", "generator"}
-    assert all(tensor.dtype == torch.float32 for tensor in trainable_weights(after).values())
-    assert not any("vision_model" in name or "text_encoder" in name or "base_layer" in name for name in trainable_weights(after))
+    assert all(tensor.dtype == torch.float32 for tensor in ended.values())
+    assert not any("vision_model" in name or "text_encoder" in name or "base_layer" in name for name in ended)
     path = evaluate(paper, 0, lambda _: None, runs_root=tmp_path / "runs")
     metrics = json.loads(path.read_text())["metrics"]
     assert metrics["n"]["examples"] == len(read_answers("paper", [0], tmp_path / "runs")[0]) and "scene_accuracy" not in metrics

@@ -12,6 +12,7 @@ Axes: B captions, C source positions, L target positions, n links, k words with 
 vocabularies, D2 embedding width.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -107,12 +108,22 @@ def spelling(source_tokenizer: Any, target_tokenizer: Any) -> Spelling:
 
 def shuffled(spelled: Spelling) -> Spelling:
     """A control: each source token that writes anything has the Ē of another one, always the same. The
-    embeddings keep their lengths, and say nothing."""
+    embeddings keep their lengths, and what they say of a word is another word's."""
+    return replace(spelled, order=another_order(spelled, 0))
+
+
+def another_order(spelled: Spelling, seed: int) -> Tensor:
+    """Which token's Ē each token has, (V1,), drawn anew for each seed: of those that write anything never its
+    own."""
     ends = torch.cat([spelled.starts[1:], torch.tensor([len(spelled.target_ids)])])  # (V1,)
     writes = (ends > spelled.starts).nonzero()[:, 0]  # (n,)
-    writes = writes[torch.randperm(len(writes), generator=torch.Generator().manual_seed(0))]
-    order = torch.arange(len(ends)).scatter(0, writes, writes.roll(1))  # (V1,)
-    return replace(spelled, order=order)
+    writes = writes[torch.randperm(len(writes), generator=torch.Generator().manual_seed(seed))]
+    return torch.arange(len(ends)).scatter(0, writes, writes.roll(1))
+
+
+def order_of_batch(spelled: Spelling, captions: Sequence[str]) -> Tensor:
+    """``another_order`` for a batch of captions: as good as random, and the same when training resumes."""
+    return another_order(spelled, zlib.crc32("\n".join(captions).encode()))
 
 
 def alignment_weights(source: Encoding, target: Encoding, pooling: str) -> Tensor:

@@ -58,8 +58,9 @@ class CaptionBridge:
     """Carries the gradient of a text encoder's embeddings to the logits that wrote the captions.
 
     ``mapping``: "sentence" (Eq. 10, the paper's), "word", "span", "static_piece" (Eq. 8), "static_word"
-    (needs ``words``), "aligned", which speaks of every word at every position, "aligned_shuffled", its
-    control, in which each word has another one's embedding, or "none", which lets no gradient through.
+    (needs ``words``), "aligned", which speaks of every word at every position, or "none", which lets
+    no gradient through. Controls of "aligned": "aligned_shuffled", in which each word has another one's
+    embedding, and "aligned_random", in which that other one is drawn anew for every batch.
     ``pooling``: "mean" (Eq. 11) or "sum" over positions. ``added_at``: where Eq. 11 adds to the embeddings,
     at the tokens of the "caption" or also at its start and end marks, "caption_and_marks" (as the authors'
     released code); "span" and "aligned" add at the tokens they are about. ``length``: tokens the text encoder
@@ -134,6 +135,9 @@ class CaptionBridge:
                 if self.spelling is not None:
                     weights = aligned.alignment_weights(drawn, target, self.pooling)  # (B, L, C)
                     words = self.spelling.embeddings(embedding.weight, logits)  # (V1, D2)
+                    if self.mapping == "aligned_random":
+                        order = aligned.order_of_batch(self.spelling, captions).to(words.device)
+                        words = torch.cat([words[order], words[len(order):]])
                     added = self._aligned(logits, source, temperature, noise, rng, weights, words)
                 else:
                     y = self._relaxation(logits, source, temperature, noise, rng)

@@ -29,7 +29,7 @@ from e2e_lib.bridge.alignment import (
 
 DYNAMIC = ("sentence", "word", "span")
 STATIC = ("static_piece", "static_word")
-MAPPINGS = ("none", *STATIC, *DYNAMIC, "aligned", "aligned_shuffled")
+MAPPINGS = ("none", *STATIC, *DYNAMIC, "aligned", "aligned_shuffled", "aligned_random")
 POOLINGS = ("mean", "sum")
 ADDED_AT = ("caption", "caption_and_marks")
 

@@ -3,12 +3,16 @@
 Where captions are right, the photo can tell a language model nothing that they do not. Here a part of the
 training captions is wrong, the photos and the truth are not, and the image generator is left as it is: what
 it knows of words, it knows from its pretraining. First the language model is adapted to such captions without
-any gradient from photos, so that nothing is left to keep; then training goes on with each vocabulary map.
+any gradient from photos, so that nothing is left to keep ("before"); then training goes on with each
+vocabulary map, over the same examples in the same order, so that no map meets a caption that others do not.
 
-What an outcome would mean. The aligned map ahead of "none", of Eq. 10 and of its control, which has another
-word's embedding for each word: the photo says which word would have been right. Ahead of "none" but not of
-the control: any gradient would have done, as it keeps the model from learning the captions (with parts that
-have not been adapted, this could happen). Equal to "none": the photo says nothing that is heard.
+What an outcome would mean. The aligned map ahead of "none", of Eq. 10 and of its controls: the photo says
+which word would have been right. Ahead of "none" but not of a control: any gradient would have done, as it
+keeps the model from learning the captions (with parts that have not been adapted, this could happen). Equal
+to "none": the photo says nothing that is heard. The controls' gradients are as long, and never say which word
+would have been right: one names the same wrong word for each word all along, which can be learnt, the other
+one another wrong word in every batch, which cannot. Ahead of "none" but not of "before": the gradient slows
+the model down, and corrects nothing.
 Every part is kept once it is done, so that an interrupted experiment goes on.
 """
 
@@ -19,6 +23,7 @@ from typing import Any
 
 from e2e_lib import corpora
 from e2e_lib.config import Config, replace
+from e2e_lib.evaluation import intervals
 from e2e_lib.experiments.comparison import differences_record, numbers_of, read_runs
 from e2e_lib.experiments.evaluate import Echo, evaluate
 from e2e_lib.repro import files, results
@@ -28,8 +33,8 @@ from e2e_lib.training.loop import train
 ROOT = RUNS / "faults"
 ANSWERS = "answers"
 MAX_TEXT_ONLY = 150  # of the test contexts without a photo; all with one are answered
-MAPS = ("none", "sentence", "static_piece", "span", "aligned", "aligned_shuffled")
 CONTROLLED = ("none", "sentence", "aligned", "aligned_shuffled")
+BEFORE = "before"  # in place of a map: the adapted parts as they are
 RATES, RATE = (0.0, 0.2, 0.4, 0.6, 0.8), 0.6
 COMPARED = ("bleu2", "rougeL", "is", "fid")  # besides what only the corpus has
 # Chosen on dev captions; the same for every map, so that all gradients into the words are equally long.
@@ -60,7 +65,9 @@ class Condition:
 
 
 CONDITIONS: dict[Condition, tuple[str, ...]] = {
-    Condition("random", RATE): MAPS, Condition("systematic", RATE): CONTROLLED,
+    Condition("random", RATE): (BEFORE, "none", "sentence", "static_piece", "span", "aligned",
+                                "aligned_shuffled", "aligned_random"),
+    Condition("systematic", RATE): (BEFORE, *CONTROLLED),
     Condition("random", RATE, caption_source="predicted"): CONTROLLED,
     Condition("random", RATE, start="clean"): CONTROLLED,
     Condition("vague", RATE): CONTROLLED, Condition("other_photo", RATE): CONTROLLED,
@@ -68,7 +75,9 @@ CONDITIONS: dict[Condition, tuple[str, ...]] = {
 
 
 def settings_of(config: Config, condition: Condition, mapping: str) -> Config:
-    """The configuration of a run."""
+    """The configuration of a run with a map, or of BEFORE all of them."""
+    if mapping == BEFORE:
+        return replace(adaptation_of(config, condition), "evaluation.max_text_only_examples", MAX_TEXT_ONLY)
     start = adapted_folder(config, condition) / "seed-{seed}" / "best" if condition.start == "adapted" else ""
     return _faulty(config, condition, {
         **SETTINGS, "bridge.mapping": mapping, "bridge.caption_source": condition.caption_source,
@@ -80,9 +89,15 @@ def adaptation_of(config: Config, condition: Condition) -> Config:
     return _faulty(config, condition, {**FIXED, "bridge.mapping": "none"})
 
 
+def root_of(condition: Condition, mapping: str) -> Path:
+    """Where the runs with a map are, of all profiles."""
+    adapted = ROOT / f"{condition.kind}_{condition.rate:g}" / "adapted"
+    return adapted if mapping == BEFORE else ROOT / condition.name / mapping
+
+
 def adapted_folder(config: Config, condition: Condition) -> Path:
     """Where the adapted parts of a condition are, of all seeds."""
-    return run_folder(config, 0, ROOT / f"{condition.kind}_{condition.rate:g}" / "adapted").parent
+    return run_folder(config, 0, root_of(condition, BEFORE)).parent
 
 
 def _faulty(config: Config, condition: Condition, settings: dict[str, Any]) -> Config:
@@ -99,12 +114,12 @@ def faults(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
             say = _of(echo, f"condition {number} of {len(CONDITIONS)}, {condition.name}, seed {seed}")
             if condition.start == "adapted":
                 say("adapting to the captions")
-                root = adapted_folder(config, condition).parents[1]
-                train(adaptation_of(config, condition), seed, echo, root=root)
+                train(adaptation_of(config, condition), seed, echo, root=root_of(condition, BEFORE))
             for mapping in maps:
-                say(f"map {mapping}")
-                run, root = settings_of(config, condition, mapping), ROOT / condition.name / mapping
-                train(run, seed, echo, root=root)
+                say(mapping if mapping == BEFORE else f"map {mapping}")
+                run, root = settings_of(config, condition, mapping), root_of(condition, mapping)
+                if mapping != BEFORE:
+                    train(run, seed, echo, root=root)
                 evaluate(run, seed, echo, label=condition.label(mapping), into="faults", answers=ANSWERS,
                          runs_root=root)
     return summarise(config, seeds, echo)
@@ -117,7 +132,7 @@ def _of(echo: Echo, where: str) -> Echo:
 def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
     """Writes ``results/<profile>/faults.json``: "rows", one per condition and map with its scores as mean,
     standard deviation and number of seeds, and "pairs", each map minus each other one of its condition with
-    intervals, p-values corrected within a condition. A condition has those of ``seeds`` that all its maps
+    intervals, all p-values corrected together. A condition has those of ``seeds`` that all its maps
     were trained with; one that has none is left out, and said. Raises files.ResultsError."""
     path = results.RESULTS / config.profile / "faults.json"
     done = {(run["system"], run["seed"]): run for run in results.read_runs(config.profile, folder="faults")}
@@ -147,7 +162,10 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
                       "scores": summary["systems"][label]} for mapping, label in labels_of.items()]
             record = _differences(config, condition, own, corpus, echo)
             pairs += [{**asdict(condition), **row} for row in record["pairs"]]
-    kept = {key: summary[key] for key in ("profile", "test", "shipped", "numbers") if key in summary}
+    for row, p in zip(pairs, intervals.holm([row["p"] for row in pairs]), strict=True):
+        row["p_corrected"] = p
+    kept = {key: summary[key] for key in ("profile", "test", "shipped") if key in summary}
+    kept |= {key: record[key] for key in ("numbers", "examples", "dialogues", "provenance")}
     return files.write_json(path, {
         "command": f"e2e ablate --profile {config.profile} --variants faults", "arguments": arguments,
         "settings": {key: str(value) for key, value in SETTINGS.items()}, "rows": rows, "pairs": pairs,
@@ -158,7 +176,7 @@ def _differences(config: Config, condition: Condition, seeds: Sequence[int], cor
                  echo: Echo) -> dict[str, Any]:
     """Of every two maps of a condition, as ``differences_record``."""
     maps = CONDITIONS[condition]
-    roots = {mapping: ("end_to_end", ROOT / condition.name / mapping) for mapping in maps}
+    roots = {mapping: ("end_to_end", root_of(condition, mapping)) for mapping in maps}
     runs = read_runs(config, roots, seeds, corpus, ANSWERS)
     compared = [(one, other) for k, other in enumerate(maps) for one in maps[k + 1:]]
     return differences_record(config, seeds, runs, compared, echo, COMPARED)

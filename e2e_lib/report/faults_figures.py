@@ -29,9 +29,11 @@ RANDOM = "wrong words at random"
 CONDITIONS: dict[str, Condition] = {
     RANDOM: MAIN, **KINDS, **OWN,
     **{f"{RANDOM}, rate {rate:g}": {**MAIN, "rate": rate} for rate in (0.0, 0.2, 0.4, 0.8)}}
-LABELS = {"none": ("no gradient from the photo", plots.PURPLE),
+LABELS = {"before": ("before: adapted to the captions", plots.GREY),
+          "none": ("no gradient from the photo", plots.PURPLE),
           **{name: MAP_STYLES[name] for name in ("sentence", "static_piece", "span", "aligned")},
-          "aligned_shuffled": ("control: aligned, shuffled words", plots.GREY)}
+          "aligned_shuffled": ("control: aligned, shuffled words", plots.GREY),
+          "aligned_random": ("control: another shuffle per batch", plots.GREY)}
 CORE = ("none", "sentence", "aligned", "aligned_shuffled")
 # What the aligned map is compared with.
 RIVALS = {"none": "no gradient", "sentence": "Eq. 10", "aligned_shuffled": "the control"}
@@ -120,7 +122,7 @@ def differences_table(record: Mapping[str, Any], cases: Mapping[str, tuple[Condi
             for name, (condition, metric) in cases.items()]
     frame = pd.DataFrame(rows, columns=["", *(f"aligned minus {name}" for name in RIVALS.values())])
     return plots.markdown(frame, f"{note(record)} · 95 % intervals over test dialogues, of these seeds; ✓: "
-                          f"ahead with p < {tables.LEVEL} (Holm, within a condition)")
+                          f"ahead with p < {tables.LEVEL} (Holm, all differences together)")
 
 
 def conditions_figure(record: Mapping[str, Any], conditions: Mapping[str, Condition], title: str,

@@ -37,7 +37,9 @@ STYLES = {"end_to_end": ("End-to-end", BLUE), "end_to_end_aligned": ("End-to-end
 MAP_STYLES = {"static_piece": ("static, by piece (Eq. 8)", SKY), "static_word": ("static, by word", BLUE),
               "sentence": ("sentence (Eq. 10)", VERMILLION), "word": ("word", ORANGE),
               "span": ("span", GREEN), "aligned": ("aligned", BLACK),
-              "aligned_shuffled": ("aligned, shuffled words", GREY), "all": ("no map needed", PURPLE)}
+              "aligned_shuffled": ("aligned, shuffled words", GREY),
+              "aligned_random": ("aligned, words shuffled anew per batch", GREY),
+              "all": ("no map needed", PURPLE)}
 # A gradient estimator: its name in figures, its colour and its marker.
 ESTIMATOR_STYLES = {
     "straight_through": ("straight-through argmax", GREY, "x"), "decoupled": ("decoupled", SKY, "v"),

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from e2e_lib.bridge import fast, reference
-from e2e_lib.bridge.aligned import alignment_weights, plain_transfer, spelling
+from e2e_lib.bridge.aligned import alignment_weights, order_of_batch, plain_transfer, spelling
 from e2e_lib.bridge.alignment import Encoding, encode_with_offsets
 from e2e_lib.bridge.caption_bridge import ONE_SOFTMAX, CaptionBridge
 from e2e_lib.bridge.estimators import RELAXATIONS
@@ -77,6 +77,36 @@ def test_the_control_gives_each_word_another_ones_embedding():
     assert torch.equal(other, again) and torch.equal(other.any(1), writes)
     assert sorted(map(tuple, own.tolist())) == sorted(map(tuple, other.tolist()))
     assert (own == other)[writes].all(1).float().mean() < 0.02  # but for tokens that say the same
+
+
+def test_the_other_control_draws_another_order_for_every_batch_and_the_same_one_for_the_same():
+    source, target = tokenizer("sentencepiece"), tokenizer("clip")
+    bridges = {mapping: CaptionBridge(source, target, mapping, estimator="straight_through") for mapping in ("aligned", "aligned_random")}
+    spelled = bridges["aligned"].spelling
+    table = nn.Embedding(len(target), 6, _weight=normal("table", len(target), 6)).requires_grad_(False)
+
+    def gradient(mapping, captions):
+        width = max(len(source.tokenize(caption)) for caption in captions)
+        logits = normal("z", len(captions), width, len(source) + 3).requires_grad_()
+        out = bridges[mapping](captions, logits, table, 1.0, None)
+        (out.embeddings * normal("w", *out.embeddings.shape)).sum().backward()
+        return logits.grad
+
+    def by_hand(captions):
+        """The aligned map's, with the order of this batch in place of each word's own."""
+        own, order = spelled.order, order_of_batch(spelled, captions)
+        spelled.order, spelled._latest = order, None
+        try:
+            return gradient("aligned", captions)
+        finally:
+            spelled.order, spelled._latest = own, None
+
+    one, other = ["a red dog", "a green boat"], ["a green boat", "a red dog"]
+    assert torch.equal(gradient("aligned_random", one), gradient("aligned_random", one))
+    assert not torch.equal(*(order_of_batch(spelled, captions) for captions in (one, other)))
+    for captions in (one, other):
+        torch.testing.assert_close(gradient("aligned_random", captions), by_hand(captions))
+        assert not torch.allclose(gradient("aligned_random", captions), gradient("aligned", captions))
 
 
 @pytest.mark.skipif(not TOKENIZERS.is_dir(), reason="the real vocabularies are not at hand")

@@ -9,7 +9,9 @@ from PIL import Image
 from e2e_lib.config import replace
 from e2e_lib.corpora import training_captions
 from e2e_lib.data.examples import split_examples
+from e2e_lib.evaluation.intervals import holm
 from e2e_lib.experiments import faults
+from e2e_lib.experiments.comparison import numbers_of
 from e2e_lib.experiments.faults import Condition
 from e2e_lib.repro import files, results
 from e2e_lib.repro.run_files import RUNS
@@ -26,7 +28,7 @@ def test_every_condition_has_its_controls():
 
 def test_runs_of_a_condition_differ_in_the_map_alone(config):
     for condition, maps in faults.CONDITIONS.items():
-        runs = [faults.settings_of(config, condition, mapping) for mapping in maps]
+        runs = [faults.settings_of(config, condition, mapping) for mapping in maps if mapping != faults.BEFORE]
         assert len({repr(replace(run, "bridge.mapping", "none")) for run in runs}) == 1
         start = runs[0].train.start_from
         adapted = f"{faults.adapted_folder(config, condition)}/seed-{{seed}}/best"
@@ -55,7 +57,7 @@ def tiny(config, tmp_path, monkeypatch, shipped):
     for key, value in (("train.epochs", 1), ("train.epoch_examples", 12)):
         config = replace(config, key, value)
     monkeypatch.setattr(faults, "MAX_TEXT_ONLY", 5)
-    monkeypatch.setattr(faults, "CONDITIONS", {Condition("random", 0.5): ("none", "aligned")})
+    monkeypatch.setattr(faults, "CONDITIONS", {Condition("random", 0.5): (faults.BEFORE, "none", "aligned")})
     return config
 
 
@@ -74,7 +76,8 @@ def test_runs_begin_from_adapted_parts_and_are_kept(tiny):
     record = json.loads(path.read_text())
     scores = {run["system"]: run["metrics"] for run in results.read_runs("smoke", folder="faults")}
     assert [(row["kind"], row["rate"], row["mapping"], row["caption_source"], row["start"]) for row in record["rows"]] == [
-        ("random", 0.5, "none", "gold", "adapted"), ("random", 0.5, "aligned", "gold", "adapted")]
+        ("random", 0.5, mapping, "gold", "adapted") for mapping in ("before", "none", "aligned")]
+    assert (root / "random_0.5" / "adapted" / "smoke" / "end_to_end" / "seed-0" / "answers" / "answers.jsonl").is_file()
     for row in record["rows"]:
         assert row["label"] == f"random_0.5_adapted_gold_{row['mapping']}"
         own = scores[row["label"]]
@@ -90,8 +93,12 @@ def test_runs_begin_from_adapted_parts_and_are_kept(tiny):
         for number in range(len(rows)):
             Image.effect_noise((64, 64), 50 + number).convert("RGB").save(folder / f"{number}-0.png")
     path.unlink()
-    pairs = json.loads(faults.summarise(tiny, [0], lines.append).read_text())["pairs"]
-    assert {(pair["system"], pair["than"], pair["kind"]) for pair in pairs} == {("aligned", "none", "random")}
+    record = json.loads(faults.summarise(tiny, [0], lines.append).read_text())
+    pairs = record["pairs"]
+    assert {(pair["system"], pair["than"], pair["kind"]) for pair in pairs} == {
+        (one, other, "random") for one, other in (("aligned", "none"), ("aligned", "before"), ("none", "before"))}
+    assert [pair["p_corrected"] for pair in pairs] == holm([pair["p"] for pair in pairs])
+    assert record["numbers"] == numbers_of(tiny) and record["dialogues"] > 0
     assert {"rougeL", "scene_accuracy", "caption_accuracy"} <= {pair["metric"] for pair in pairs}
     faults.summarise(tiny, [0, 1], lines.append)
     assert any("random_0.5_adapted_gold: 1 of 2 seeds have runs of all maps" in line for line in lines)
