@@ -239,8 +239,9 @@ def compare(profile: Profile = "mini", settings: Settings = None, seeds: FiveSee
 def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = None,
            variants: Variants = ["maps", "estimators", "ingredients"]) -> None:  # noqa: B006
     """Train with every vocabulary map, estimator and ingredient, and measure its gradient (hours). Instead,
-    --variants faults trains on captions that are wrong in each way, and --variants terms all systems on right
-    captions, with a control, and with a captioner that tells more."""
+    --variants faults trains on captions that are wrong in each way, --variants terms all systems on right
+    captions, with a control, and with a captioner that tells more, and --variants tuning tries other settings
+    of each system on dev."""
     config, seeds = load(profile, settings), seeds_of(seeds, profile)
     from e2e_lib.experiments import (
         ablation,
@@ -250,9 +251,10 @@ def ablate(profile: Profile = "mini", settings: Settings = None, seeds: Seeds = 
         other_terms,
         polynomial,
         replacing_words,
+        tuning,
     )
     from e2e_lib.reproduce import score_lines
-    experiments = {"faults": faults.faults, "terms": other_terms.compare}
+    experiments = {"faults": faults.faults, "terms": other_terms.compare, "tuning": tuning.tune}
     if len(variants) == 1 and variants[0] in experiments:
         say(f"wrote {experiments[variants[0]](config, seeds, say)}")
         return

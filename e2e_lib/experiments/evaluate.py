@@ -29,8 +29,8 @@ from e2e_lib.versions import versions
 
 
 def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", into: str = "runs",
-             answers: str = "answers", runs_root: Path = RUNS) -> Path:
-    """Answers and scores the test set with the trained model of ``seed``.
+             answers: str = "answers", runs_root: Path = RUNS, split: str = "test") -> Path:
+    """Answers and scores the test set, or another ``split``, with the trained model of ``seed``.
 
     Writes ``results/<profile>/<into>/<label>-seed<k>.json`` (``label`` is by default the system), unless it
     is there from the same settings and weights; answers stay in the run's folder, below ``answers``. Where
@@ -38,13 +38,14 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
     Raises CheckpointError, ConfigError, DataError and files.SaveError."""
     weights = corpora.inception_weights(config)
     inception = {"inception": INCEPTION_SHA256} if weights else {}
+    elsewhere = {} if split == "test" else {"split": split}
     folder = run_folder(config, seed, runs_root)
     with meet().main_process_first():  # and not each its own, in the same folder
         corpus = corpora.prepare(config, echo)
     label = label or config.model.system
     path = results.RESULTS / config.profile / into / f"{label}-seed{seed}.json"
     settings = {"weights": {"trained": files.weights_hash(folder / "best"), **_parts(config), **inception},
-                "numbers": versions_of_answers(config)}
+                "numbers": versions_of_answers(config), **elsewhere}
     if path.is_file() and (folder / answers).is_dir():
         recorded = results.load_json(path).get("provenance", {})
         if with_defaults(recorded.get("config", {})) == relativize_paths(asdict(config)) \
@@ -52,7 +53,7 @@ def evaluate(config: Config, seed: int, echo: Echo = print, *, label: str = "", 
             echo(f"seed {seed}: {path} is there already")
             return path
     with ResourceMonitor() as monitor:
-        _answer(config, seed, corpus, folder / answers, echo, runs_root)
+        _answer(config, seed, corpus, folder / answers, echo, runs_root, split)
         if not PartialState().is_main_process:
             return path
         scores = all_scores(saved_answers(config, config.model.system, seed, corpus, runs_root, answers))
@@ -89,10 +90,12 @@ def contexts_to_answer(examples: Sequence[Example], max_text_only: int) -> list[
     return sharing + subsample(others, max_text_only or len(others))
 
 
-def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, root: Path) -> None:
-    """Saves answers in ``folder``: ``answers.jsonl``, a row per test context, its photos ``<row>-<k>.png``
-    (both count from 0), and ``details.jsonl``, a row per question of the corpus: all, since scored apart."""
-    every, store = split_examples(corpus, "test", lambda line: echo(f"seed {seed}: {line}"),
+def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, root: Path, split: str
+            ) -> None:
+    """Saves answers in ``folder``: ``answers.jsonl``, a row per context of the split, its photos
+    ``<row>-<k>.png`` (both count from 0), and ``details.jsonl``, a row per question of the corpus: all, since
+    scored apart."""
+    every, store = split_examples(corpus, split, lambda line: echo(f"seed {seed}: {line}"),
                                   config.data.real_only)
     examples = contexts_to_answer(every, config.evaluation.max_text_only_examples)
     own = corpora.scores_of(config.data, corpus)
@@ -103,7 +106,7 @@ def _answer(config: Config, seed: int, corpus: Path, folder: Path, echo: Echo, r
         if done == total or done % (5 * config.inference.batch_size) == 0:
             echo(f"seed {seed}: {done:,} of {total:,} answers {what}")
 
-    responses = respond(model, examples, store, config.inference, seed_of(seed, "test"), progress)
+    responses = respond(model, examples, store, config.inference, seed_of(seed, split), progress)
     replies = respond(model, [example for example, _ in questions], store, config.inference,
                       seed_of(seed, "details"))
     if not PartialState().is_main_process:

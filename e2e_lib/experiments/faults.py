@@ -164,7 +164,7 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
             pairs += [{**asdict(condition), **row} for row in record["pairs"]]
     for row, p in zip(pairs, intervals.holm([row["p"] for row in pairs]), strict=True):
         row["p_corrected"] = p
-    kept = {key: summary[key] for key in ("profile", "test", "shipped") if key in summary}
+    kept: dict[str, Any] = {key: summary[key] for key in ("profile", "test", "shipped") if key in summary}
     kept |= {key: record[key] for key in ("numbers", "examples", "dialogues", "provenance")}
     return files.write_json(path, {
         "command": f"e2e ablate --profile {config.profile} --variants faults", "arguments": arguments,

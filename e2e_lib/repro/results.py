@@ -22,7 +22,7 @@ RESULTS = Path("results")
 MANIFEST = Path(__file__).parents[1] / "weights" / "mini" / "manifest.json"  # of the parts that ship now
 # Folders of runs, and the command that makes each.
 COMMANDS = {"runs": "reproduce", "ablations": "ablate", "faults": "ablate --variants faults",
-            "terms": "ablate --variants terms"}
+            "terms": "ablate --variants terms", "tuning": "ablate --variants tuning"}
 
 # What must stand in the files of results/ (see `files.find_problem`), and the commands that make them.
 RUN = {"profile": str, "system": str, "seed": int, "metrics": {"n?": {"*": NUMBER}},
@@ -48,6 +48,8 @@ _CONDITION = {"kind": str, "rate": NUMBER, "start": str, "caption_source": str}
 _FAULTS = {"profile": str, "seeds": [int], "higher_is_better": {"*": bool}, "numbers?": {"*": int},
            "rows": [{**_CONDITION, "mapping": str, "seeds": [int], "scores": {"*": {"mean": NUMBER}}}],
            "pairs": [{**_CONDITION, **_DIFFERENCES["pairs"][0]}]}  # type: ignore[index]
+_TUNING = {"profile": str, "seeds": [int], "split": str, "test": {"*": NUMBER},
+           "rows": [{"system": str, "settings": {}, "scores": _SUMMARY["systems"]["*"]}]}  # type: ignore[index]
 _REPLACEMENTS = {"rows": list, "correlation": NUMBER, "same_sign": NUMBER,
                  "correlation_by_caption": {"mean": NUMBER},
                  "arguments": {"captions": int, "noises": int, "seed": int}}
@@ -60,6 +62,7 @@ FILES: dict[str, tuple[str, Any]] = {
     "comparison": ("e2e reproduce", _DIFFERENCES), "ablation_differences": ("e2e ablate", _DIFFERENCES),
     "faults": ("e2e ablate --variants faults", _FAULTS),
     "terms": ("e2e ablate --variants terms", _SUMMARY | _DIFFERENCES),
+    "tuning": ("e2e ablate --variants tuning", _TUNING),
     "propagation": ("e2e reproduce", _PROPAGATION), "gold_fid": ("e2e compare", _GOLD_FID),
     "gradients": ("e2e ablate", _GRADIENTS), "steps": ("e2e ablate", _STEPS),
     "replacements": ("e2e ablate", _REPLACEMENTS), "one_word": ("e2e ablate", _ONE_WORD),
