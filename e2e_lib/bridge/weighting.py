@@ -15,6 +15,7 @@ def weighted_gradient(logits: Tensor, is_caption: Tensor, weight: float,
     that the image loss trains, as λ of Eq. 13 would. With a ``ratio`` above 0 it is made that many times as
     long as the text loss's gradient at the words of captions, ``is_caption`` (N,), of this batch: then
     neither the size of the losses nor that of the models matters. ``weight`` does not, either, but for 0.
+    Where no gradient of the text loss comes with it, as for the log, it keeps its own length.
     """
     if weight == 1 and ratio == 0:
         return logits, logits
@@ -39,7 +40,7 @@ class _Weighted(torch.autograd.Function):
         from_photos = from_photos * ctx.weight
         if ctx.ratio and from_text is not None:
             length, text_length = from_photos.float().norm(), from_text[ctx.is_caption].float().norm()
-            # No gradient, as without a map, stays none.
-            scale = torch.where(length > 0, ctx.ratio * text_length / length, 0.0)
+            compared = (length > 0) & (text_length > 0)
+            scale = torch.where(compared, ctx.ratio * text_length / length, 1.0)
             from_photos = from_photos * scale.to(from_photos)
         return (from_photos if from_text is None else from_text + from_photos), None, None, None

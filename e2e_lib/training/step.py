@@ -88,7 +88,8 @@ def norm(gradients: Sequence[Tensor | None]) -> float:
 
 
 def image_gradients(model: PhotoChatModel, image_loss: Tensor) -> list[Tensor]:
-    """The language model's gradient from the image loss alone, one tensor per weight; [] without a path."""
+    """The language model's gradient from the image loss alone, one tensor per weight; [] without a path. It
+    is as long as it is before ``bridge.gradient_ratio``, which compares it with the text loss's."""
     if not image_loss.requires_grad:
         return []
     weights = [p for p in model.language.parameters() if p.requires_grad]

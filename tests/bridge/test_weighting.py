@@ -15,6 +15,7 @@ def gradients(weight, ratio, scale=1.0):
     losses = {"text": lambda text, photos: torch.nn.functional.cross_entropy(text, targets),
               "photo": lambda text, photos: scale * (photos[is_caption].softmax(-1) * direction).sum()}
     losses["both"] = lambda text, photos: losses["text"](text, photos) + losses["photo"](text, photos)
+    losses["photo beside zero"] = lambda text, photos: losses["photo"](text, photos) + 0 * losses["text"](text, photos)
     found = {}
     for name, loss in losses.items():
         free = logits.clone().requires_grad_()
@@ -40,7 +41,8 @@ def test_a_ratio_makes_it_that_many_times_as_long_as_the_texts_at_captions(scale
     assert float(added.norm()) == pytest.approx(3 * float(plain["text"][is_caption].norm()), rel=1e-6)
     assert float(torch.cosine_similarity(added.flatten(), plain["photo"].flatten(), 0)) == pytest.approx(1)
     assert torch.allclose(found["text"], plain["text"])
-    assert torch.allclose(found["photo"], plain["photo"])  # alone, as the log has it, there is nothing to compare it with
+    for name in ("photo", "photo beside zero"):  # alone, as the log has it, there is nothing to compare it with
+        assert torch.allclose(found[name], plain["photo"])
 
 
 def test_no_gradient_stays_none():
