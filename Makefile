@@ -21,7 +21,7 @@ PYTHON_FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
 help:
 	@echo 'make setup       install everything into .venv (a few minutes, about 2 GB), then say what is ready'
 	@echo 'make reproduce   train, evaluate, draw the figures and run the notebooks; PROFILE=mini (default) or smoke'
-	@echo 'make compare     the same training and scores with five seeds, all three systems beside each other'
+	@echo 'make compare     the same training and scores with five seeds, all four systems beside each other'
 	@echo 'make test        run the tests, and every notebook at smoke; TESTS=... (passed to pytest)'
 	@echo 'make fuzz        the tests with random inputs, EXAMPLES=10000 of each (hours), or as many as you say'
 	@echo 'make kills       kill a download 1,000 times, or KILLS=..., and training a tenth as often: nothing is lost'

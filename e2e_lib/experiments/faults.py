@@ -16,6 +16,7 @@ the model down, and corrects nothing.
 Every part is kept once it is done, so that an interrupted experiment goes on.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from e2e_lib.evaluation import intervals
 from e2e_lib.experiments.comparison import differences_record, numbers_of, read_runs
 from e2e_lib.experiments.evaluate import Echo, evaluate
 from e2e_lib.repro import files, results
-from e2e_lib.repro.run_files import RUNS, run_folder
+from e2e_lib.repro.run_files import RUNS, read_answers, run_folder
 from e2e_lib.training.loop import train
 
 ROOT = RUNS / "faults"
@@ -159,7 +160,8 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
                                        f"e2e {results.COMMANDS['faults']} --profile {config.profile}")
             labels_of = {mapping: condition.label(mapping) for mapping in CONDITIONS[condition]}
             rows += [{**asdict(condition), "mapping": mapping, "label": label, "seeds": own,
-                      "scores": summary["systems"][label]} for mapping, label in labels_of.items()]
+                      "scores": summary["systems"][label], "things": things(config, condition, mapping, own)}
+                     for mapping, label in labels_of.items()]
             record = _differences(config, condition, own, corpus, echo)
             pairs += [{**asdict(condition), **row} for row in record["pairs"]]
     for row, p in zip(pairs, intervals.holm([row["p"] for row in pairs]), strict=True):
@@ -170,6 +172,17 @@ def summarise(config: Config, seeds: Sequence[int], echo: Echo) -> Path:
         "command": f"e2e ablate --profile {config.profile} --variants faults", "arguments": arguments,
         "settings": {key: str(value) for key, value in SETTINGS.items()}, "rows": rows, "pairs": pairs,
         "seeds": list(seeds), "higher_is_better": record["higher_is_better"], **kept})
+
+
+def things(config: Config, condition: Condition, mapping: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """How often captions with a map name each thing, and how often the photos due show it, as shares over all
+    ``seeds``: whether a gradient prefers some words whatever the photo. Raises files.ResultsError."""
+    answers = read_answers(config.profile, seeds, root_of(condition, mapping), folder=ANSWERS)
+    scenes = [scene for rows in answers.values() for row in rows for scene in row["scenes"]]
+    named = Counter((scene["named"] or {}).get("thing") for scene in scenes)
+    shown = Counter(scene["gold"]["thing"] for scene in scenes)
+    return {thing: {"named": named[thing] / len(scenes), "shown": count / len(scenes)}
+            for thing, count in sorted(shown.items())}
 
 
 def _differences(config: Config, condition: Condition, seeds: Sequence[int], corpus: Path,

@@ -11,7 +11,6 @@ import pandas as pd
 
 from e2e_lib.report import findings, minichat_figures, plots, results_figures, tables
 from e2e_lib.report.plots import Markdown
-from e2e_lib.repro.results import ResultsError
 
 BEST_OF = ("bleu1", "rougeL", "is", "fid", "scene_accuracy", "details")
 ALIGNED = tables.SYSTEMS["end_to_end_aligned"]
@@ -110,19 +109,51 @@ def differences_on_terms(terms: Mapping[str, Any]) -> Markdown:
 
 
 def terms_in_words(terms: Mapping[str, Any]) -> str:
-    """On which terms the aligned system is ahead of the pipeline in scene accuracy, and of its control."""
+    """How the aligned system stands in scene accuracy to the pipeline and the paper's map on each of the
+    terms, and to its control."""
+    ours = "end_to_end_aligned"
+
     def stands(one: str, other: str) -> str:
         found = findings.relation(terms["pairs"], terms["higher_is_better"], one, other, "scene_accuracy")
         return found or "not compared with"
 
-    said = [f"with {label}, it is {stands(f'end_to_end_aligned.{term}', f'pipeline.{beside}')} the pipeline"
+    said = [f"with {label}, the aligned map is {stands(f'{ours}.{term}', f'pipeline.{beside}')} the pipeline "
+            f"and {stands(f'{ours}.{term}', f'end_to_end.{beside}')} the paper's map"
             for term, label in tables.TERMS.items()
-            if f"end_to_end_aligned.{term}" in terms["systems"]
+            if f"{ours}.{term}" in terms["systems"]
             and f"pipeline.{(beside := 'clean' if term.startswith('clean') else term)}" in terms["systems"]]
     if tables.of_term(terms, "control")["systems"]:
-        control = stands("end_to_end_aligned.control", "end_to_end_aligned")
+        control = stands(f"{ours}.control", ours)
         said.append(f"the control with shuffled words is {control} it")
     return f"In scene accuracy: {'; '.join(said)}."
+
+
+def behind_on_terms(terms: Mapping[str, Any]) -> Markdown:
+    """Of ``terms.json``: where the aligned system is behind by more than chance, in IS and the metrics of
+    TERMS_SHOWN."""
+    rows = with_aligned(tables.differences(terms))
+    behind = rows[(rows.better != "neither") & ~rows.better.str.startswith(ALIGNED)
+                  & rows.metric.isin([*TERMS_SHOWN, "IS*"])]
+    if behind.empty:
+        return Markdown("Nowhere.")
+    return plots.markdown(tables.difference_table(behind), tables.comparison_footer(terms))
+
+
+def better_settings(tuning: Mapping[str, Any]) -> str:
+    """Which system has other settings with a better scene accuracy and a better FID on dev than its own."""
+    found = []
+    for system, label in tables.SYSTEMS.items():
+        rows = [row for row in tuning["rows"] if row["system"] == system]
+        if not rows or rows[0]["settings"]:  # its own were not run
+            continue
+        scores = [[row["scores"][key]["mean"] for key in ("scene_accuracy", "fid")] for row in rows]
+        better = [(row, accuracy, fid) for row, (accuracy, fid) in zip(rows[1:], scores[1:], strict=True)
+                  if accuracy > scores[0][0] and fid < scores[0][1]]
+        own = "{:.3f}; {:.3f}".format(*scores[0])
+        found += [f"{label} with {tables.settings_label(row['settings'])} ({accuracy:.3f}; {fid:.3f}, "
+                  f"instead of {own})" for row, accuracy, fid in better]
+    return ("Better than its own settings in both scene accuracy and FID\\*: "
+            f"{', '.join(found) or 'none'}. These are single training runs: small differences are chance.")
 
 
 def kept_differences(differences: Mapping[str, Any]) -> str:
@@ -173,10 +204,7 @@ def held_out_in_words(answers: Mapping[str, Any]) -> str:
 def longer_replies(benchmarks: Mapping[str, Any]) -> str:
     """How much longer the pipeline's replies take than the end-to-end model's, of ``benchmarks.json``.
     Raises ResultsError where they were not measured."""
-    rows = [row["systems"] for row in benchmarks["measured"] if row["benchmark"] == "systems"]
-    if not rows or not {"pipeline", "end_to_end"} <= rows[0].keys():
-        raise ResultsError("benchmarks.json: it does not have both systems; `make bench BENCH=systems` "
-                           "measures them")
-    theirs, ours = (rows[0][name]["reply_seconds"] for name in ("pipeline", "end_to_end"))
+    systems = tables.benchmark(benchmarks, "systems")["systems"]
+    theirs, ours = (systems[name]["reply_seconds"] for name in ("pipeline", "end_to_end"))
     said = "; ".join(f"{case}: {theirs[case] / ours[case]:.2f} times" for case in theirs if case in ours)
     return f"The pipeline's time compared with the end-to-end model's. {said}."

@@ -38,6 +38,7 @@ CORE = ("none", "sentence", "aligned", "aligned_shuffled")
 # What the aligned map is compared with.
 RIVALS = {"none": "no gradient", "sentence": "Eq. 10", "aligned_shuffled": "the control"}
 SCORES = ("caption_accuracy", "scene_accuracy")
+WORDS = ("thing", "colour", "place")
 
 # What the aligned map's differences from its rivals mean; the first that fits.
 OUTCOMES: tuple[tuple[set[str], str], ...] = (
@@ -101,19 +102,28 @@ def answer(record: Mapping[str, Any], condition: Condition, metric: str = "capti
 
 
 def outcomes(record: Mapping[str, Any], conditions: Mapping[str, Condition]) -> Markdown:
-    """The outcome of each condition by its name, in one line."""
-    found = (f"*{name}*: **{outcome(record, condition) or 'not measured yet'}**"
-             for name, condition in conditions.items())
+    """The outcome of each condition by its name, with the caption accuracies that it compares, in one line.
+    """
+    found = []
+    for name, condition in conditions.items():
+        means = {row["mapping"]: row["scores"]["caption_accuracy"]["mean"]
+                 for row in in_condition(record["rows"], condition)}
+        values = ", ".join(f"{'aligned' if mapping == 'aligned' else RIVALS[mapping]} {means[mapping]:.3f}"
+                           for mapping in ("aligned", *RIVALS) if mapping in means)
+        sentence = outcome(record, condition)
+        found.append(f"*{name}*: **{sentence or 'not measured yet'}**" + f" ({values})" * bool(sentence))
     return Markdown("; ".join(found) + ".")
 
 
 def _text(row: Mapping[str, Any] | None) -> str:
-    """A difference, its interval and its corrected p-value; ✓ where the first one is ahead."""
+    """A difference, its interval and its corrected p-value; ✓ where the first one is ahead, ✗ where it is
+    behind."""
     if row is None:
         return "–"
     p = "p < 0.001" if row["p_corrected"] < 0.001 else f"p = {row['p_corrected']:.3f}"
+    mark = " ✓" if row["ahead"] else " ✗" if row["better"] else ""
     numbers = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format_map(row).replace("-", "−")
-    return f"{numbers}, {p}{' ✓' if row['ahead'] else ''}"
+    return f"{numbers}, {p}{mark}"
 
 
 def differences_table(record: Mapping[str, Any], cases: Mapping[str, tuple[Condition, str]]) -> Markdown:
@@ -122,7 +132,7 @@ def differences_table(record: Mapping[str, Any], cases: Mapping[str, tuple[Condi
             for name, (condition, metric) in cases.items()]
     frame = pd.DataFrame(rows, columns=["", *(f"aligned minus {name}" for name in RIVALS.values())])
     return plots.markdown(frame, f"{note(record)} · 95 % intervals over test dialogues, of these seeds; ✓: "
-                          f"ahead with p < {tables.LEVEL} (Holm, all differences together)")
+                          f"ahead, ✗: behind, with p < {tables.LEVEL} (Holm, all differences together)")
 
 
 def conditions_figure(record: Mapping[str, Any], conditions: Mapping[str, Condition], title: str,
@@ -144,6 +154,49 @@ def conditions_figure(record: Mapping[str, Any], conditions: Mapping[str, Condit
     for ax, frame in zip(figure.axes, frames, strict=True):
         ax.axvline(frame.set_index("mapping").value["none"], color=plots.PURPLE, linestyle=":", zorder=0)
     return figure
+
+
+def words_table(record: Mapping[str, Any], condition: Condition) -> Markdown:
+    """A row per map: the share of captions that name the thing, the colour and the place right, how much the
+    drawn photos differ from each other and from the gold ones, and the thing that is named too often."""
+    known = tables.metrics_of(record)
+    rows = {row["mapping"]: row for row in in_condition(record["rows"], condition)}
+    table = [{"training goes on with": LABELS[mapping][0],
+              **{word: _score(row, f"caption_{word}") for word in WORDS},
+              **{known[metric].label: _score(row, metric) for metric in ("is", "fid")},
+              "named too often": _too_often(row)}
+             for mapping, row in ((name, rows[name]) for name in LABELS if name in rows)]
+    return plots.markdown(pd.DataFrame(table), f"{note(record)} · means ± sd over seeds")
+
+
+def _score(row: Mapping[str, Any], metric: str) -> str:
+    entry = row["scores"].get(metric, {"mean": None, "std": None})
+    return tables.mean_and_sd(entry["mean"], entry["std"])
+
+
+def _too_often(row: Mapping[str, Any]) -> str:
+    """The thing whose share in captions is furthest above that in photos: "lantern (19%; shown 8%)"."""
+    things = row["things"]
+    if not things:
+        return "–"
+    most = max(things, key=lambda name: things[name]["named"] - things[name]["shown"])
+    return f"{most} ({things[most]['named']:.0%}; shown {things[most]['shown']:.0%})"
+
+
+def words_in_words(record: Mapping[str, Any], condition: Condition) -> str:
+    """What the aligned map's captions name right more often than Eq. 10's and what less, and which thing too
+    often."""
+    rows = {row["mapping"]: row for row in in_condition(record["rows"], condition)}
+    if not {"aligned", "sentence"} <= rows.keys():
+        return "Not measured yet."
+    means = {word: [rows[name]["scores"][f"caption_{word}"]["mean"] for name in ("aligned", "sentence")]
+             for word in WORDS}
+    said = ", ".join(f"{word} {ours:.3f} ({theirs:.3f})" for word, (ours, theirs) in means.items())
+    fewer = [f"{word}s" for word, (ours, theirs) in means.items() if ours < theirs]
+    behind = f" It names fewer {' and '.join(fewer)} right." if fewer else ""
+    often = {name: _too_often(rows[name]) for name in ("aligned", "none") if name in rows}
+    return (f"Right with the aligned map (with Eq. 10): {said}.{behind} Named too often: "
+            + "; ".join(f"{thing}, {LABELS[name][0]}" for name, thing in often.items()) + ".")
 
 
 def headline(record: Mapping[str, Any]) -> str:

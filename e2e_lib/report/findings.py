@@ -14,14 +14,16 @@ from e2e_lib.report import tables
 from e2e_lib.report.faults_figures import CONDITIONS, MAIN, RIVALS
 from e2e_lib.report.pairs import Rows, between, in_condition
 from e2e_lib.repro.files import ResultsError
-from e2e_lib.repro.results import load_json, read_summary, version_note
+from e2e_lib.repro.results import load_json, read_summary
 
 METRICS = ("bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy")
 BASELINES = {"pipeline": "the pipeline", "divter": "Divter"}
 ALIGNED, PAPER = "end_to_end_aligned", "end_to_end"
 # What the aligned map is compared with in the experiment.
 MAPS = {"none": "no gradient from the photo", "sentence": "the paper's map (Eq. 10)",
-        "aligned_shuffled": "its control, which has another word's embedding for each word"}
+        "aligned_shuffled": "its control, which has another word's embedding for each word",
+        "aligned_random": "a control that shuffles them anew for every batch"}
+CONTROLS = ("aligned_shuffled", "aligned_random")  # of which the second may not have been trained
 ORDER = AHEAD, LEVEL, BEHIND = ("ahead of", "not told apart from", "behind")
 
 
@@ -33,16 +35,26 @@ def findings(profile: str, root: Path) -> str:
     summary, comparison = read_summary(profile, root), load_json(root / profile / "comparison.json")
     terms, faults = (load_json(path) if path.is_file() else None
                      for path in (root / profile / f"{name}.json" for name in ("terms", "faults")))
-    sentences = [on_the_profiles_captions(summary, comparison), terms and on_right_captions(terms),
-                 faults and experiment(faults, terms), details(summary, comparison),
-                 limits(summary, comparison)]
-    said = [f"{number}. {text}" for number, text in enumerate(filter(None, sentences), 1)]
-    rule = (f"Ahead, behind: p < {tables.LEVEL} after Holm's correction; not told apart: all else. In "
-            "brackets: means over seeds. Of FID\\* less is better, of all else more")
-    earlier = [f"{name}.json: {note}" for name, content in (("terms", terms), ("faults", faults))
-               if content and (note := version_note(content))]
-    measured = [f"{rule}. {tables.comparison_footer(comparison)}", *earlier]
-    return "\n".join(said) + "\n\n" + " · ".join(measured)
+    sentences = [(on_the_profiles_captions(summary, comparison), comparison),
+                 (terms and on_right_captions(terms), terms), (terms and early_stopping(terms), terms),
+                 (faults and experiment(faults, terms), faults), (details(summary, comparison), comparison),
+                 (limits(summary, comparison), comparison)]
+    told = [(text, content) for text, content in sentences if text]
+    said = [f"{number}. {text}" for number, (text, _) in enumerate(told, 1)]
+    rule = (f"Ahead, behind: p < {tables.LEVEL} after Holm's correction, for these training seeds on other "
+            "dialogues; not told apart: all else. In brackets: means over seeds. Of FID\\* less is better, "
+            "of all else more.")
+    numbers = [(listed([str(number) for number, (_, its) in enumerate(told, 1) if its is content]), content)
+               for content in (comparison, terms, faults)]
+    measured = [f"{own}: {tables.comparison_footer(content)}{fewer_seeds(content)}."
+                for own, content in numbers if own and content]
+    return "\n".join(said) + "\n\n" + " ".join([rule, *measured])
+
+
+def fewer_seeds(content: Mapping[str, Any]) -> str:
+    """What to add to a footer of the experiment, some of whose conditions may have fewer seeds."""
+    fewest = min((len(row["seeds"]) for row in content.get("rows", ())), default=len(content["seeds"]))
+    return f" · {fewest} seeds in some conditions" if fewest < len(content["seeds"]) else ""
 
 
 def relation(pairs: Rows, higher: Mapping[str, bool], one: str, other: str, metric: str) -> str | None:
@@ -75,8 +87,8 @@ def relations_in_words(relations: Sequence[str], names: Sequence[str]) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    """ "a", "a and b", "a, b and c"; "" of nothing."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def compared(content: Mapping[str, Any], summary: Mapping[str, Any], one: str, others: Mapping[str, str],
@@ -130,6 +142,16 @@ def on_right_captions(terms: Mapping[str, Any]) -> str:
     return found and f"**Trained on right captions**, it is {found}{also}."
 
 
+def early_stopping(terms: Mapping[str, Any]) -> str:
+    """The systems where the dev split, whose captions and photos are right, chooses the epoch."""
+    others = {f"{name}.early_stopping": text
+              for name, text in {**BASELINES, PAPER: "the paper's map (Eq. 10)"}.items()}
+    found = compared(terms, terms, f"{ALIGNED}.early_stopping", others, ("scene_accuracy", "fid"))
+    return found and ("**With early stopping**, as in the paper, the dev split, which is right, chooses an "
+                      "epoch that has learnt little of the wrong captions. Then the aligned map is "
+                      f"{found}.")
+
+
 def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> str:
     """Whether the photo corrects the words, by the caption accuracy of each map on captions that are wrong.
 
@@ -137,39 +159,57 @@ def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> st
     pairs, metric = in_condition(faults["pairs"], MAIN), "caption_accuracy"
     scores = {row["mapping"]: row["scores"] for row in in_condition(faults["rows"], MAIN)}
     stands = {name: relation(pairs, faults["higher_is_better"], "aligned", name, metric) for name in MAPS}
+    if stands["aligned_random"] is None:
+        del stands["aligned_random"]
     if not all(stands.values()):
         return ""
-    texts = {name: f"{text} ({value(scores, name, metric)})" for name, text in MAPS.items()}
+    texts = {name: f"{MAPS[name]} ({value(scores, name, metric)})" for name in stands}
     words = relations_in_words([str(kind) for kind in stands.values()], [*texts.values()])
     if stands["none"] != AHEAD:
         meaning = {LEVEL: "made no measurable difference", BEHIND: "did harm"}[str(stands["none"])]
         meaning = f"so the photo's gradient {meaning}"
-    elif stands["aligned_shuffled"] != AHEAD:
+    elif any(stands.get(name, AHEAD) != AHEAD for name in CONTROLS):
         meaning = "so any gradient would have done as well"
     else:
         meaning = "so the photo says which word would have been right"
     return ("**The experiment**: language models adapted to such captions go on learning from them, and the "
-            "generator stays as it is. The caption accuracy of the aligned map is then "
-            f"{value(scores, 'aligned', metric)}: {words}, {meaning}{elsewhere(faults)}{control(terms)}.")
+            f"generator stays as it is{before(scores)}. The caption accuracy of the aligned map is then "
+            f"{value(scores, 'aligned', metric)}: {words}, {meaning}{price(faults, scores)}"
+            f"{elsewhere(faults)}{control(terms)}.")
+
+
+def before(scores: Mapping[str, Any]) -> str:
+    """The caption accuracy that training goes on from, where it was measured."""
+    adapted = value(scores, "before", "caption_accuracy")
+    return f" (caption accuracy before: {adapted})" if adapted != "–" else ""
+
+
+def price(faults: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """In which scores of the drawn photos the aligned map is behind no gradient, where it is in any."""
+    pairs, known = in_condition(faults["pairs"], MAIN), tables.metrics_of(faults)
+    worse = [f"{label(known[metric])} ({value(scores, 'aligned', metric)}; {value(scores, 'none', metric)})"
+             for metric in ("is", "fid")
+             if relation(pairs, faults["higher_is_better"], "aligned", "none", metric) == BEHIND]
+    return f". It has a price: it is behind no gradient in {listed(worse)}" if worse else ""
 
 
 def elsewhere(faults: Mapping[str, Any]) -> str:
-    """The same under the other conditions of the experiment, by how the aligned map stands to its rivals."""
+    """The same under the other conditions of the experiment: how many, and which ones differ from that."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, condition in CONDITIONS.items():
         pairs = in_condition(faults["pairs"], condition)
         stands = [relation(pairs, faults["higher_is_better"], "aligned", rival, "caption_accuracy")
                   for rival in RIVALS]
         if condition is not MAIN and all(stands):
-            scores = {row["mapping"]: row["scores"] for row in in_condition(faults["rows"], condition)}
-            mean = value(scores, "aligned", "caption_accuracy")
-            groups.setdefault(tuple(map(str, stands)), []).append(f"*{name}* ({mean})")
-    parts = []
-    for relations, names in groups.items():
-        words = (relations_in_words(relations, [*RIVALS.values()]) if len(set(relations)) > 1 else
-                 f"{relations[0]} {'any of the three' if relations[0] == LEVEL else 'all three'}")
-        parts.append(f"{words}: {listed(names)}")
-    return f". Under other conditions it is {'; '.join(parts)}" if parts else ""
+            groups.setdefault(tuple(map(str, stands)), []).append(f"*{name}*")
+    ahead, total = groups.pop((AHEAD,) * len(RIVALS), []), sum(map(len, groups.values()))
+    parts = [f"{listed(names)}: {relations_in_words(relations, [*RIVALS.values()])}"
+             for relations, names in groups.items()]
+    if not ahead and not parts:
+        return ""
+    exceptions = f", but not under {'; '.join(parts)}" if parts else ""
+    return (f". It is ahead of {listed([*RIVALS.values()])} under {len(ahead)} of {len(ahead) + total} other "
+            f"conditions (notebook 04){exceptions}")
 
 
 def control(terms: Mapping[str, Any] | None) -> str:

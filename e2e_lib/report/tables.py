@@ -227,7 +227,7 @@ def slopes_table(propagation: Mapping[str, Any]) -> pd.DataFrame:
     """Of ``propagation.json``: each system's slope with its 95 % interval."""
     return pd.DataFrame([{
         "system": SYSTEMS.get(name, "named by the caption itself"),
-        "slope: accuracy lost from no wrong word to all": entry["slope"]["mean"],
+        "slope of a straight line: accuracy by share of wrong words": entry["slope"]["mean"],
         "95 % interval": "[{low:z.3f}, {high:z.3f}]".format_map(entry["slope"]),
         "accuracy with no wrong word": entry["accuracy"][0]["mean"]}
         for name, entry in propagation["systems"].items()])
@@ -249,7 +249,26 @@ def gold_fid_table(gold_fid: Mapping[str, Any]) -> Markdown:
     return markdown(frame, " · ".join(filter(None, [note, version_note(gold_fid)])))
 
 
-def _benchmark(benchmarks: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def tuning_table(tuning: Mapping[str, Any]) -> Markdown:
+    """Of ``tuning.json``: a row per system and settings, its own first, with its scores on dev."""
+    known, rows = metrics_of(tuning), []
+    for row in tuning["rows"]:
+        entries = {known[key].label: row["scores"][key] for key in COLUMNS["terms"]
+                   if key in known and key in row["scores"]}
+        rows.append({"system": SYSTEMS[row["system"]], "settings": settings_label(row["settings"]),
+                     **{name: mean_and_sd(entry["mean"], entry["std"]) for name, entry in entries.items()}})
+    note = footer(tuning["profile"], tuning["seeds"], f"{tuning['test']['examples']:,} dev examples")
+    return markdown(pd.DataFrame(rows), " · ".join(filter(None, [note, version_note(tuning)])))
+
+
+def settings_label(settings: Mapping[str, Any]) -> str:
+    """ "gradient_ratio = 3", or "its own" for none that differ from a system's own."""
+    return ", ".join(f"{key.partition('.')[2]} = {value:g}" if isinstance(value, float) else
+                     f"{key.partition('.')[2]} = {value}" for key, value in settings.items()) or "its own"
+
+
+def benchmark(benchmarks: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """One benchmark of ``benchmarks.json``. Raises ResultsError where it has none of that name."""
     for row in benchmarks["measured"]:
         if row["benchmark"] == name:
             return row
@@ -257,13 +276,20 @@ def _benchmark(benchmarks: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def bridge_cost(benchmarks: Mapping[str, Any]) -> Markdown:
-    """What the bridge costs at the paper's size, of ``benchmarks.json``."""
-    bench = _benchmark(benchmarks, "bridge")
-    rows = [{"map": MAP_STYLES[name][0],
-             "the transfer faster than torch.sparse": f"{row['speedup_vs_sparse']:.0f} times",
-             "with the softmax, in all": f"{row['total_speedup_vs_sparse']:.0f} times",
-             "seconds, compared with the Gumbel-softmax alone": f"{row['over_floor']:.2f} times"}
-            for name, row in bench["maps"].items()]
+    """What the bridge costs at the paper's size, of ``benchmarks.json``. No sum of matrices does what the
+    aligned map does, so that torch.sparse has nothing to compare it with."""
+    bench = benchmark(benchmarks, "bridge")
+
+    def times(row: Mapping[str, Any], key: str, digits: int) -> str:
+        return f"{row[key]:.{digits}f} times" if key in row else "–"
+
+    rows = [{"map": ", ".join([MAP_STYLES[name.split()[0]][0], *name.split()[1:]]),
+             "the transfer faster than torch.sparse": times(row, "speedup_vs_sparse", 0),
+             "with the softmax, in all": times(row, "total_speedup_vs_sparse", 0),
+             "seconds, compared with the Gumbel-softmax alone": times(row, "over_floor", 2),
+             "its memory": times(row, "peak_over_floor", 2),
+             "seconds, compared with copying the bytes it must move": times(row, "over_copy", 1)}
+            for name, row in [*bench["maps"].items(), *bench["aligned"].items()]]
     sizes = ", ".join(f"{key} = {value:,}" for key, value in bench["sizes"].items() if isinstance(value, int))
     note = f"{sizes}; device {bench['device']}; medians of up to {bench['rounds']} rounds"
     return markdown(pd.DataFrame(rows), note)
@@ -271,7 +297,7 @@ def bridge_cost(benchmarks: Mapping[str, Any]) -> Markdown:
 
 def systems_cost(benchmarks: Mapping[str, Any]) -> Markdown:
     """What each system costs, of ``benchmarks.json``: a row per quantity, a column per system."""
-    bench, columns = _benchmark(benchmarks, "systems"), {}
+    bench, columns = benchmark(benchmarks, "systems"), {}
     for name, label in SYSTEMS.items():
         if name not in bench["systems"]:
             continue

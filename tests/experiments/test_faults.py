@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -94,6 +95,9 @@ def test_runs_begin_from_adapted_parts_and_are_kept(tiny):
             Image.effect_noise((64, 64), 50 + number).convert("RGB").save(folder / f"{number}-0.png")
     path.unlink()
     record = json.loads(faults.summarise(tiny, [0], lines.append).read_text())
+    for row in record["rows"]:  # the photo due is one of a dialogue's, and "a" names nothing
+        shares = pd.DataFrame(row["things"]).T
+        assert shares.shown.sum() == pytest.approx(1) and (shares.named == 0).all()
     pairs = record["pairs"]
     assert {(pair["system"], pair["than"], pair["kind"]) for pair in pairs} == {
         (one, other, "random") for one, other in (("aligned", "none"), ("aligned", "before"), ("none", "before"))}

@@ -12,7 +12,7 @@ from e2e_lib.data.minichat.scenes import PLACES
 from e2e_lib.lessons import nb06_results as lesson
 from e2e_lib.lessons import trained
 from e2e_lib.lessons.claims import confirm
-from e2e_lib.report import minichat_figures
+from e2e_lib.report import minichat_figures, tables
 from e2e_lib.repro.results import ResultsError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -68,12 +68,35 @@ def test_the_answer_on_other_terms_follows_the_signs():
         pair("end_to_end_aligned.early_stopping", "pipeline.early_stopping", 0.2, 0.001),
         pair("end_to_end_aligned.control", "end_to_end_aligned", -0.4, 0.001))}
     text = lesson.terms_in_words(terms)
-    assert "with right captions, it is not told apart from the pipeline" in text
-    assert "with right captions, a gradient as long as the text's, it is behind the pipeline" in text
-    assert "with best epoch on dev, it is ahead of the pipeline" in text
+    assert "with right captions, the aligned map is not told apart from the pipeline and not compared with the paper's map" in text
+    assert "with right captions, a gradient as long as the text's, the aligned map is behind the pipeline" in text
+    assert "with best epoch on dev, the aligned map is ahead of the pipeline" in text
     assert "the control with shuffled words is behind it" in text
     assert lesson.scores_on_terms(terms).count("| system") == 4
     assert "End-to-end, aligned, shuffled words" in lesson.differences_on_terms(terms)
+
+
+def test_where_the_aligned_system_is_behind_on_other_terms_is_listed():
+    behind = pair("end_to_end_aligned.clean", "pipeline.clean", -0.2, 0.001)
+    rows = [behind, pair("end_to_end_aligned.control", "end_to_end_aligned", -0.4, 0.001), pair("end_to_end.clean", "end_to_end_aligned.clean", 0.1, 0.9)]
+    page = lesson.behind_on_terms(differences(*rows))
+    assert page.count("scene accuracy") == 1 and "| Pipeline, right captions " in page
+    assert lesson.behind_on_terms(differences(*rows[1:])) == "Nowhere."
+
+
+def test_settings_that_suit_a_system_better_on_dev_are_named():
+    def row(system, settings, accuracy, fid):
+        return {"system": system, "settings": settings, "scores": {
+            "scene_accuracy": {"mean": accuracy, "std": None, "n": 1}, "fid": {"mean": fid, "std": None, "n": 1}}}
+
+    rows = [row("pipeline", {}, 0.6, 0.5), row("pipeline", {"train.generator_rate": 1.0}, 0.7, 0.6), row("end_to_end", {}, 0.6, 0.5),
+            row("end_to_end", {"bridge.gradient_ratio": 3.0}, 0.7, 0.4)]
+    tuning = {"profile": "mini", "seeds": [0], "split": "dev", "test": {"examples": 300}, "numbers": {"minichat": 1}, "rows": rows}
+    said = lesson.better_settings(tuning)
+    assert "FID\\*: End-to-end with gradient_ratio = 3 (0.700; 0.400, instead of 0.600; 0.500). " in said
+    assert "FID\\*: none. " in lesson.better_settings({**tuning, "rows": rows[:2]})
+    page = tables.tuning_table(tuning)
+    assert "| End-to-end | gradient_ratio = 3 " in page and "| Pipeline   | its own " in page and "N = 300 dev examples" in page
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.2, "0 of 2 differences hold."), (0.01, "1 of 2 differences hold: span behind none in scene accuracy")])
@@ -121,7 +144,7 @@ def test_held_out_triples_are_compared_by_system_and_a_guess_is_the_most_frequen
 def test_the_pipelines_time_is_in_units_of_the_end_to_end_models():
     systems = {name: {"reply_seconds": {"words": seconds}} for name, seconds in (("pipeline", 0.3), ("end_to_end", 0.2))}
     assert "words: 1.50 times" in lesson.longer_replies({"measured": [{"benchmark": "systems", "systems": systems}]})
-    with pytest.raises(ResultsError, match="make bench BENCH=systems"):
+    with pytest.raises(ResultsError, match="it has no benchmark 'systems'; `make bench` measures"):
         lesson.longer_replies({"measured": []})
 
 

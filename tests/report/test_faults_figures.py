@@ -10,6 +10,7 @@ from e2e_lib.report import faults_figures, plots, results_figures
 from e2e_lib.report.faults_figures import CORE, KINDS, MAIN, OWN, RIVALS
 
 SCORES = {"none": 0.5, "sentence": 0.52, "static_piece": 0.6, "span": 0.55, "aligned": 0.8, "aligned_shuffled": 0.4}
+ALL = {"before": 0.45, **SCORES, "aligned_random": 0.49}
 
 
 def record_of(scores, conditions=(MAIN,), p=0.001, seeds=(0, 1)):
@@ -20,7 +21,7 @@ def record_of(scores, conditions=(MAIN,), p=0.001, seeds=(0, 1)):
             entry = {"mean": scores[name], "std": 0.01, "n": len(seeds)}
             label = "{kind}_{rate:g}_{start}_{caption_source}_".format_map(condition) + name
             rows.append({**condition, "mapping": name, "label": label, "seeds": [*seeds],
-                         "scores": {"caption_accuracy": entry, "scene_accuracy": entry}})
+                         "scores": {"caption_accuracy": entry, "scene_accuracy": entry}, "things": {}})
             for other in maps[:k]:
                 d = scores[name] - scores[other]
                 pairs += [{**condition, "system": name, "than": other, "metric": metric, "difference": d, "low": d - 0.02,
@@ -56,6 +57,24 @@ def test_a_difference_is_turned_to_the_side_that_is_asked_for():
     assert faults_figures.difference(record, {**MAIN, "rate": 0.2}, "aligned", "none", "caption_accuracy") is None
 
 
+def test_which_words_are_right_is_told_by_kind_and_which_thing_is_named_too_often():
+    record = record_of({"none": 0.5, "sentence": 0.6, "aligned": 0.7})
+    none, sentence, aligned = record["rows"]
+    for row, values in ((none, (0.5, 0.5, 0.5)), (sentence, (0.9, 0.5, 0.6)), (aligned, (0.7, 0.8, 0.9))):
+        row["scores"] |= {f"caption_{word}": {"mean": value, "std": 0.02, "n": 2} for word, value in zip(faults_figures.WORDS, values, strict=True)}
+        row["things"] = {"kite": {"named": 0.2, "shown": 0.3}, "lantern": {"named": 0.4 if row is aligned else 0.12, "shown": 0.1}}
+    page = faults_figures.words_table(record, MAIN)
+    assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")] == [
+        "training goes on with", *(faults_figures.LABELS[name][0] for name in ("none", "sentence", "aligned"))]
+    assert "0.800 ± 0.020" in page and "lantern (40%; shown 10%)" in page and "lantern (12%; shown 10%)" in page
+    said = faults_figures.words_in_words(record, MAIN)
+    assert "thing 0.700 (0.900), colour 0.800 (0.500), place 0.900 (0.600). It names fewer things right." in said
+    assert "lantern (40%; shown 10%), aligned; lantern (12%; shown 10%), no gradient from the photo." in said
+    sentence["scores"]["caption_thing"]["mean"] = 0.1
+    assert "fewer" not in faults_figures.words_in_words(record, MAIN)
+    assert faults_figures.words_in_words({**record, "rows": []}, MAIN) == "Not measured yet."
+
+
 def test_seeds_are_those_of_the_runs_of_this_condition():
     name = "random_0.6_adapted_gold_aligned"
     runs = [{"system": name, "seed": seed, "metrics": {"caption_accuracy": value}} for seed, value in ((0, 0.7), (1, 0.9), (2, 9))]
@@ -75,7 +94,8 @@ def test_every_figure_is_drawn_of_a_part_of_the_experiment_and_says_what_is_miss
     assert all(len(np.unique(np.frombuffer(figure.to_bytes("png"), np.uint8))) > 9 for figure in figures)
     assert "Not measured yet" in faults_figures.answer(record, MAIN) and faults_figures.outcome(record, MAIN) is None
     assert faults_figures.outcomes(record, KINDS) == (
-        "*each colour called the next one*: **not measured yet**; *one word left out*: **The picture corrects the words**; "
+        "*each colour called the next one*: **not measured yet**; *one word left out*: **The picture corrects the words** (aligned 0.800, no "
+        "gradient 0.500, Eq. 10 0.520, the control 0.400); "
         "*another photo's caption*: **not measured yet**.")
     page = faults_figures.differences_table(record, {"left out": (KINDS["one word left out"], "scene_accuracy"),
                                                      "main": (MAIN, "scene_accuracy")})
@@ -86,11 +106,11 @@ def test_every_figure_is_drawn_of_a_part_of_the_experiment_and_says_what_is_miss
 
 
 def test_a_panel_has_a_dot_for_each_map_and_a_line_where_there_is_no_gradient():
-    figure = faults_figures.conditions_figure(record_of(SCORES), {"one": MAIN}, "title")
+    figure = faults_figures.conditions_figure(record_of(ALL), {"one": MAIN}, "title")
     (ax,) = figure.axes
     dots = {line.get_ydata()[0]: line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"}
     assert [label.get_text() for label in ax.get_yticklabels()] == [label for label, _ in faults_figures.LABELS.values()]
-    assert [dots[k] for k in range(6)] == pytest.approx([SCORES[name] for name in faults_figures.LABELS])
+    assert [dots[k] for k in range(len(ALL))] == pytest.approx([ALL[name] for name in faults_figures.LABELS])
     assert [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"] == [0.5]
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from e2e_lib.report.faults_figures import MAIN
-from e2e_lib.report.findings import MAPS, findings, listed, relations_in_words
+from e2e_lib.report.findings import CONTROLS, MAPS, findings, listed, relations_in_words
 
 METRICS = ("bleu1", "bleu2", "rougeL", "is", "fid", "scene_accuracy", "caption_accuracy", "details")
 SYSTEMS = ("end_to_end", "end_to_end_aligned", "pipeline", "divter")
@@ -112,7 +112,7 @@ def test_details_and_the_papers_map_are_told_with_their_values(results):
 
 
 def terms_of(pairs):
-    labels = [*(f"{system}.clean" for system in SYSTEMS), "end_to_end_aligned.control", "end_to_end_aligned.clean_ratio_1"]
+    labels = [*(f"{system}.{term}" for term in ("clean", "early_stopping") for system in SYSTEMS), "end_to_end_aligned.control", "end_to_end_aligned.clean_ratio_1"]
     systems = {name: scores(dict.fromkeys(METRICS, 0.25)) for name in labels}
     return comparison_of(pairs) | {"systems": systems, "runs": ["divter.clean-seed0.json"], "test": {}, "command": "e2e ablate"}
 
@@ -131,23 +131,61 @@ def test_a_shorter_gradient_on_right_captions_is_told_where_it_was_trained(resul
     assert "as long as the text's, not 3 times as long (which was chosen on wrong captions), it is ahead of both baselines in scene" in line
 
 
+def test_early_stopping_has_a_sentence_of_its_own_and_names_the_papers_map(results):
+    ours, theirs = "end_to_end_aligned.early_stopping", "end_to_end.early_stopping"
+    pairs = [pair(ours, f"{other}.early_stopping", "scene_accuracy", 3.0) for other in ("pipeline", "divter")]
+    results.write("terms", terms_of([*pairs, pair(theirs, ours, "scene_accuracy", 0.1, 0.9)]))
+    text = results.sentences()
+    assert "2. **With early stopping**" in text and ("Then the aligned map is ahead of the pipeline and Divter and not told apart from the paper's map "
+                                                     "(Eq. 10) in scene accuracy (0.250;") in text
+    assert "1, 3 and 4: profile mini · N = 9 answers in 4 dialogues" in text and " 2: profile mini · N = 9 answers in 4 dialogues" in text
+
+
 def faults_of(ahead, **condition):
     condition = {**MAIN, **condition}
-    values = {"aligned": 0.8, "none": 0.4, "sentence": 0.41, "aligned_shuffled": 0.6}
+    values = {"aligned": 0.8, "none": 0.4, "sentence": 0.41, "aligned_shuffled": 0.6, "aligned_random": 0.59}
     rows = [{**condition, "mapping": name, "seeds": [0], "scores": scores({"caption_accuracy": value})} for name, value in values.items()]
     pairs = [pair(*names, "caption_accuracy", 0.2 if names[0] == "aligned" else -0.2, 0.001 if name in ahead else 0.5, **condition)
-             for name in MAPS for names in [("aligned_shuffled", "aligned") if name == "aligned_shuffled" else ("aligned", name)]]
-    return {"profile": "mini", "seeds": [0], "rows": rows, "pairs": pairs, "higher_is_better": {"caption_accuracy": True}, "numbers": {}}
+             for name in MAPS for names in [(name, "aligned") if name in CONTROLS else ("aligned", name)]]
+    return {"profile": "mini", "seeds": [0], "rows": rows, "pairs": pairs, "higher_is_better": {"caption_accuracy": True, "is": True, "fid": False},
+            "numbers": {}, "examples": 7, "dialogues": 3}
 
 
 @pytest.mark.parametrize(("ahead", "words"), [
-    (("none", "sentence", "aligned_shuffled"), "which word would have been right"), (("none", "sentence"), "any gradient would have done as well"),
-    (("sentence",), "made no measurable difference")])
+    (("none", "sentence", *CONTROLS), "which word would have been right"), (("none", "sentence"), "any gradient would have done as well"),
+    (("none", "sentence", "aligned_shuffled"), "any gradient would have done as well"), (("sentence",), "made no measurable difference")])
 def test_the_experiment_means_what_its_control_allows(results, ahead, words):
     results.write("faults", faults_of(ahead))
     (line,) = [line for line in results.sentences().splitlines() if "The experiment" in line]
     assert words in line and "is then 0.800: " in line and "no gradient from the photo (0.400)" in line and "the paper's map (Eq. 10) (0.410)" in line
-    assert line.count("ahead of") == 1 and ("not told apart from" in line) == (len(ahead) < 3)
+    assert line.count("ahead of") == 1 and ("not told apart from" in line) == (len(ahead) < 4)
+
+
+def test_what_was_before_and_what_it_costs_are_told(results):
+    faults = faults_of(MAPS)
+    assert "before:" not in results_with(results, faults) and "price" not in results_with(results, faults)
+    faults["rows"].append({**MAIN, "mapping": "before", "seeds": [0], "scores": scores({"caption_accuracy": 0.55})})
+    for row in faults["rows"]:
+        row["scores"] |= scores({"is": 9.0 if row["mapping"] == "aligned" else 11.0, "fid": 0.3})
+    faults["pairs"] += [pair("aligned", "none", "is", -2.0, **MAIN), pair("aligned", "none", "fid", -0.1, **MAIN)]
+    line = results_with(results, faults)
+    assert "(caption accuracy before: 0.550)" in line and "It has a price: it is behind no gradient in IS\\* (9.00; 11.00). " in line + " "
+
+
+def test_without_the_second_control_the_first_decides(results):
+    faults = faults_of(MAPS)
+    faults["pairs"] = [row for row in faults["pairs"] if row["system"] != "aligned_random"]
+    line = results_with(results, faults)
+    assert "which word would have been right" in line and "anew" not in line
+    faults["rows"][0]["seeds"], faults["seeds"] = [0], [0, 1]
+    results.write("faults", faults)
+    assert " · 1 seeds in some conditions." in results.sentences()
+
+
+def results_with(results, faults):
+    results.write("faults", faults)
+    (line,) = [line for line in results.sentences().splitlines() if "The experiment" in line]
+    return line
 
 
 def test_the_experiment_is_of_one_condition_and_tells_the_control_from_clean_parts(results):
@@ -165,9 +203,9 @@ def test_other_conditions_are_told_by_how_the_aligned_map_stands_there(results):
         whole = whole | {key: whole[key] + other[key] for key in ("rows", "pairs")}
     results.write("faults", whole)
     (line,) = [line for line in results.sentences().splitlines() if "The experiment" in line]
-    assert line.endswith(". Under other conditions it is ahead of all three: *each colour called the next one* (0.800) and *wrong words at "
-                         "random, rate 0.8* (0.800); ahead of no gradient and not told apart from Eq. 10 and the control: *from clean parts* "
-                         "(0.800); not told apart from any of the three: *wrong words at random, rate 0* (0.800).")
+    assert line.endswith(". It is ahead of no gradient, Eq. 10 and the control under 2 of 4 other conditions (notebook 04), but not under "
+                         "*from clean parts*: ahead of no gradient and not told apart from Eq. 10 and the control; *wrong words at random, "
+                         "rate 0*: not told apart from no gradient, Eq. 10 and the control.")
 
 
 def test_lists_read_as_a_person_writes_them():
