@@ -47,6 +47,8 @@ OUTCOMES: tuple[tuple[set[str], str], ...] = (
     ({"none", "sentence"}, "The aligned map helps, but so does its control: nothing is learnt about words"),
     ({"none"}, "Any gradient helps: the control and Eq. 10 do as well"),
     (set(), "The picture does not correct the words here"))
+# In place of "corrects", where what was before is measured and the aligned map is not ahead of it.
+CORRECTS, KEEPS = "The picture corrects the words", "The picture keeps words right that are else lost"
 
 
 def score_frame(record: Mapping[str, Any], metric: str, condition: Condition,
@@ -75,12 +77,15 @@ def difference(record: Mapping[str, Any], condition: Condition, one: str, other:
 
 
 def outcome(record: Mapping[str, Any], condition: Condition, metric: str = "caption_accuracy") -> str | None:
-    """The one of OUTCOMES that the aligned map's differences have, None where any is not measured yet."""
+    """The one of OUTCOMES that the aligned map's differences have, with KEEPS for CORRECTS where it is not
+    ahead of what was before; None where a difference from a rival is not measured yet."""
     found = {rival: difference(record, condition, "aligned", rival, metric) for rival in RIVALS}
     if not all(found.values()):
         return None
     behind = {rival for rival, row in found.items() if row and row["ahead"]}
-    return next(sentence for needed, sentence in OUTCOMES if needed <= behind)
+    sentence = next(sentence for needed, sentence in OUTCOMES if needed <= behind)
+    before = difference(record, condition, "aligned", "before", metric)
+    return sentence if not before or before["ahead"] else sentence.replace(CORRECTS, KEEPS)
 
 
 def answer(record: Mapping[str, Any], condition: Condition, metric: str = "caption_accuracy") -> Markdown:

@@ -173,15 +173,19 @@ def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> st
     else:
         meaning = "so the photo says which word would have been right"
     return ("**The experiment**: language models adapted to such captions go on learning from them, and the "
-            f"generator stays as it is{before(scores)}. The caption accuracy of the aligned map is then "
-            f"{value(scores, 'aligned', metric)}: {words}, {meaning}{price(faults, scores)}"
+            f"generator stays as it is{before(pairs, faults, scores)}. The caption accuracy of the aligned map "
+            f"is then {value(scores, 'aligned', metric)}: {words}, {meaning}{price(faults, scores)}"
             f"{elsewhere(faults)}{control(terms)}.")
 
 
-def before(scores: Mapping[str, Any]) -> str:
-    """The caption accuracy that training goes on from, where it was measured."""
-    adapted = value(scores, "before", "caption_accuracy")
-    return f" (caption accuracy before: {adapted})" if adapted != "–" else ""
+def before(pairs: Rows, faults: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """The caption accuracy that training goes on from, and how the aligned map's stands to it, where it was
+    measured."""
+    stands = relation(pairs, faults["higher_is_better"], "aligned", "before", "caption_accuracy")
+    if not stands:
+        return ""
+    accuracy = value(scores, "before", "caption_accuracy")
+    return f" (caption accuracy before: {accuracy}, which the aligned map is {stands})"
 
 
 def price(faults: Mapping[str, Any], scores: Mapping[str, Any]) -> str:

@@ -48,6 +48,13 @@ def test_the_answer_is_what_the_differences_say(changed, p, sentence):
     assert title.startswith(f"{sentence}: 80% right with the aligned map") and "profile mini · N = 389 scenes" in title
 
 
+def test_a_map_that_is_not_ahead_of_what_was_before_keeps_words_and_corrects_none():
+    assert faults_figures.outcome(record_of({"before": 0.6, **SCORES}), MAIN) == faults_figures.CORRECTS
+    assert faults_figures.outcome(record_of({"before": 0.85, **SCORES}), MAIN) == faults_figures.KEEPS
+    assert faults_figures.outcome(record_of({"before": 0.85, **SCORES, "sentence": 0.81}), MAIN) == f"{faults_figures.KEEPS}, and Eq. 10 is not behind"
+    assert faults_figures.outcome(record_of({"before": 0.85, **SCORES, "none": 0.9}), MAIN) == "The picture does not correct the words here"
+
+
 def test_a_difference_is_turned_to_the_side_that_is_asked_for():
     record = record_of(SCORES)  # the control comes after the aligned map, so it is the control minus the map that is kept
     found = faults_figures.difference(record, MAIN, "aligned", "aligned_shuffled", "caption_accuracy")

@@ -164,12 +164,13 @@ def test_the_experiment_means_what_its_control_allows(results, ahead, words):
 def test_what_was_before_and_what_it_costs_are_told(results):
     faults = faults_of(MAPS)
     assert "before:" not in results_with(results, faults) and "price" not in results_with(results, faults)
+    faults["pairs"].append(pair("aligned", "before", "caption_accuracy", 0.2, **MAIN))
     faults["rows"].append({**MAIN, "mapping": "before", "seeds": [0], "scores": scores({"caption_accuracy": 0.55})})
     for row in faults["rows"]:
         row["scores"] |= scores({"is": 9.0 if row["mapping"] == "aligned" else 11.0, "fid": 0.3})
     faults["pairs"] += [pair("aligned", "none", "is", -2.0, **MAIN), pair("aligned", "none", "fid", -0.1, **MAIN)]
     line = results_with(results, faults)
-    assert "(caption accuracy before: 0.550)" in line and "It has a price: it is behind no gradient in IS\\* (9.00; 11.00). " in line + " "
+    assert "(caption accuracy before: 0.550, which the aligned map is ahead of)" in line and "It has a price: it is behind no gradient in IS\\* (9.00; 11.00). " in line + " "
 
 
 def test_without_the_second_control_the_first_decides(results):
