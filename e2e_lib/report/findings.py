@@ -173,8 +173,8 @@ def experiment(faults: Mapping[str, Any], terms: Mapping[str, Any] | None) -> st
     else:
         meaning = "so the photo says which word would have been right"
     return ("**The experiment**: language models adapted to such captions go on learning from them, and the "
-            f"generator stays as it is{before(pairs, faults, scores)}. The caption accuracy of the aligned map "
-            f"is then {value(scores, 'aligned', metric)}: {words}, {meaning}{price(faults, scores)}"
+            f"generator stays as it is{before(pairs, faults, scores)}. The caption accuracy of the aligned "
+            f"map is then {value(scores, 'aligned', metric)}: {words}, {meaning}{price(faults, scores)}"
             f"{elsewhere(faults)}{control(terms)}.")
 
 
