@@ -152,9 +152,9 @@ def test_single_measurements_have_the_committed_numbers():
     systems = next(row for row in benchmarks["measured"] if row["benchmark"] == "systems")["systems"]
     assert f"{systems['end_to_end']['parameters']:,} |" in tables.systems_cost(benchmarks)
     bridge, shown = (next(row for row in benchmarks["measured"] if row["benchmark"] == "bridge"), tables.bridge_cost(benchmarks))
-    assert f" {bridge['maps']['span']['speedup_vs_sparse']:.0f} times |" in shown and "V1 = 32,000" in shown
+    assert f"| {bridge['maps']['span']['speedup_vs_sparse']:.0f} times " in shown and "V1 = 32,000" in shown
     line = next(line for line in shown.splitlines() if "aligned, top_k=64" in line)
-    assert f" {bridge['aligned']['aligned top_k=64']['over_floor']:.2f} times |" in line and line.count("–") == 2
+    assert f"| {bridge['aligned']['aligned top_k=64']['over_floor']:.2f} times " in line and line.count("–") == 2
     assert tables.pretraining_table(reached).set_index("part").loc["autoencoder", "N"] == reached["n"]["autoencoder_psnr_db"]
     with pytest.raises(ResultsError, match="make bench"):
         tables.systems_cost({"measured": []})
