@@ -40,15 +40,16 @@ RIVALS = {"none": "no gradient", "sentence": "Eq. 10", "aligned_shuffled": "the 
 SCORES = ("caption_accuracy", "scene_accuracy")
 WORDS = ("thing", "colour", "place")
 
+CORRECTS = "The picture corrects the words"
+# In its place, where what was before is measured and the aligned map is not ahead of it.
+KEEPS = "The picture keeps right words that would otherwise be lost"
 # What the aligned map's differences from its rivals mean; the first that fits.
 OUTCOMES: tuple[tuple[set[str], str], ...] = (
-    ({"none", "sentence", "aligned_shuffled"}, "The picture corrects the words"),
-    ({"none", "aligned_shuffled"}, "The picture corrects the words, and Eq. 10 is not behind"),
+    ({"none", "sentence", "aligned_shuffled"}, CORRECTS),
+    ({"none", "aligned_shuffled"}, f"{CORRECTS}, and Eq. 10 is not behind"),
     ({"none", "sentence"}, "The aligned map helps, but so does its control: nothing is learnt about words"),
     ({"none"}, "Any gradient helps: the control and Eq. 10 do as well"),
     (set(), "The picture does not correct the words here"))
-# In place of "corrects", where what was before is measured and the aligned map is not ahead of it.
-CORRECTS, KEEPS = "The picture corrects the words", "The picture keeps words right that are else lost"
 
 
 def score_frame(record: Mapping[str, Any], metric: str, condition: Condition,

@@ -206,13 +206,14 @@ def elsewhere(faults: Mapping[str, Any]) -> str:
                   for rival in RIVALS]
         if condition is not MAIN and all(stands):
             groups.setdefault(tuple(map(str, stands)), []).append(f"*{name}*")
-    ahead, total = groups.pop((AHEAD,) * len(RIVALS), []), sum(map(len, groups.values()))
+    ahead = groups.pop((AHEAD,) * len(RIVALS), [])
+    total = len(ahead) + sum(map(len, groups.values()))
     parts = [f"{listed(names)}: {relations_in_words(relations, [*RIVALS.values()])}"
              for relations, names in groups.items()]
     if not ahead and not parts:
         return ""
     exceptions = f", but not under {'; '.join(parts)}" if parts else ""
-    return (f". It is ahead of {listed([*RIVALS.values()])} under {len(ahead)} of {len(ahead) + total} other "
+    return (f". It is ahead of {listed([*RIVALS.values()])} under {len(ahead)} of {total} other "
             f"conditions (notebook 04){exceptions}")
 
 

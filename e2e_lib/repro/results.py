@@ -27,7 +27,8 @@ COMMANDS = {"runs": "reproduce", "ablations": "ablate", "faults": "ablate --vari
 # What must stand in the files of results/ (see `files.find_problem`), and the commands that make them.
 RUN = {"profile": str, "system": str, "seed": int, "metrics": {"n?": {"*": NUMBER}},
        "provenance": {"config": {}, "numbers?": {"*": int}, "weights?": {}}}
-_SUMMARY = {"profile": str, "systems": {"*": {"*": {"mean": NUMBER, "std": NUMBER | None, "n": int}}},
+_SCORES = {"*": {"mean": NUMBER, "std": NUMBER | None, "n": int}}
+_SUMMARY = {"profile": str, "systems": {"*": _SCORES},
             "runs": [str], "test": {"*": NUMBER}, "numbers?": {"*": int}}
 _DIFFERENCES = {"profile": str, "seeds": [int], "examples": int, "dialogues": int, "numbers?": {"*": int},
                 "higher_is_better": {"*": bool},
@@ -49,7 +50,7 @@ _FAULTS = {"profile": str, "seeds": [int], "higher_is_better": {"*": bool}, "num
            "rows": [{**_CONDITION, "mapping": str, "seeds": [int], "scores": {"*": {"mean": NUMBER}}}],
            "pairs": [{**_CONDITION, **_DIFFERENCES["pairs"][0]}]}  # type: ignore[index]
 _TUNING = {"profile": str, "seeds": [int], "split": str, "test": {"*": NUMBER},
-           "rows": [{"system": str, "settings": {}, "scores": _SUMMARY["systems"]["*"]}]}  # type: ignore[index]
+           "rows": [{"system": str, "settings": {}, "scores": _SCORES}]}
 _REPLACEMENTS = {"rows": list, "correlation": NUMBER, "same_sign": NUMBER,
                  "correlation_by_caption": {"mean": NUMBER},
                  "arguments": {"captions": int, "noises": int, "seed": int}}
